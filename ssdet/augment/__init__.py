@@ -1,0 +1,28 @@
+"""Volume augmentations: clips of one action become clips of several, with frame labels to match."""
+
+from ssdet.augment.base import Augmentation, Components
+from ssdet.augment.combine import Joint, JointDraws, JointSingle, NoAugmentation, create
+from ssdet.augment.cutmix import ViewDraws, VolumeCutMix
+from ssdet.augment.freeze import FreezeDraws, VolumeFreeze, freeze
+from ssdet.augment.masks import spatial_window, temporal_alpha
+from ssdet.augment.mixup import OverlapDraws, VolumeMixUp, WindowDraws
+
+__all__ = [
+    "Augmentation",
+    "Components",
+    "FreezeDraws",
+    "Joint",
+    "JointDraws",
+    "JointSingle",
+    "NoAugmentation",
+    "OverlapDraws",
+    "ViewDraws",
+    "VolumeCutMix",
+    "VolumeFreeze",
+    "VolumeMixUp",
+    "WindowDraws",
+    "create",
+    "freeze",
+    "spatial_window",
+    "temporal_alpha",
+]

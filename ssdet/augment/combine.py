@@ -1,0 +1,231 @@
+"""The augmentations together, one per clip or several, and by name."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssdet.augment.base import (
+    Augmentation,
+    Components,
+    Effect,
+    uniform,
+)
+from ssdet.augment.checks import check_batch, check_choice, check_generator, destination
+from ssdet.augment.cutmix import VolumeCutMix
+from ssdet.augment.freeze import VolumeFreeze
+from ssdet.augment.mixup import VolumeMixUp
+
+
+@dataclass
+class JointDraws:
+    """Draws of the three augmentations, and which of them each clip gets."""
+
+    active: Tensor
+    """bool [B, 3]: freeze, mixup, cutmix."""
+    freeze: Any
+    mixup: Any
+    cutmix: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Combination(Augmentation):
+    segments: int = 1
+    background: str = "class"
+    mask: str = "seamless"
+    window: str = "view"
+    delta: float | None = None
+    pan: str = "opposite"
+    compat: str = "paper"
+
+    def __post_init__(self) -> None:
+        self.members()  # they check the options
+
+    def members(self) -> tuple[VolumeFreeze, VolumeMixUp, VolumeCutMix]:
+        """The three augmentations with the options given here."""
+        return (
+            VolumeFreeze(self.segments, self.background, self.compat),
+            VolumeMixUp(self.mask, self.compat),
+            VolumeCutMix(self.window, self.delta, self.pan, self.compat),
+        )
+
+    @property
+    def draws_type(self) -> type[JointDraws]:
+        return JointDraws
+
+    @abstractmethod
+    def draw_active(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Which augmentations each clip gets, bool [B, 3]."""
+
+    @abstractmethod
+    def fixed_active(self, batch: int) -> Tensor:
+        """The same for validation."""
+
+    def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> JointDraws:
+        active = self.draw_active(batch, generator)
+        draws = [m.draw(batch, frames, width, generator) for m in self.members()]
+        return JointDraws(active, *draws)
+
+    def evaluation_draws(self, batch: int, frames: int, width: int) -> JointDraws:
+        draws = [m.evaluation_draws(batch, frames, width) for m in self.members()]
+        return JointDraws(self.fixed_active(batch), *draws)
+
+    def _stages(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
+        if draws.active.shape != (len(clips_BCTHW), 3) or draws.active.dtype != torch.bool:
+            found = f"{draws.active.dtype} {tuple(draws.active.shape)}"
+            raise ValueError(f"draws: active {found}, expected torch.bool ({len(clips_BCTHW)}, 3)")
+        parts = zip(self.members(), (draws.freeze, draws.mixup, draws.cutmix), strict=True)
+        return [member.effects(part, clips_BCTHW)[0] for member, part in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Joint(_Combination):
+    """Each of freeze, MixUp and CutMix with probability p, in this order, drawn per clip.
+
+    Partners are mixed in as they are after the earlier augmentations, their labels with them.
+    compat="released": drawn once for the whole batch. Paper: "Combining Augmentations" (Joint
+    train), Table A.1d. Options are those of the three classes.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p={self.p}: expected a probability")
+
+    def draw_active(self, batch: int, generator: torch.Generator) -> Tensor:
+        check_generator(generator)
+        rows = 1 if self.compat == "released" else batch
+        active = torch.rand(rows, 3, generator=generator, dtype=torch.float64) < self.p
+        return active.expand(batch, 3)
+
+    def fixed_active(self, batch: int) -> Tensor:
+        return torch.ones(batch, 3, dtype=torch.bool)
+
+    def effects(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
+        stages = zip(self._stages(draws, clips_BCTHW), draws.active.T, strict=True)
+        return [_Choice([stage], used_B.long() - 1) for stage, used_B in stages if used_B.any()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointSingle(_Combination):
+    """One of freeze, MixUp and CutMix, uniformly at random for each clip.
+
+    Partners are mixed in as they were given. compat="released": one draw for the whole batch,
+    with no augmentation as a fourth outcome. Paper: "Combining Augmentations" (Joint train -
+    single), Table A.1d. Options are those of the three classes.
+    """
+
+    def draw_active(self, batch: int, generator: torch.Generator) -> Tensor:
+        rows, outcomes = (1, 4) if self.compat == "released" else (batch, 3)
+        zero = torch.zeros(rows, dtype=torch.long)
+        choice_B = uniform(zero, zero + outcomes - 1, generator)
+        return (choice_B[:, None] == torch.arange(3)).expand(batch, 3)
+
+    def fixed_active(self, batch: int) -> Tensor:
+        return torch.arange(batch)[:, None] % 3 == torch.arange(3)
+
+    def effects(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
+        stages = self._stages(draws, clips_BCTHW)
+        if bool((draws.active.sum(1) > 1).any()):
+            raise ValueError("draws: active has several augmentations of one clip: use Joint")
+        choice_B = torch.where(draws.active.any(1), draws.active.long().argmax(1), -1)
+        return [_Choice(stages, choice_B)]
+
+
+class _Choice:
+    """One of several effects for each clip, -1 for none."""
+
+    def __init__(self, effects: Sequence[Effect], choice_B: Tensor) -> None:
+        self.choice_B, self.choice = choice_B, choice_B.tolist()
+        self.effects = effects
+        self.aligned = all(effect.aligned for effect in effects)
+        self.partner = [effects[c].partner[b] if c >= 0 else -1 for b, c in enumerate(self.choice)]
+
+    def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
+        if self.choice[b] >= 0:
+            self.effects[self.choice[b]].write(b, out, own, other, first)
+        elif own is not out:
+            out.copy_(own)
+
+    def relabel(self, components: Components) -> Components:
+        used = sorted({c for c in self.choice if c >= 0})
+        results = {c: self.effects[c].relabel(components) for c in used}
+        most = max([len(r.weights) for r in results.values()], default=len(components.weights))
+        merged = _padded(components, most)
+        for c, result in results.items():
+            chosen_B = (self.choice_B == c).to(components.weights.device)
+            for part, new in zip(merged, _padded(result, most), strict=True):
+                part[:, chosen_B] = new[:, chosen_B]
+        return merged
+
+
+def _padded(components: Components, count: int) -> Components:
+    """A copy with `count` components, the added ones without weight."""
+    added = count - len(components.weights)
+    return Components(*(torch.cat([p, p.new_zeros(added, *p.shape[1:])]) for p in components))
+
+
+@dataclass(frozen=True)
+class NoAugmentation(Augmentation):
+    """Clips and targets as they are, not even copied (unless `out` asks for it)."""
+
+    @property
+    def draws_type(self) -> type[None]:
+        return type(None)
+
+    def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> None:
+        return None
+
+    def evaluation_draws(self, batch: int, frames: int, width: int) -> None:
+        return None
+
+    def effects(self, draws: None, clips_BCTHW: Tensor) -> list[Effect]:
+        return []
+
+    def apply(
+        self,
+        clips_BCTHW: Tensor,
+        targets_BKT: Tensor,
+        draws: None,
+        out: Tensor | None = None,
+        inplace: bool = False,
+        return_components: bool = False,
+    ) -> tuple[Any, ...]:
+        check_batch(clips_BCTHW, targets_BKT)
+        if out is not None:
+            clips_BCTHW = destination(clips_BCTHW, out, inplace).copy_(clips_BCTHW)
+        components = (Components.of(targets_BKT),) if return_components else ()
+        return clips_BCTHW, targets_BKT, *components
+
+
+_NAMES: dict[str, type[Augmentation]] = {
+    "none": NoAugmentation,
+    "freeze": VolumeFreeze,
+    "mixup": VolumeMixUp,
+    "cutmix": VolumeCutMix,
+    "joint_single": JointSingle,
+    "joint": Joint,
+}
+
+
+def create(name: str, **options: Any) -> Augmentation:
+    """An augmentation by name: none, freeze, mixup, cutmix, joint_single or joint.
+
+    Options are the fields of its class. Raises ValueError naming the nearest known name or
+    option where one is unknown, or where an option's value is not allowed.
+    """
+    check_choice("augmentation", name, tuple(_NAMES))
+    known = [field.name for field in fields(_NAMES[name])]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            near = get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            listed = ", ".join(known) or "none"
+            raise ValueError(f"{name} has no option {option!r} (it has: {listed}){hint}")
+    return _NAMES[name](**options)

@@ -1,0 +1,192 @@
+"""Volume MixUp: two clips overlap in time, one fades into the other."""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from ssdet.augment.base import (
+    COMPATS,
+    Augmentation,
+    Effect,
+    Shares,
+    fixed_partners,
+    random_partners,
+    uniform,
+)
+from ssdet.augment.checks import check_choice, check_draw
+from ssdet.augment.masks import TEMPORAL_MASKS, alpha_BT, present_2BT, released_shares
+
+
+@dataclass
+class OverlapDraws:
+    """Clip 1 in frames 0 ... n1-1, its partner in frames shift ... shift+n2-1; all [B]."""
+
+    partner: Tensor
+    n1: Tensor
+    n2: Tensor
+    shift: Tensor
+
+    def check(self, batch: int, frames: int) -> None:
+        """Raise ValueError unless every frame of every clip is covered without a gap."""
+        check_draw("partner", self.partner, (batch,), 0, batch - 1)
+        check_draw("n1", self.n1, (batch,), 1, frames)
+        check_draw("n2", self.n2, (batch,), 1, frames)
+        check_draw("shift", self.shift, (batch,), 0, self.n1)
+        end = (self.shift + self.n2).maximum(self.n1)
+        check_draw("max(n1, shift + n2)", end, (batch,), frames, 2 * frames)
+
+
+@dataclass
+class WindowDraws:
+    """Windows of the published code, as drawn (before they are moved to cover the clip)."""
+
+    partner: Tensor
+    """[B] clip mixed in."""
+    starts: Tensor
+    """[2, B] first frame of the clip's and of the partner's window."""
+    lengths: Tensor
+    """[2, B] frames in each window."""
+
+    def check(self, batch: int, frames: int) -> None:
+        """Raise ValueError unless partners and windows lie within the batch and the clip."""
+        check_draw("partner", self.partner, (batch,), 0, batch - 1)
+        check_draw("starts", self.starts, (2, batch), 0, frames - 1)
+        check_draw("lengths", self.lengths, (2, batch), 1, frames - self.starts)
+
+
+def draw_overlap(batch: int, frames: int, generator: torch.Generator) -> OverlapDraws:
+    """Half the clips go 1 -> 2, half 1 -> 2 -> 1; every frame is covered."""
+    most, half = torch.full((batch,), frames), torch.full((batch,), (frames + 1) // 2)
+    returns = uniform(torch.zeros_like(most), torch.ones_like(most), generator) == 1
+    n1 = uniform(torch.where(returns, most, half), most, generator)
+    n2 = uniform(half, torch.where(returns, most - 1, most), generator)
+    low = torch.where(returns, 0, most - n2)
+    shift = uniform(low, torch.where(returns, most - n2 - 1, n1), generator)
+    return OverlapDraws(random_partners(batch, generator), n1, n2, shift)
+
+
+def draw_windows(batch: int, frames: int, generator: torch.Generator) -> WindowDraws:
+    """Two windows per clip of T/2 ... T frames anywhere in it, as the published code draws."""
+    most = torch.full((2, batch), frames)
+    lengths = uniform(most // 2, most, generator)
+    starts = uniform(torch.zeros_like(most), most - lengths, generator)
+    return WindowDraws(random_partners(batch, generator), starts, lengths)
+
+
+def fixed_overlap(batch: int, frames: int, offset: int) -> OverlapDraws:
+    """Validation: clip 1 in the first three quarters, its partner in the last three."""
+    one = torch.ones(batch, dtype=torch.long)
+    quarter = frames // 4
+    partner = fixed_partners(batch, offset)
+    return OverlapDraws(partner, one * (3 * frames // 4), one * (frames - quarter), one * quarter)
+
+
+def fixed_windows(batch: int, frames: int, offset: int) -> WindowDraws:
+    """Validation windows of the published code, of three quarters of the clip each."""
+    starts = torch.tensor([0, frames // 4])[:, None].expand(2, batch)
+    lengths = torch.full((2, batch), 3 * frames // 4)
+    return WindowDraws(fixed_partners(batch, offset), starts, lengths)
+
+
+def stretched(draws: WindowDraws, frames: int) -> tuple[Tensor, Tensor]:
+    """Starts and lengths [2, B] after the published code made the windows cover the clip.
+
+    The earlier window moves to frame 0 with its length, then the one that ends last grows to the
+    end; on a tie the first.
+    """
+    clip = torch.arange(draws.starts.shape[1])
+    starts, lengths = draws.starts.clone(), draws.lengths.clone()
+    starts[(starts[1] < starts[0]).long(), clip] = 0
+    ends = starts + lengths
+    last = (ends[1] > ends[0]).long()
+    lengths[last, clip] = frames - starts[last, clip]
+    return starts, lengths
+
+
+@dataclass(frozen=True)
+class VolumeMixUp(Augmentation):
+    """Mix each clip with a random partner along time, labels in the same proportion.
+
+    mask "seamless" ramps through the overlap, "half" mixes it 0.5 / 0.5, "step" cuts mid-overlap.
+    compat="released": windows of the published code, partners unshifted (frame t with frame t),
+    ramps k / (L + 1); with an odd T a frame between the windows may be black.
+    Paper: "Volume MixUp", Table A.1b.
+    """
+
+    mask: str = "seamless"
+    compat: str = "paper"
+
+    def __post_init__(self) -> None:
+        check_choice("mask", self.mask, TEMPORAL_MASKS)
+        check_choice("compat", self.compat, COMPATS)
+        if self.compat == "released" and self.mask != "seamless":
+            raise ValueError(f"mask={self.mask!r}: the released MixUp is seamless")
+
+    @property
+    def draws_type(self) -> type:
+        return WindowDraws if self.compat == "released" else OverlapDraws
+
+    def draw(
+        self, batch: int, frames: int, width: int, generator: torch.Generator
+    ) -> OverlapDraws | WindowDraws:
+        if self.compat == "released":
+            return draw_windows(batch, frames, generator)
+        return draw_overlap(batch, frames, generator)
+
+    def evaluation_draws(self, batch: int, frames: int, width: int) -> OverlapDraws | WindowDraws:
+        if self.compat == "released":
+            return fixed_windows(batch, frames, offset=1)
+        return fixed_overlap(batch, frames, offset=1)
+
+    def effects(self, draws: OverlapDraws | WindowDraws, clips_BCTHW: Tensor) -> list[Effect]:
+        batch, _, frames, _, _ = clips_BCTHW.shape
+        draws.check(batch, frames)
+        return [_Fade(self._shares(draws, frames), clips_BCTHW)]
+
+    def _shares(self, draws: OverlapDraws | WindowDraws, frames: int) -> Shares:
+        if isinstance(draws, OverlapDraws):
+            own_BT = alpha_BT(draws.n1, draws.n2, draws.shift, frames, self.mask)
+            visible_2BT = torch.stack([own_BT > 0, own_BT < 1])
+            return Shares(draws.partner, draws.shift, own_BT, 1 - own_BT, visible_2BT)
+        starts, lengths = stretched(draws, frames)
+        own_BT, other_BT = released_shares(starts, lengths, frames, whole=1)
+        visible_2BT = present_2BT(starts, lengths, frames)
+        return Shares(draws.partner, torch.zeros_like(draws.partner), own_BT, other_BT, visible_2BT)
+
+
+class _Fade:
+    aligned = False
+
+    def __init__(self, shares: Shares, clips_BCTHW: Tensor) -> None:
+        self.relabel = shares.relabel
+        self.partner: list[int] = shares.partner.tolist()
+        self.shift = shares.shift.tolist()
+        black_BT = ~shares.visible.any(0)
+        self.runs = [_runs(row) for row in shares.own.masked_fill(black_BT, -1).tolist()]
+        self.alpha_BT11 = shares.own.to(clips_BCTHW)[..., None, None]
+
+    def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
+        shift = self.shift[b]
+        for begin, end, share in self.runs[b]:
+            here, theirs = slice(begin, end), slice(begin - shift, end - shift)
+            if share < 0:
+                out[:, here].zero_()
+            elif share == 0:
+                out[:, here].copy_(other[:, theirs])
+            elif share < 1:
+                alpha = self.alpha_BT11[b, here]
+                torch.lerp(other[:, theirs], own[:, here], alpha, out=out[:, here])
+            elif own is not out:
+                out[:, here].copy_(own[:, here])
+
+
+def _runs(shares: list[float]) -> list[tuple[int, int, float]]:
+    """Runs of frames with one treatment: all own (1), all partner (0), mixed (0.5), black (-1)."""
+    runs, first = [], 0
+    for kind, frames in groupby(shares, key=lambda share: 0.5 if 0 < share < 1 else share):
+        last = first + len(list(frames))
+        runs.append((first, last, kind))
+        first = last
+    return runs

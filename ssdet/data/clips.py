@@ -1,0 +1,181 @@
+"""Training clips: which video, which frames, which crop, decided by seed and position alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ssdet.data.frames import FrameReader
+from ssdet.data.manifest import Manifest, Video
+from ssdet.data.sampling import generator_for, sample_at, window
+from ssdet.data.video import CorruptVideo
+
+MAX_REPLACEMENTS = 100
+
+
+@dataclass(frozen=True)
+class ClipRecipe:
+    """How a clip is cut out of a video and made into a network's input."""
+
+    frames: int = 16
+    stride: int = 1
+    """Video frames from one clip frame to the next."""
+    size: int = 24
+    """Side of the square that the network sees, in pixels."""
+    short_side: tuple[int, int] = (24, 24)
+    """Range in which the short side is drawn before the square is cut out."""
+    flip: float = 0.0
+    """Probability of a mirror image; 0 where left and right are classes."""
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.frames < 2 or self.stride < 1:
+            raise ValueError(f"{self.frames} frames at stride {self.stride}: need >= 2 and >= 1")
+        low, high = self.short_side
+        if not self.size <= low <= high:
+            raise ValueError(f"short_side {self.short_side} must be a range from size {self.size} up")
+
+
+@dataclass
+class Batch:
+    """B clips with the labels of what they show."""
+
+    clips_BTHWC: Tensor
+    """uint8."""
+    targets_BKF: Tensor
+    """float32 0/1; F = frames · stride video frames (segments), or 1 column (one label a clip)."""
+    mask_BF: Tensor
+    """bool: which of the F frames exist (a short video is repeated)."""
+    positions_B: Tensor
+    """Position of each sample in the stream of samples."""
+    replaced: dict[str, str]
+    """Videos that could not be read, with the reason; another clip stands in for each."""
+
+    def __len__(self) -> int:
+        return len(self.clips_BTHWC)
+
+    def split(self, parts: int) -> list["Batch"]:
+        """Equal parts: samples 0, parts, 2 · parts, … first, so that groups stay together."""
+        tensors = (self.clips_BTHWC, self.targets_BKF, self.mask_BF, self.positions_B)
+        return [Batch(*(t[i::parts] for t in tensors), self.replaced) for i in range(parts)]
+
+
+class Clips(Dataset):
+    """Endless stream of training clips, indexed by position.
+
+    A video that cannot be read is replaced by the next of a sequence drawn for the position, and
+    named in the sample, so that it can be counted. RuntimeError when a hundred in a row fail.
+    """
+
+    def __init__(self, manifest: Manifest, reader: FrameReader, recipe: ClipRecipe, seed: int):
+        if not manifest.videos:
+            raise ValueError(f"data set {manifest.name!r} has no videos in this split")
+        self.manifest, self.reader, self.recipe, self.seed = manifest, reader, recipe, seed
+
+    def __getitem__(self, position: int) -> dict:
+        epoch, index = sample_at(self.seed, position, len(self.manifest.videos))
+        draws = generator_for(self.seed, "clip", epoch, index)
+        failed: dict[str, str] = {}
+        while len(failed) < MAX_REPLACEMENTS:
+            video = self.manifest.videos[index]
+            try:
+                return {**self._clip(video, draws), "position": position, "replaced": failed}
+            except CorruptVideo as error:
+                failed[video.id] = error.reason
+                index = int(torch.randint(len(self.manifest.videos), (), generator=draws))
+        raise RuntimeError(f"{len(failed)} videos in a row cannot be read: {failed}")
+
+    def _clip(self, video: Video, draws: torch.Generator) -> dict:
+        recipe = self.recipe
+        start, scale, top, left, flip = torch.rand(5, generator=draws).tolist()
+        length = self.reader.frames(video)
+        indices = window(length, recipe.frames, recipe.stride, start)
+        pictures = torch.from_numpy(np.ascontiguousarray(self.reader.read(video, indices)))
+        pictures = random_crop(pictures, recipe, scale, top, left)
+        if flip < recipe.flip:
+            pictures = pictures.flip(2)
+        targets, mask = self._targets(video, length, indices[0])
+        return {"clip": pictures, "targets": targets, "mask": mask}
+
+    def _targets(self, video: Video, length: int, start: int) -> tuple[Tensor, Tensor]:
+        if video.label is not None:
+            targets = torch.zeros(self.manifest.num_classes, 1)
+            targets[video.label] = 1
+            return targets, torch.ones(1, dtype=torch.bool)
+        span = self.recipe.frames * self.recipe.stride
+        dense = self.manifest.frame_targets(video, length, self.reader.fps(video))
+        frames = np.arange(start, start + span)
+        columns = torch.from_numpy(dense[:, frames % length])
+        return columns.float(), torch.from_numpy(frames < length)
+
+
+def random_crop(
+    clip_THWC: Tensor, recipe: ClipRecipe, scale: float, top: float, left: float
+) -> Tensor:
+    """Square crop as after scaling the short side to a length drawn from `recipe.short_side`.
+
+    scale, top and left are draws in [0, 1). The crop is cut first and scaled once (MODELS.md 2.1).
+    """
+    height, width = clip_THWC.shape[1:3]
+    low, high = recipe.short_side
+    side = low + scale * (high - low)
+    cut = max(1, round(min(height, width) * recipe.size / side))
+    y, x = int(top * (height - cut + 1)), int(left * (width - cut + 1))
+    return resize(clip_THWC[:, y : y + cut, x : x + cut], (recipe.size, recipe.size))
+
+
+def resize(clip_THWC: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear, antialiased; uint8 in and out, same layout. The same size is returned as it is."""
+    if tuple(clip_THWC.shape[1:3]) == size:
+        return clip_THWC
+    planes = clip_THWC.permute(0, 3, 1, 2)
+    scaled = F.interpolate(planes, size, mode="bilinear", align_corners=False, antialias=True)
+    return scaled.permute(0, 2, 3, 1)
+
+
+def centre_crop(clip_THWC: Tensor, size: int) -> Tensor:
+    """Central square of the short side, scaled to `size`."""
+    height, width = clip_THWC.shape[1:3]
+    cut = min(height, width)
+    y, x = (height - cut) // 2, (width - cut) // 2
+    return resize(clip_THWC[:, y : y + cut, x : x + cut], (size, size))
+
+
+def collate(samples: Sequence[dict]) -> Batch:
+    """Stack samples of `Clips` into a batch."""
+    return Batch(
+        torch.stack([sample["clip"] for sample in samples]),
+        torch.stack([sample["targets"] for sample in samples]),
+        torch.stack([sample["mask"] for sample in samples]),
+        torch.tensor([sample["position"] for sample in samples]),
+        {name: why for sample in samples for name, why in sample["replaced"].items()},
+    )
+
+
+def batches(
+    clips: Clips, batch: int, start: int, stop: int, rank: int, world: int, loaders: int = 0
+) -> Iterator[Batch]:
+    """Batches of steps start…stop-1, the share of worker `rank`: samples rank, rank + world, …
+
+    `loaders` processes decode ahead; what they deliver does not depend on their number.
+    """
+    positions = [
+        step * batch + slot for step in range(start, stop) for slot in range(rank, batch, world)
+    ]
+    loader: DataLoader = DataLoader(
+        clips, batch // world, sampler=positions, collate_fn=collate, num_workers=loaders
+    )
+    return iter(loader)
+
+
+def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe, device: torch.device) -> Tensor:
+    """uint8 pictures to the network's input: float32 [B, C, T, H, W], channels last in memory."""
+    std = torch.tensor(recipe.std, device=device)
+    scale, shift = 1 / (255 * std), -torch.tensor(recipe.mean, device=device) / std
+    pictures = clips_BTHWC.to(device, non_blocking=True).float()
+    return pictures.mul_(scale).add_(shift).permute(0, 4, 1, 2, 3)

@@ -1,0 +1,132 @@
+"""Where a sampler gets its pictures: decoded on demand, or from a cache of decoded frames."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from ssdet.data.manifest import Manifest, Video
+from ssdet.data.video import CorruptVideo, probe, read_clip
+
+Progress = Callable[[int, int], None]
+
+
+class FrameReader(Protocol):
+    """Frames of a manifest's videos by video and index."""
+
+    def frames(self, video: Video) -> int:
+        """Number of frames; raises CorruptVideo for a file that cannot be read."""
+
+    def fps(self, video: Video) -> float:
+        """Frames per second."""
+
+    def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+        """uint8 [T, H, W, 3]; raises CorruptVideo for a file that cannot be read."""
+
+
+class Decoder:
+    """Reads every clip from its file, short side scaled to `size` pixels (None: as it is)."""
+
+    def __init__(self, size: int | None = None) -> None:
+        self.size = size
+
+    def frames(self, video: Video) -> int:
+        return probe(video.path).frames
+
+    def fps(self, video: Video) -> float:
+        return probe(video.path).fps
+
+    def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+        return read_clip(video.path, indices, size=self.size)
+
+
+class FrameCache:
+    """Decoded frames of small data sets, memory-mapped: every process shares the same pages.
+
+    The folder holds one raw uint8 file per video and an index with what could not be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        entries = json.loads((folder / "index.json").read_text())
+        self._entries: dict[str, dict] = entries
+        self._maps: dict[str, np.ndarray] = {}
+
+    def _entry(self, video: Video) -> dict:
+        entry = self._entries[video.id]
+        if "broken" in entry:
+            raise CorruptVideo(video.path, entry["broken"])
+        return entry
+
+    def frames(self, video: Video) -> int:
+        return self._entry(video)["shape"][0]
+
+    def fps(self, video: Video) -> float:
+        return self._entry(video)["fps"]
+
+    def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+        entry = self._entry(video)
+        frames = self._maps.get(video.id)
+        if frames is None:
+            path = self.folder / entry["file"]
+            frames = np.memmap(path, np.uint8, "r", shape=tuple(entry["shape"]))
+            self._maps[video.id] = frames
+        return frames[np.asarray(indices)]
+
+
+def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str, dict]:
+    number, video = job
+    try:
+        info = probe(video.path)
+        file = f"{number:06d}.raw"
+        with open(folder / file, "wb") as out:
+            for start in range(0, info.frames, 256):
+                part = range(start, min(start + 256, info.frames))
+                pictures = read_clip(video.path, part, size=size)
+                out.write(np.ascontiguousarray(pictures).data)
+        shape = [info.frames, *pictures.shape[1:]]
+        return video.id, {"file": file, "shape": shape, "fps": info.fps}
+    except CorruptVideo as error:
+        return video.id, {"broken": error.reason}
+
+
+def open_cache(
+    manifest: Manifest,
+    size: int | None,
+    root: Path,
+    progress: Progress = lambda done, total: None,
+    processes: int | None = None,
+) -> FrameCache:
+    """Frame cache of a manifest at one scale, decoded first if it is not there yet.
+
+    Broken videos are remembered with their reason and raise `CorruptVideo` when they are read. The
+    folder's name holds the manifest's fingerprint: another data set is another cache.
+    """
+    key = hashlib.sha256(f"{manifest.fingerprint}/{size}".encode()).hexdigest()[:16]
+    folder = root / f"frames-v1-{key}"
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / f"{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "index.json").is_file():
+            work = folder.with_suffix(".partial")
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            index = {}
+            with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0))) as pool:
+                jobs = list(enumerate(manifest.videos))
+                task = partial(_decode, size=size, folder=work)
+                for name, entry in pool.map(task, jobs, chunksize=16):
+                    index[name] = entry
+                    progress(len(index), len(jobs))
+            (work / "index.json").write_text(json.dumps(index))
+            shutil.rmtree(folder, ignore_errors=True)
+            work.rename(folder)
+    return FrameCache(folder)

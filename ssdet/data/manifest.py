@@ -1,0 +1,202 @@
+"""One model of annotated video for every data set, and the way to load it."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ssdet.data.files import VideoFolder, split_name
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One action instance: class from 0, times in seconds; ValueError unless start < end."""
+
+    label: int
+    start: float
+    end: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.start) and math.isfinite(self.end) and self.start < self.end):
+            raise ValueError(f"segment {self.start} to {self.end}: expected finite start < end")
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One annotated video: a clip with one `label`, or a long video with `segments`."""
+
+    id: str
+    path: str
+    """File; empty where only annotations were asked for."""
+    split: str
+    """train, val or test."""
+    label: int | None = None
+    segments: tuple[Segment, ...] = ()
+    duration: float | None = None
+    """Seconds, as annotated."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Videos of a data set with their annotation.
+
+    Raises ValueError for duplicate ids, classes out of range and unusable durations.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    videos: tuple[Video, ...]
+    missing: tuple[str, ...] = ()
+    """Ids of annotated videos without a file; they are not among `videos`."""
+    missing_splits: tuple[str, ...] = ()
+    """Split of each missing video."""
+    notes: Mapping[str, int] = field(default_factory=dict, compare=False)
+    """How often the reader met what it had to leave out or what looks odd, by kind."""
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for video in self.videos:
+            if video.id in seen:
+                raise ValueError(f"{self.name}: video {video.id!r} is there twice")
+            seen.add(video.id)
+            self._check(video)
+
+    def _check(self, video: Video) -> None:
+        labels = {segment.label for segment in video.segments}
+        labels |= set() if video.label is None else {video.label}
+        for label in labels:
+            if not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"{self.name}: video {video.id!r}: class {label}, expected 0 to "
+                    f"{self.num_classes - 1}"
+                )
+        if video.duration is not None and not 0 < video.duration < math.inf:
+            raise ValueError(
+                f"{self.name}: video {video.id!r}: duration {video.duration}, expected seconds > 0"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of annotation and file sizes, the same wherever the same data lie.
+
+        Names, order, splits, labels, segments and durations count; folders and dates do not.
+        FileNotFoundError where a video has gone.
+        """
+        digest = hashlib.sha256(json.dumps(self.classes).encode())
+        for video in self.videos:
+            size = os.path.getsize(video.path) if video.path else None
+            segments = [(s.label, s.start, s.end) for s in video.segments]
+            row = (video.id, video.split, video.label, segments, video.duration, size)
+            digest.update(json.dumps(row).encode())
+        return digest.hexdigest()
+
+    def split(self, name: str) -> "Manifest":
+        """The videos of one split (train, val or test); notes stay those of the whole."""
+        wanted = split_name(name, "split")
+        missing = [
+            (video, split)
+            for video, split in zip(self.missing, self.missing_splits, strict=True)
+            if split == wanted
+        ]
+        return replace(
+            self,
+            videos=tuple(video for video in self.videos if video.split == wanted),
+            missing=tuple(video for video, _ in missing),
+            missing_splits=tuple(split for _, split in missing),
+        )
+
+    def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
+        """Dense labels of a video, bool [K, frames].
+
+        Frame f (from 0) shows an action iff start < f / fps < end (specification of the dense
+        protocol, section 3); a clip's single label holds for every frame.
+        """
+        targets = np.zeros((self.num_classes, frames), bool)
+        times = np.arange(frames) / fps
+        for segment in video.segments:
+            first = np.searchsorted(times, segment.start, side="right")
+            stop = np.searchsorted(times, segment.end, side="left")
+            targets[segment.label, first:stop] = True
+        if video.label is not None:
+            targets[video.label] = True
+        return targets
+
+
+def load_manifest(
+    format: str,
+    path: str | os.PathLike[str],
+    videos: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+) -> Manifest:
+    """Annotations in one of the known formats, joined with the files in the folder `videos`.
+
+    | format | path |
+    |---|---|
+    | segments | JSON `id: {subset, duration, actions: [[class, start, end], ...]}` |
+    | charades | the official CSV, the folder with both CSVs, or the JSON |
+    | multithumos | the JSON, classes from 1 |
+    | kinetics | the published CSV, a CSV `file,label[,split]`, or `[split/]class/` folders |
+    | moving_shapes | the rendered folder; `split` is `upstream` or `downstream` |
+
+    Without `videos`, kinetics looks beside the annotation and the others load annotation alone
+    (empty paths). `split` keeps the train, val or test videos.
+
+    Raises ValueError, naming file, video and field, for an annotation that does not hold together.
+    """
+    from ssdet.data import charades, kinetics, segments
+
+    root = Path(path)
+    folder = None if videos is None else Path(videos)
+    if format == "moving_shapes":
+        from ssdet.data import moving_shapes
+
+        return moving_shapes.manifest(root, split or "upstream")
+    readers = {
+        "segments": segments.read_segments,
+        "charades": charades.read_charades,
+        "multithumos": segments.read_multithumos,
+        "kinetics": kinetics.read_kinetics,
+    }
+    if format not in readers:
+        raise ValueError(f"format {format!r}: expected {', '.join(readers)} or moving_shapes")
+    manifest = readers[format](root, folder)
+    return manifest if split is None else manifest.split(split)
+
+
+def join_files(
+    name: str,
+    classes: Sequence[str],
+    videos: Sequence[Video],
+    stems: Sequence[Sequence[str]],
+    folder: Path | None,
+    notes: Mapping[str, int],
+) -> Manifest:
+    """Manifest of the annotated `videos` whose file is found under one of its `stems`.
+
+    Without a folder all are kept, with empty paths. What is left out is listed as missing.
+    """
+    if folder is not None:
+        files = VideoFolder(folder)
+        videos = [
+            replace(video, path=files.find(*names))
+            for video, names in zip(videos, stems, strict=True)
+        ]
+    missing = [video for video in videos if folder is not None and not video.path]
+    return Manifest(
+        name,
+        tuple(classes),
+        tuple(video for video in videos if folder is None or video.path),
+        tuple(video.id for video in missing),
+        tuple(video.split for video in missing),
+        {kind: count for kind, count in notes.items() if count},
+    )

@@ -1,0 +1,128 @@
+"""Long videos with action segments: the JSON layout of Charades, and MultiTHUMOS in it."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ssdet.data.files import class_names, inside, read_json, split_name
+from ssdet.data.manifest import Manifest, Segment, Video, join_files
+
+DROPPED = "instances left out: end <= start"
+BEYOND = "instances that end after the video"
+UNNAMED = "classes without a name (no classes.txt): numbered"
+MULTITHUMOS_CLASSES = 65
+MAX_CLASSES = 100_000
+
+
+def read_segments(path: Path, videos: Path | None) -> Manifest:
+    """Videos of a JSON file `id: {subset, duration, actions: [[class, start, end], ...]}`.
+
+    A class is a number from 0, or a name of the `classes.txt` beside the file. Times are seconds.
+    Example: `load_manifest("segments", "fir/annotations.json", videos="fir")`.
+    """
+    entries = read_json(path)
+    notes: Counter[str] = Counter()
+    names = path.with_name("classes.txt")
+    classes = class_names(names) if names.is_file() else numbered(path, entries, notes)
+    return from_entries(path, entries, classes, videos, notes)
+
+
+def read_multithumos(path: Path, videos: Path | None) -> Manifest:
+    """`multithumos.json`: the same layout with classes 1 to 65 (specifications, section 5)."""
+    names = path.with_name("classes.txt")
+    classes = (
+        class_names(names)
+        if names.is_file()
+        else tuple(f"class {number}" for number in range(1, MULTITHUMOS_CLASSES + 1))
+    )
+    return from_entries(path, read_json(path), classes, videos, Counter(), first_class=1)
+
+
+def numbered(path: Path, entries: Mapping[str, Any], notes: Counter[str]) -> tuple[str, ...]:
+    """Names for the classes 0 to the highest one that is annotated."""
+    highest = -1
+    for video, entry in entries.items():
+        for action in _actions(f"{path}: video {video!r}", entry):
+            if not isinstance(action[0], int):
+                raise ValueError(
+                    f"{path}: video {video!r}: class {action[0]!r} is no number: put the names "
+                    "into classes.txt beside the file, one a line"
+                )
+            highest = max(highest, action[0])
+    if highest >= MAX_CLASSES:
+        raise ValueError(f"{path}: class {highest}, expected fewer than {MAX_CLASSES}")
+    notes[UNNAMED] = highest + 1
+    return tuple(f"class {number}" for number in range(highest + 1))
+
+
+def from_entries(
+    path: Path,
+    entries: Mapping[str, Any],
+    classes: tuple[str, ...],
+    videos: Path | None,
+    notes: Counter[str],
+    first_class: int = 0,
+) -> Manifest:
+    """Manifest of parsed JSON entries whose class numbers begin at `first_class`."""
+    codes: dict[Any, int] = {name: code for code, name in enumerate(classes)}
+    codes |= {code + first_class: code for code in range(len(classes))}
+    found = []
+    for name, entry in entries.items():
+        where = f"{path}: video {name!r}"
+        inside(name, f"{path}: video")
+        actions = _actions(where, entry)
+        subset, duration = entry.get("subset"), entry.get("duration")
+        if not isinstance(subset, str):
+            raise ValueError(f"{where}: subset {subset!r}, expected a name")
+        if not is_number(duration) or not 0 < duration < math.inf:
+            raise ValueError(f"{where}: duration {duration!r}, expected seconds > 0")
+        segments = keep_segments(where, actions, codes, float(duration), notes)
+        split = split_name(subset, where)
+        found.append(Video(name, "", split, segments=segments, duration=float(duration)))
+    return join_files(path.stem, classes, found, [(v.id,) for v in found], videos, notes)
+
+
+def keep_segments(
+    where: str,
+    actions: list[Any],
+    codes: Mapping[Any, int],
+    duration: float,
+    notes: Counter[str],
+) -> tuple[Segment, ...]:
+    """Checked segments; those that end before they start are counted and left out."""
+    segments = []
+    for action in actions:
+        label, start, end = action
+        code = codes.get(label) if isinstance(label, str) or is_whole(label) else None
+        if code is None:
+            raise ValueError(f"{where}: class {label!r} is not one of the data set's")
+        if not (is_number(start) and is_number(end)):
+            raise ValueError(f"{where}: action {action!r}, expected [class, start, end] in seconds")
+        notes[BEYOND] += end > duration
+        if end <= start:
+            notes[DROPPED] += 1
+            continue
+        segments.append(Segment(code, float(start), float(end)))
+    return tuple(segments)
+
+
+def _actions(where: str, entry: Any) -> list[Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: {type(entry).__name__}, expected subset, duration and actions")
+    actions = entry.get("actions")
+    if not isinstance(actions, list):
+        raise ValueError(f"{where}: actions {type(actions).__name__}, expected a list")
+    for action in actions:
+        if not isinstance(action, list) or len(action) != 3:
+            raise ValueError(f"{where}: action {action!r}, expected [class, start, end]")
+    return actions
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return (is_whole(value) or isinstance(value, float)) and math.isfinite(value)

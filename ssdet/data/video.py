@@ -1,0 +1,277 @@
+"""Frame-exact reading of video files.
+
+A file's packets are read once without decoding (microseconds each) for the time at which every
+frame is shown; `read_clip` then seeks to a keyframe, decodes to the last frame that is needed and
+converts only the frames that are returned. Where packets do not tell the frames apart (packed
+B-frames in AVI, hidden frames of VP8, no timestamps) frames are counted by decoding from the
+start: slower, never inexact.
+
+MP4/MOV, Matroska/WebM and AVI files are read; others need converting first.
+"""
+
+import operator
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+
+from ssdet.data.frame_index import (
+    CACHED_INDEXES,
+    MAX_PIXELS,
+    CorruptVideo,
+    FileCache,
+    FrameIndex,
+    frame_index,
+    opened,
+    packets,
+    strict,
+)
+
+__all__ = ["CorruptVideo", "VideoInfo", "probe", "read_clip"]
+
+Path = str | os.PathLike[str]
+Size = int | tuple[int, int]
+NumberedFrame = tuple[int, VideoFrame]
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What `probe` says of a file; width and height are those of the upright picture."""
+
+    frames: int
+    fps: float
+    """Mean rate: frames / duration."""
+    duration: float
+    """Seconds from the start of the first frame to the end of the last."""
+    width: int
+    height: int
+    rotation: int
+    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright."""
+    codec: str
+    pixel_format: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    container: InputContainer
+    stream: VideoStream
+    index: FrameIndex
+
+
+class _MissedError(Exception):
+    """Decoding did not bring the frames that the index names."""
+
+
+def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np.ndarray:
+    """Frames of a video by number: RGB uint8 [T, H, W, 3], the very ones of a full decode.
+
+    `frames` counts shown frames from 0 (not time), in any order, repeats allowed. The pictures
+    stand upright by the rotation in the metadata; pixel aspect ratio is ignored. `size` is
+    (height, width), or the length of the short side; scaling is part of the colour conversion.
+
+    Raises IndexError for a negative number or one past the end; `CorruptVideo` for a file that is
+    broken, not a video, or cut before a frame that was asked for; FileNotFoundError without a file.
+    """
+    numbers = [operator.index(frame) for frame in frames]
+    with opened(path) as (container, stream):
+        source = _Source(container, stream, frame_index(path, container, stream))
+        _check_range(path, numbers, source.index)
+        if not numbers:
+            return _clip(path, [0], size, source)[:0]
+        return _clip(path, numbers, size, source)
+
+
+def probe(path: Path) -> VideoInfo:
+    """Exact frame count, rate, duration in seconds and upright size of a video.
+
+    Raises `CorruptVideo` for a file that is broken, cut short or not a video, FileNotFoundError
+    without a file.
+    """
+    return _probed.get(path, lambda: _probe(path))
+
+
+_probed: FileCache[VideoInfo] = FileCache(CACHED_INDEXES)
+
+
+def _probe(path: Path) -> VideoInfo:
+    with opened(path) as (container, stream):
+        index = frame_index(path, container, stream)
+        if index.damage:
+            raise CorruptVideo(path, f"{index.damage}; {index.count} frames can be read")
+        if not index.duration:
+            raise CorruptVideo(path, "neither frame times nor a frame rate in it")
+        _, frame = next(_frames(path, [0], _Source(container, stream, index)))
+        turns = _quarter_turns(frame)
+        height, width = _upright(frame, turns)
+        return VideoInfo(
+            frames=index.count,
+            fps=index.count / index.duration,
+            duration=index.duration,
+            width=width,
+            height=height,
+            rotation=90 * turns,
+            codec=stream.codec_context.name,
+            pixel_format=frame.format.name,
+        )
+
+
+def _check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
+    name = os.fspath(path)
+    if numbers and min(numbers) < 0:
+        raise IndexError(f"video {name!r}: frame {min(numbers)} asked, expected 0 or more")
+    last = max(numbers, default=0)
+    if last < index.count:
+        return
+    if index.damage and (last < index.promised or not index.promised):
+        reason = f"{index.damage}; frame {last} asked, {index.count} frames can be read"
+        raise CorruptVideo(path, reason)
+    count = max(index.count, index.promised)
+    raise IndexError(f"video {name!r}: frame {last} asked, has {count} (0 to {count - 1})")
+
+
+def _clip(path: Path, numbers: list[int], size: Size | None, source: _Source) -> np.ndarray:
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        places.setdefault(number, []).append(place)
+    clip = np.empty(0, np.uint8)
+    reformatter = VideoReformatter()
+    for number, frame in _frames(path, sorted(places), source):
+        if not clip.size:
+            turns = _quarter_turns(frame)
+            height, width = _scaled(_upright(frame, turns), size)
+            clip = np.empty((len(numbers), height, width, 3), np.uint8)
+        stored = (height, width) if turns % 2 else (width, height)
+        rgb = reformatter.reformat(frame, *stored, format="rgb24", threads=1).to_ndarray()
+        first, *repeats = places[number]
+        clip[first] = np.rot90(rgb, turns)
+        clip[repeats] = clip[first]
+    return clip
+
+
+def _quarter_turns(frame: VideoFrame) -> int:
+    return round(frame.rotation / 90) % 4
+
+
+def _upright(frame: VideoFrame, turns: int) -> tuple[int, int]:
+    return (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+
+
+def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
+    if size is None:
+        return native
+    if not isinstance(size, tuple):
+        height, width = (round(side * size / min(native)) for side in native)
+    else:
+        height, width = size
+    if min(height, width) < 1 or height * width > MAX_PIXELS:
+        raise ValueError(
+            f"size {size}: {height}x{width} asked, expected sides of at least 1 and at most "
+            f"{MAX_PIXELS} pixels"
+        )
+    return height, width
+
+
+def _frames(path: Path, wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
+    """The `wanted` frames (ascending) with their numbers."""
+    done = 0
+    if source.index.pts is not None:
+        try:
+            for item in _by_time(wanted, source, seek=True):
+                yield item
+                done += 1
+            return
+        except (_MissedError, av.FFmpegError):
+            pass  # perhaps a keyframe that is none: decoding from the start decides
+    with opened(path) as (container, stream):
+        again = _Source(container, stream, source.index)
+        read = _by_count if source.index.pts is None else _by_time
+        try:
+            yield from read(wanted[done:], again)
+        except _MissedError as error:
+            raise CorruptVideo(path, f"decoding fails: {error}") from error
+        except av.FFmpegError as error:
+            raise CorruptVideo(path, f"decoding fails: {error.strerror}") from error
+
+
+def _by_time(wanted: list[int], source: _Source, seek: bool = False) -> Iterator[NumberedFrame]:
+    """Frames told by their times, from the keyframe before each (or all from the file's start)."""
+    index = source.index
+    assert index.pts is not None
+    strict(source.stream, index.open_gop)
+    remaining = deque(wanted)
+    times = {int(index.pts[number]) for number in wanted}
+    while remaining:
+        begin = index.key_before(remaining[0])
+        for frame in _decoded_from(source, begin if seek else None, times):
+            time = int(index.pts[remaining[0]])
+            if frame.pts is None or frame.pts > time or (frame.pts == time and frame.is_corrupt):
+                raise _MissedError(f"frame {remaining[0]} is missing or damaged")
+            if frame.pts < time:
+                continue
+            yield remaining.popleft(), frame
+            if not remaining:
+                return
+            if seek and index.key_before(remaining[0]) > _time_after(index, time):
+                break
+        else:
+            raise _MissedError(f"frame {remaining[0]} is missing")
+
+
+def _time_after(index: FrameIndex, time: int) -> int:
+    assert index.pts is not None
+    return int(index.pts[np.searchsorted(index.pts, time, side="right")])
+
+
+def _decoded_from(source: _Source, begin: int | None, times: set[int]) -> Iterator[VideoFrame]:
+    """Frames from the keyframe of time `begin` on (None: from where the container stands).
+
+    H.264 says of every picture whether another refers to it; those that are neither referred to
+    nor wanted are not decoded.
+    """
+    codec = source.stream.codec_context
+    skipping = codec.name == "h264" and begin is not None
+    if begin is None:
+        found = packets(source.container, source.stream)
+    else:
+        found = _packets_from(source, begin)
+    for packet in found:
+        if skipping and packet is not None:
+            codec.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield from codec.decode(packet)
+
+
+def _packets_from(source: _Source, begin: int) -> Iterator[Packet | None]:
+    """Packets from a keyframe on; those between it and where the seek ended are left out."""
+    source.container.seek(begin, stream=source.stream)
+    found = packets(source.container, source.stream)
+    for packet in found:
+        # In decoding order nothing shown after the keyframe comes before it.
+        if packet is None or packet.pts is None or packet.pts > begin:
+            raise _MissedError("seek went past the keyframe")
+        if packet.pts == begin:
+            yield packet
+            break
+    yield from found
+
+
+def _by_count(wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
+    """Frames told by counting them from the file's start."""
+    strict(source.stream)
+    remaining = deque(wanted)
+    number = 0
+    for packet in packets(source.container, source.stream):
+        for frame in source.stream.codec_context.decode(packet):
+            if number == remaining[0]:
+                yield remaining.popleft(), frame
+                if not remaining:
+                    return
+            number += 1
+    raise _MissedError(f"frame {remaining[0]} is missing")

@@ -1,0 +1,69 @@
+"""The data of a study: which files, read how. What they hold goes into stage ids, where they lie
+does not."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ssdet.data.frames import Decoder, FrameReader, open_cache
+from ssdet.data.manifest import Manifest, load_manifest
+from ssdet.data.moving_shapes import default_cache
+
+ROLES = ("upstream", "downstream")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set on disk: arguments of `load_manifest`."""
+
+    format: str
+    path: str
+    videos: str | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Clips to pretrain on and videos to fine-tune and score on."""
+
+    upstream: Source
+    downstream: Source
+    decode_size: int | None = None
+    """Short side in pixels at which frames are decoded; None: as they are."""
+    cache: bool = True
+    """Decode everything once into memory-mapped files: right where all frames fit on disk."""
+    cache_folder: str = ""
+
+    @cached_property
+    def manifests(self) -> dict[str, Manifest]:
+        """Manifest by role."""
+        sources = {"upstream": self.upstream, "downstream": self.downstream}
+        return {
+            role: load_manifest(source.format, Path(source.path), videos=source.videos)
+            for role, source in sources.items()
+        }
+
+    def split(self, role: str, name: str) -> Manifest:
+        """Videos of one split; none where the data set lacks it."""
+        return self.manifests[role].split(name)
+
+    def fingerprint(self, kind: str) -> str:
+        """What the files hold that a stage of this kind depends on."""
+        splits = {
+            "pretrain": [("upstream", "train"), ("upstream", "val")],
+            "finetune": [("downstream", "train"), ("downstream", "val")],
+            "predict": [("downstream", "val"), ("downstream", "test")],
+            "probe": [("downstream", "train"), ("downstream", "val"), ("downstream", "test")],
+            "ensemble": [],
+        }[kind]
+        parts = [self.split(role, name).fingerprint for role, name in splits]
+        return ",".join([*parts, f"decoded at {self.decode_size}"])
+
+    def reader(
+        self, role: str, progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> FrameReader:
+        """Frames of one role's videos; fills the cache first where one is used."""
+        if not self.cache:
+            return Decoder(self.decode_size)
+        root = Path(self.cache_folder) if self.cache_folder else default_cache()
+        return open_cache(self.manifests[role], self.decode_size, root, progress)

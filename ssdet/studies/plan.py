@@ -1,0 +1,168 @@
+"""A study as a graph of unique stages: what several arms share exists once."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ssdet.studies.data import Data
+from ssdet.studies.study import Experiment, Study
+from ssdet.training.recipe import to_json
+
+FORMAT = 1
+"""Version of what stages compute; a change that alters results raises it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work with one output folder, named by a hash of all that decides its output."""
+
+    kind: str
+    recipe: Any
+    parents: tuple["Stage", ...]
+    fingerprint: str
+
+    @cached_property
+    def id(self) -> str:
+        """Kind and hash of recipe (with its seed), parents, data and format version."""
+        text = json.dumps(self.identity, sort_keys=True)
+        return f"{self.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What is hashed, as JSON values; kept beside the output as `recipe.json`."""
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "recipe": to_json(self.recipe),
+            "parents": [parent.id for parent in self.parents],
+            "data": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True)
+class EnsembleRecipe:
+    """Mean of the members' probabilities."""
+
+    method: str = "mean_probability"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One arm with one seed: the stages whose scores are its result."""
+
+    arm: str
+    seed: int
+    predict: Stage
+    probe: Stage | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a study, parents before children, and what each run reads."""
+
+    study: Study
+    runs: tuple[Run, ...]
+
+    @cached_property
+    def stages(self) -> dict[str, Stage]:
+        """Unique stages by id, parents first, in the order of seeds and arms."""
+        found: dict[str, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            for parent in stage.parents:
+                visit(parent)
+            found.setdefault(stage.id, stage)
+
+        for run in self.runs:
+            for stage in (run.predict, run.probe):
+                if stage is not None:
+                    visit(stage)
+        return found
+
+    @cached_property
+    def unshared(self) -> list[Stage]:
+        """Every stage as often as it would run if each run trained its own."""
+
+        def chain(stage: Stage) -> Iterator[Stage]:
+            for parent in stage.parents:
+                yield from chain(parent)
+            yield stage
+
+        return [
+            stage
+            for run in self.runs
+            for end in (run.predict, run.probe)
+            if end is not None
+            for stage in chain(end)
+        ]
+
+    def of(self, arm: str) -> list[Run]:
+        """Runs of one arm in the order of seeds."""
+        return [run for run in self.runs if run.arm == arm]
+
+
+def plan(study: Study) -> Plan:
+    """Resolve every arm and seed into stages. Nothing runs; the data must be readable."""
+    if study.base is None or study.data is None:
+        raise ValueError(f"study {study.name!r} needs `base` and `data`: use a preset")
+    stage = _stages_of(study.data)
+    runs: dict[tuple[str, int], Run] = {}
+    for seed in study.seeds:
+        for arm in study.arms:
+            if not arm.members and not arm.seeds_of:
+                experiment = arm.change(study.base).with_seed(seed)
+                runs[arm.name, seed] = _run(stage, arm.name, seed, experiment)
+    for arm in study.arms:
+        for index, seed in enumerate(study.seeds):
+            if arm.members:
+                members = [runs[member, seed] for member in arm.members]
+            elif arm.seeds_of and _distinct(index, arm.size, len(study.seeds)):
+                turned = study.seeds[index:] + study.seeds[:index]
+                members = [runs[arm.seeds_of, other] for other in turned[: arm.size]]
+            else:
+                continue
+            parents = tuple(sorted((run.predict for run in members), key=lambda s: s.id))
+            ensemble = stage("ensemble", EnsembleRecipe(), parents)
+            runs[arm.name, seed] = Run(arm.name, seed, ensemble, None)
+    return Plan(study, tuple(runs.values()))
+
+
+def _distinct(index: int, size: int, seeds: int) -> bool:
+    """Whether the window of `size` seeds that starts at `index` is a set of its own."""
+    if seeds < size:
+        raise ValueError(f"an ensemble of {size} seeds needs {size} seeds, the study has {seeds}")
+    return seeds > size or index == 0
+
+
+def _stages_of(data: Data) -> Callable[..., Stage]:
+    prints = {kind: data.fingerprint(kind) for kind in ("pretrain", "finetune", "predict", "probe")}
+    known: dict[str, Stage] = {}
+
+    def stage(kind: str, recipe: Any, parents: tuple[Stage, ...]) -> Stage:
+        fresh = Stage(kind, recipe, parents, prints.get(kind, prints["predict"]))
+        return known.setdefault(fresh.id, fresh)
+
+    return stage
+
+
+def _run(stage: Callable[..., Stage], arm: str, seed: int, experiment: Experiment) -> Run:
+    start: tuple[Stage, ...] = ()
+    if experiment.pretrain is not None:
+        start = (stage("pretrain", experiment.pretrain, ()),)
+    tuned = stage("finetune", experiment.finetune, start)
+    probe = None
+    if experiment.probe is not None:
+        recipe = FrozenProbe(experiment.probe, None if start else experiment.finetune)
+        probe = stage("probe", recipe, start)
+    return Run(arm, seed, stage("predict", experiment.predict, (tuned,)), probe)
+
+
+@dataclass(frozen=True)
+class FrozenProbe:
+    """A probe, and the recipe of the fresh network that it reads where nothing was pretrained."""
+
+    probe: Any
+    fresh: Any = None

@@ -1,0 +1,135 @@
+"""What a user sees while a study runs: bars on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from ssdet.studies.plan import Plan
+from ssdet.studies.session import Resources
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Stage, step, loss and time left of all that runs."""
+
+    def __init__(self, plan: Plan, done: int, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.total, self.done = len(plan.stages), done
+        self._titles = titles(plan)
+        self._started = self._spoke = time.monotonic()
+        self._first_done = done
+        self._bars: Bars | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def start(self, where: str, resources: Resources) -> None:
+        """Say where stages run and how many at once."""
+        each = f" of {resources.workers} workers" if resources.workers > 1 else ""
+        self.line(f"{where}; {resources.concurrent} stages at once{each}")
+        self.line(f"{self.done} of {self.total} stages are done already")
+        self._started = time.monotonic()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
+                       TimeRemainingColumn())  # fmt: skip
+            self._bars = Bars(*columns, console=self.console)
+            self._bars.start()
+            self._tasks["all"] = self._bars.add_task(
+                "all stages", total=self.total, completed=self.done, note=""
+            )
+
+    def stop(self) -> None:
+        """The study has ended."""
+        if self._bars is not None:
+            self._bars.stop()
+        seconds = time.monotonic() - self._started
+        self.line(f"{self.done - self._first_done} stages in {duration(seconds)}")
+
+    def update(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """A stage reported: its end ("finished"), an error, or a step."""
+        if "error" in metrics:
+            self._end(stage)
+            self.line(f"FAILED {self.name(stage)} [{stage}]: {metrics['error']}")
+        elif metrics.get("finished"):
+            self.done += 1
+            self._end(stage)
+            self.line(f"[{self.done}/{self.total}] done: {self.name(stage)}{self._left()}")
+        elif "loss" in metrics:
+            self._step(stage, metrics)
+
+    def count(self, what: str, done: int, total: int) -> None:
+        """Preparation that counts files."""
+        if done == total or time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+            self.line(f"{what}: {done} of {total}")
+
+    def name(self, stage: str) -> str:
+        """A stage as the user knows it."""
+        return self._titles.get(stage, stage)
+
+    def line(self, text: str) -> None:
+        """Print one line, above the bars where there are any."""
+        self._spoke = time.monotonic()
+        self.console.print(text, markup=False, soft_wrap=True)
+        sys.stderr.flush()
+
+    def _step(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        step, steps = int(metrics["step"]), int(metrics["steps"])
+        rate = metrics["clips_per_second"]
+        note = f"step {step}/{steps} loss {metrics['loss']:.3f} {rate:.0f} clips/s"
+        if self._bars is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(self.name(stage), total=steps, note=note)
+            self._bars.update(self._tasks[stage], completed=step, note=note)
+        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+            self.line(f"[{self.done}/{self.total}] {self.name(stage)}: {note}{self._left()}")
+
+    def _end(self, stage: str) -> None:
+        if self._bars is not None:
+            if stage in self._tasks:
+                self._bars.remove_task(self._tasks.pop(stage))
+            self._bars.update(self._tasks["all"], completed=self.done)
+
+    def _left(self) -> str:
+        fresh = self.done - self._first_done
+        if not fresh:
+            return ""
+        seconds = (time.monotonic() - self._started) / fresh * (self.total - self.done)
+        return f", about {duration(seconds)} left"
+
+
+def titles(plan: Plan) -> dict[str, str]:
+    """Readable name of each stage: kind, the arms that use it, seed."""
+    arms: dict[str, list[str]] = {}
+    seeds: dict[str, int] = {}
+
+    def visit(stage: Any, arm: str, seed: int) -> None:
+        names = arms.setdefault(stage.id, [])
+        if arm not in names:
+            names.append(arm)
+        seeds.setdefault(stage.id, seed)
+        if stage.kind != "ensemble":
+            for parent in stage.parents:
+                visit(parent, arm, seed)
+
+    for run in plan.runs:
+        for stage in (run.predict, run.probe):
+            if stage is not None:
+                visit(stage, run.arm, run.seed)
+    return {
+        name: f"{name.split('-')[0]} {'+'.join(used)} seed {seeds[name]}"
+        for name, used in arms.items()
+    }
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45 s, 3 min 20 s or 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

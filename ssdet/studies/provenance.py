@@ -1,0 +1,56 @@
+"""How a stage ran: what does not decide its numbers, but must be known to trust them."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ssdet
+
+PACKAGES = ("torch", "torchvision", "pytorchvideo", "ray", "av", "numpy")
+
+
+def provenance(started: float, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Code revision, packages, hardware and time of work that began at `started` (epoch seconds)."""
+    seconds = time.time() - started
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "ssdet": ssdet.__version__,
+        "revision": revision(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "host": platform.node(),
+        "processor": processor(),
+        "gpu": gpu,
+        "started": started,
+        "seconds": seconds,
+        "gpu_seconds": seconds * how.get("workers", 1) if gpu else 0.0,
+        **how,
+    }
+
+
+@lru_cache(maxsize=1)
+def revision() -> str | None:
+    """Git revision of the code, with "+changes" where files differ from it; None outside git."""
+    folder = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty=+changes"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The processor's name."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,139 @@
+"""Runs a plan's stages with Ray Tune, each as soon as its parents are done."""
+
+import os
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ssdet.studies.data import Data
+from ssdet.studies.plan import Plan, Stage, plan
+from ssdet.studies.progress import Progress
+from ssdet.studies.session import Resources, Session, connect, plan_resources
+from ssdet.studies.store import Store
+from ssdet.studies.study import Study
+
+TRAINING = ("pretrain", "finetune")
+
+
+class StagesFailed(RuntimeError):
+    """Some stages failed; `errors` maps their ids to what was raised."""
+
+    def __init__(self, errors: Mapping[str, str]) -> None:
+        super().__init__("\n".join(f"{stage}: {error}" for stage, error in errors.items()))
+        self.errors = dict(errors)
+
+
+def run(
+    study: Study,
+    store: str | os.PathLike[str] | Store,
+    address: str | None = None,
+    workers: int = 1,
+    gpus_per_worker: float = 0,
+    concurrent: int | None = None,
+    loaders: int = 0,
+    checkpoint_every: float = 20.0,
+) -> Plan:
+    """Bring every stage of a study to its end, and return the plan whose results are in the store.
+
+    Stages that are done are not run again, and stages that were stopped go on, so the same call
+    after a crash finishes what is left. Raises StagesFailed after all that could run has run;
+    ValueError where the cluster cannot hold one stage.
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    planned = plan(study)
+    todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
+    progress = Progress(planned, done=len(planned.stages) - len(todo))
+    if not todo:
+        return planned
+    _fill_caches(study.data, progress)
+    with connect(address) as session:
+        resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=session.capacity)
+        progress.start(session.summary(), resources)
+        settings = {"loaders": loaders, "checkpoint_every": checkpoint_every}
+        errors = _run_graph(todo, store, study, resources, session, settings, progress)
+    progress.stop()
+    if errors:
+        raise StagesFailed(errors)
+    return planned
+
+
+def _fill_caches(data: Data, progress: Progress) -> None:
+    for role in ("upstream", "downstream"):
+        data.reader(role, lambda done, total, role=role: progress.count(f"decode {role}", done, total))
+
+
+def _run_graph(
+    todo: Mapping[str, Stage],
+    store: Store,
+    study: Study,
+    resources: Resources,
+    session: Session,
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, str]:
+    from ray import tune
+
+    from ssdet.studies.graph import GraphSearch, ProgressCallback
+    from ssdet.studies.stages import Job
+
+    threads = 1 if session.owned else max(1, int(resources.cpus_per_worker))
+    jobs = {
+        name: Job(
+            stage,
+            str(store.root),
+            study.data,
+            workers=resources.workers if stage.kind in TRAINING else 1,
+            worker_resources=resources.worker,
+            threads=threads,
+            **settings,
+        )
+        for name, stage in todo.items()
+    }
+    search = GraphSearch(todo)
+    trainable = tune.with_resources(
+        tune.with_parameters(trial, jobs=jobs), lambda config: _trial_resources(config, resources)
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=len(todo),
+            max_concurrent_trials=resources.concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{study.name}-{os.getpid()}",
+            storage_path=str(store.root / "ray"),
+            failure_config=tune.FailureConfig(max_failures=3),
+            callbacks=[ProgressCallback(progress)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    return search.errors
+
+
+def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[str, float]:
+    """A training stage of several workers only drives them; any other does its work itself."""
+    alone = not str(config["stage"]).startswith(TRAINING)
+    return resources.worker if alone else resources.trial
+
+
+def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
+    """Ray Tune's trainable: one stage.
+
+    An exception of the stage's own code is reported, not raised: to run the stage again would
+    raise it again. What Tune tries again is a process that died.
+    """
+    from ray import tune
+
+    from ssdet.studies.stages import run_stage
+
+    try:
+        result = run_stage(jobs[config["stage"]], lambda metrics: tune.report(dict(metrics)))
+    except Exception as error:
+        tune.report({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
+        return
+    tune.report({"finished": True, **{k: v for k, v in result.items() if isinstance(v, float)}})

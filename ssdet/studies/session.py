@@ -1,0 +1,269 @@
+"""Where Ray runs and how much of it a study may use; nothing else starts or joins Ray."""
+
+import json
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+Node = Mapping[str, float]
+"""What one machine has, or may offer: `CPU` and `GPU`."""
+
+DRIVER_CPU = 0.001
+"""CPUs of a process that only waits for its workers; Ray refuses a trial that asks for none."""
+
+WORKER_CPU = 0.99
+"""CPUs of such a worker: with a whole one, a full node has no room for the driver beside it."""
+
+LOCAL_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""Inherited by the workers of an own Ray; what the user has set already is left as it is."""
+
+OBJECT_STORE_BYTES = 300_000_000
+CLUSTER_FILE_ON_HEAD = Path("~/ray_bootstrap_config.yaml")
+"""Where `ray up` leaves the resolved cluster file, as JSON."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one stage asks of Ray, and how many stages may ask at once."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    concurrent: int
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """What each training worker asks for: `ScalingConfig(resources_per_worker=)`."""
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": self.cpus_per_worker, **gpus}
+
+    @property
+    def trial(self) -> dict[str, float]:
+        """What the trial's own process asks for: it runs the loop, or drives several workers."""
+        return self.worker if self.workers == 1 else {"CPU": DRIVER_CPU}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A Ray in use: the nodes that run, and those that its autoscaler may add (`growth`)."""
+
+    address: str
+    owned: bool
+    nodes: tuple[Node, ...]
+    growth: tuple[Node, ...] = ()
+    dashboard: str = ""
+
+    @property
+    def capacity(self) -> tuple[Node, ...]:
+        """Every node that a study may count on."""
+        return self.nodes + self.growth
+
+    def summary(self) -> str:
+        """One line for the user: whose Ray this is, and how large."""
+        where = "own Ray on this machine" if self.owned else f"Ray cluster {self.address}"
+        grown = f", may grow to {_size(self.capacity)}" if self.growth else ""
+        shown = f", dashboard http://{self.dashboard}" if self.dashboard else ""
+        return f"{where}: {_size(self.nodes)}{grown}{shown}"
+
+
+@contextmanager
+def connect(address: str | None = None, *, dashboard: bool = False) -> Iterator[Session]:
+    """Join the Ray at `address`, else at RAY_ADDRESS, else run an own one while the block lasts.
+
+    A cluster that merely runs on this machine is never joined. One that was joined keeps running
+    afterwards; a Ray that this process uses already is used on, and left as it is. Nothing is
+    shipped to the nodes: ssdet is installed on each (cluster.yaml), or comes with the job
+    (`ray job submit --working-dir`). `dashboard` is for an own Ray. Raises ValueError for an
+    address that is not host:port, "auto" or "local"; ConnectionError where nothing answers.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield _session()
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    try:
+        url = _start(dashboard) if target == "local" else _join(target)
+        yield _session(owned=target == "local", dashboard=url)
+    finally:
+        ray.shutdown()
+
+
+def plan_resources(
+    workers: int = 1,
+    gpus_per_worker: float = 0,
+    concurrent: int | None = None,
+    *,
+    cluster: Node | Sequence[Node],
+) -> Resources:
+    """What each stage asks for so that `concurrent` of them (default: all that fit) never starve.
+
+    `cluster`: CPUs and GPUs of each node; a single mapping is a single node. A worker needs one
+    core, and its GPUs from one node. One worker is the trial itself; several have a driver beside
+    them, and all drivers and workers of the running trials must fit at once, even with every
+    driver on the fullest node: otherwise drivers wait for workers that wait for drivers.
+    Raises ValueError with what was asked, what there is, and the way out.
+    """
+    _check_request(workers, gpus_per_worker, concurrent)
+    nodes = [cluster] if isinstance(cluster, Mapping) else list(cluster)
+    hosts = [(node, slots) for node in nodes if (slots := _slots(node, gpus_per_worker))]
+    most = sum(slots for _, slots in hosts) // workers
+    if workers > 1:
+        most = min([most, *(_drivers_beside(node, slots) for node, slots in hosts)])
+    if most < (concurrent or 1):
+        raise ValueError(_shortage(workers, gpus_per_worker, concurrent, most, nodes))
+    cpus_per_worker = 1.0 if workers == 1 else WORKER_CPU
+    return Resources(workers, cpus_per_worker, gpus_per_worker, concurrent or most)
+
+
+def _start(dashboard: bool) -> str:
+    import ray
+
+    with _defaults_in_environment(LOCAL_ENVIRONMENT):
+        context = ray.init(
+            address="local",
+            num_cpus=_cores(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    return str(context.dashboard_url or "")
+
+
+def _join(target: str) -> str:
+    import ray
+
+    try:
+        if target != "auto":
+            _probe(target)
+        context = ray.init(address=target, log_to_driver=False, logging_level=logging.WARNING)
+    except OSError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise ConnectionError(
+            f"cannot join the Ray at {target!r}: {reason} - start it, correct the address or"
+            ' RAY_ADDRESS, or pass address "local" for an own Ray on this machine'
+        ) from error
+    return str(context.dashboard_url or "")
+
+
+def _probe(target: str) -> None:
+    """Fail in seconds; a Ray driver retries a dead address for minutes before it gives up."""
+    host, _, port = target.rpartition(":")
+    if "://" in target or not host or not port.isdigit():
+        raise ValueError(
+            f'Ray address {target!r}: expected host:port, "auto" (on a node of the cluster) or'
+            ' "local"; from outside a cluster use `ray submit` or `ray job submit`'
+        )
+    socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+@contextmanager
+def _defaults_in_environment(defaults: Mapping[str, str]) -> Iterator[None]:
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _session(owned: bool = False, dashboard: str = "") -> Session:
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = tuple(_node(resources) for resources in found)
+    file = CLUSTER_FILE_ON_HEAD.expanduser()
+    growth = () if owned or not file.exists() else _growth(json.loads(file.read_text()), nodes)
+    address = ray.get_runtime_context().gcs_address
+    return Session(address, owned, nodes, growth, dashboard)
+
+
+def _growth(cluster_file: Mapping[str, Any], running: Sequence[Node]) -> tuple[Node, ...]:
+    """Nodes that a cluster file allows beyond the running ones; none where it names no sizes."""
+    kinds, head = cluster_file["available_node_types"], cluster_file["head_node_type"]
+    workers = [
+        _node(kind["resources"])
+        for name, kind in kinds.items()
+        if name != head
+        for _ in range(kind["max_workers"])
+    ][: cluster_file["max_workers"]]
+    allowed = Counter(_shape(node) for node in [_node(kinds[head]["resources"]), *workers])
+    more = allowed - Counter(_shape(node) for node in running)
+    return tuple({"CPU": cpus, "GPU": gpus} for cpus, gpus in more.elements() if cpus or gpus)
+
+
+def _node(resources: Mapping[str, float]) -> Node:
+    return {kind: float(resources.get(kind, 0)) for kind in ("CPU", "GPU")}
+
+
+def _shape(node: Node) -> tuple[float, float]:
+    return node["CPU"], node["GPU"]
+
+
+def _size(nodes: Sequence[Node]) -> str:
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    return f"{_count(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _check_request(workers: int, gpus_per_worker: float, concurrent: int | None) -> None:
+    if workers < 1:
+        raise ValueError(f"workers={workers}: expected 1 or more")
+    if concurrent is not None and concurrent < 1:
+        raise ValueError(f"concurrent={concurrent}: expected 1 or more, or None for all that fit")
+    if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker % 1):
+        raise ValueError(
+            f"gpus_per_worker={gpus_per_worker:g}: expected a whole number, or a part of one GPU"
+        )
+
+
+def _slots(node: Node, gpus_per_worker: float) -> int:
+    """Workers that a node holds."""
+    gpus = node.get("GPU", 0) / gpus_per_worker if gpus_per_worker else inf
+    return int(min(node.get("CPU", 0), gpus + 1e-9))
+
+
+def _drivers_beside(node: Node, slots: int) -> int:
+    return int((node["CPU"] - slots * WORKER_CPU) / DRIVER_CPU + 1e-6)
+
+
+def _shortage(
+    workers: int, gpus_per_worker: float, concurrent: int | None, most: int, nodes: Sequence[Node]
+) -> str:
+    trials, team = _count(concurrent or 1, "trial"), _count(workers, "worker")
+    asked = f"{trials} at once, each of {team} with 1 CPU and {gpus_per_worker:g} GPUs"
+    largest = max((node.get("GPU", 0) for node in nodes), default=0)
+    if gpus_per_worker > largest:
+        return (
+            f"{asked}: the largest of {_count(len(nodes), 'node')} has {largest:g} GPUs, and the"
+            f" GPUs of a worker come from one node: use gpus_per_worker={largest:g} or a cluster"
+            " with larger nodes"
+        )
+    fewer = f"concurrent={most} or less" if most else "a smaller gpus_per_worker"
+    return (
+        f"{asked}: the cluster has {_size(nodes)}, room for {_count(most, 'trial')}:"
+        f" use {fewer}, fewer workers, or more nodes"
+    )

@@ -1,0 +1,135 @@
+"""Several workers as one: what the loop needs of torch.distributed, and Ray Train to start them."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssdet.models.norm import SubBatchNorm3d, pooled_statistics
+from ssdet.training.context import Context
+
+
+def parallel(module: nn.Module, context: Context) -> nn.Module:
+    """The module as one of `context.world` replicas that average their gradients."""
+    if context.world == 1:
+        return module
+    devices = [context.device] if context.device.type == "cuda" else None
+    # Normalisation statistics differ between workers on purpose: each holds its own groups.
+    return nn.parallel.DistributedDataParallel(module, devices, broadcast_buffers=False)
+
+
+def barrier(context: Context) -> None:
+    """Wait for all workers."""
+    if context.world > 1:
+        dist.barrier()
+
+
+def agree(decision: bool, context: Context) -> bool:
+    """The decision of rank 0, on every worker."""
+    if context.world == 1:
+        return decision
+    flag = torch.tensor([decision], dtype=torch.int32, device=context.device)
+    dist.broadcast(flag, 0)
+    return bool(flag.item())
+
+
+@torch.no_grad()
+def whole_state(model: nn.Module, context: Context) -> dict[str, Tensor]:
+    """State dict as one worker with all samples would have it; every worker must call.
+
+    Split statistics of all workers are put side by side (worker r holds splits r, r + world, …)
+    and the running statistics are those of all splits together.
+    """
+    state = dict(model.state_dict())
+    for name, module in model.named_modules():
+        if not isinstance(module, SubBatchNorm3d):
+            continue
+        local = torch.stack([module.split_mean, module.split_var])
+        rows = local.view(2, -1, module.num_features)
+        if context.world > 1:
+            parts = [torch.empty_like(rows) for _ in range(context.world)]
+            dist.all_gather(parts, rows.contiguous())
+            rows = torch.stack(parts, 2).flatten(1, 2)
+        mean, var = pooled_statistics(*rows)
+        state |= {
+            f"{name}.split_mean": rows[0].flatten().clone(),
+            f"{name}.split_var": rows[1].flatten().clone(),
+            f"{name}.running_mean": mean,
+            f"{name}.running_var": var,
+        }
+    return state
+
+
+def own_state(state: dict[str, Tensor], model: nn.Module, context: Context) -> dict[str, Tensor]:
+    """This worker's part of a `whole_state`: its own splits."""
+    mine = dict(state)
+    for name, module in model.named_modules():
+        if isinstance(module, SubBatchNorm3d):
+            for key in (f"{name}.split_mean", f"{name}.split_var"):
+                rows = state[key].view(-1, module.num_features)
+                mine[key] = rows[context.rank :: context.world].flatten()
+    return mine
+
+
+def run_workers(
+    workers: int,
+    resources: Mapping[str, float],
+    folder: Path,
+    work: Callable[..., dict[str, Any]],
+    *arguments: Any,
+) -> dict[str, Any]:
+    """Run `work(context, *arguments)` on several Ray Train workers; returns what rank 0 returned.
+
+    Must be called where Ray is initialised; inside a Tune trial the workers' reports become the
+    trial's. Workers that die are started again, at most three times, and go on from the last
+    checkpoint. Raises RuntimeError with the first worker's error when training fails.
+    """
+    from ray import train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    answer = folder / "workers.json"
+    answer.unlink(missing_ok=True)
+
+    def each() -> None:
+        place = train.get_context()
+        context = Context(
+            folder,
+            rank=place.get_world_rank(),
+            world=place.get_world_size(),
+            device=train.torch.get_device(),
+            report=lambda metrics: train.report(dict(metrics)),
+        )
+        result = work(context, *arguments)
+        if context.rank == 0:
+            answer.write_text(json.dumps(result))
+
+    callbacks = []
+    with suppress(RuntimeError):  # refuses to exist outside a Tune trial, where none listens
+        callbacks.append(TuneReportCallback())
+    trainer = TorchTrainer(
+        each,
+        scaling_config=train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(resources.get("GPU")),
+            resources_per_worker=dict(resources),
+        ),
+        run_config=train.RunConfig(
+            name=f"workers-{time.time_ns()}",
+            storage_path=str(folder / "ray"),
+            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=3),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        trainer.fit()
+    finally:
+        shutil.rmtree(folder / "ray", ignore_errors=True)
+    return json.loads(answer.read_text())

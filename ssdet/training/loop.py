@@ -1,0 +1,194 @@
+"""The training loop, for pretraining and fine-tuning, alone or as one of several workers."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssdet import augment
+from ssdet.data.clips import Batch, Clips, batches, normalise
+from ssdet.data.sampling import generator_for
+from ssdet.models import create
+from ssdet.models.fast import accelerate
+from ssdet.models.norm import set_splits
+from ssdet.training import losses
+from ssdet.training.context import Context
+from ssdet.training.distributed import parallel
+from ssdet.training.optim import set_lr
+from ssdet.training.recipe import TrainRecipe
+from ssdet.training.state import Progress, State, Validate
+
+
+def train(
+    recipe: TrainRecipe,
+    clips: Clips,
+    context: Context,
+    initial: Mapping[str, Tensor] | None = None,
+    validate: Validate | None = None,
+) -> dict[str, Any]:
+    """Train from `initial` weights (their classifier is replaced), or from fresh ones.
+
+    Goes on from `context.folder/checkpoints/last.pt` where there is one, to the same bits as a run
+    that was never stopped. Returns what happened; the weights are in the checkpoints `last` and,
+    with `validate`, `best`. Raises FloatingPointError when the loss is not finite.
+    """
+    optim = recipe.optim
+    model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
+    set_splits(model, splits(recipe, optim.batch // (context.world * optim.accumulate)))
+    state = State(recipe, model, context)
+    state.restore()
+    scored = parallel(Readout(model, recipe.readout), context)
+    mixing = augment.create(recipe.augment, **recipe.augment_options)
+    data = batches(
+        clips, optim.batch, state.step, optim.steps, context.rank, context.world, context.loaders
+    )
+    progress = Progress(optim.steps, context)
+    model.train()
+    for step in range(state.step, optim.steps):
+        seed_dropout(recipe.seed, step, context.rank)
+        lr = set_lr(state.optimizer, optim, step)
+        batch = next(data)
+        total = 0.0
+        for part in batch.split(optim.accumulate):
+            with autocast(context.device, optim.amp):
+                loss = batch_loss(recipe, scored, mixing, part, step, context)
+            state.scaler.scale(loss / optim.accumulate).backward()
+            total += loss.item() / optim.accumulate
+        if not math.isfinite(total):
+            raise FloatingPointError(f"loss is {total} at step {step}: lower the learning rate")
+        state.update()
+        state.replaced |= batch.replaced
+        progress.add(step, total, lr, len(batch) * context.world)
+        if validate is not None and due(step + 1, optim.steps, recipe.validations):
+            state.judge(validate)
+        state.save_if_due()
+    return state.finish()
+
+
+def network(
+    recipe: TrainRecipe, classes: int, initial: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """The recipe's network: fresh weights by its seed, or `initial` under a fresh classifier."""
+    generator = generator_for(recipe.seed, "weights", recipe.task)
+    model = create(
+        recipe.model.name,
+        recipe.head_classes(classes),
+        generator=generator,
+        **dict(recipe.model.options),
+    )
+    if initial is not None:
+        fresh = model.state_dict()
+        keep = {k: v for k, v in initial.items() if k in fresh and v.shape == fresh[k].shape}
+        classifier = {name for name in fresh if ".proj." in name}
+        wrong = {k for k in fresh.keys() - keep.keys() - classifier if ".split_" not in k}
+        if wrong:
+            raise ValueError(f"initial weights do not fit {recipe.model.name}: {sorted(wrong)[:5]}")
+        model.load_state_dict({**fresh, **{k: v for k, v in keep.items() if k not in classifier}})
+    return accelerate(model)
+
+
+class Readout(nn.Module):
+    """A network as the loss sees it: frame logits [B, K, T], or clip logits [B, K]."""
+
+    def __init__(self, model: nn.Module, readout: str) -> None:
+        super().__init__()
+        self.model, self.readout = model, readout
+
+    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+        if self.readout == "clip":
+            return self.model.classify(clips_BCTHW)  # type: ignore[operator]
+        return self.model(clips_BCTHW)
+
+
+def batch_loss(
+    recipe: TrainRecipe,
+    scored: nn.Module,
+    mixing: augment.Augmentation,
+    batch: Batch,
+    step: int,
+    context: Context,
+) -> Tensor:
+    """Loss of one part of a batch."""
+    clips = normalise(batch.clips_BTHWC, recipe.clip, context.device)
+    labels = batch.targets_BKF.to(context.device)
+    if recipe.task == "finetune":
+        return losses.localisation_loss(scored(clips), labels, batch.mask_BF.to(context.device))
+    labels = labels[:, :, 0]
+    targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
+    if recipe.readout == "clip":
+        return losses.soft_cross_entropy(scored(clips), targets[:, :, 0])
+    targets, components = mix(recipe, mixing, clips, targets, batch, step)
+    logits = scored(clips)
+    if recipe.loss == "released":
+        return losses.released_loss(logits, components)
+    if recipe.loss == "bce":
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    return losses.soft_cross_entropy(logits, targets)
+
+
+def mix(
+    recipe: TrainRecipe,
+    mixing: augment.Augmentation,
+    clips_BCTHW: Tensor,
+    targets_BKT: Tensor,
+    batch: Batch,
+    step: int,
+) -> tuple[Tensor, augment.Components]:
+    """Augment the clips in place, normalisation group by group.
+
+    A group is what shares batch statistics, so clips are mixed with the same partners and by the
+    same draws on any number of workers.
+    """
+    groups = splits(recipe, len(batch))
+    parts = []
+    mixed = torch.empty_like(targets_BKT)
+    for group in range(groups):
+        members = slice(group, None, groups)
+        draws_of = generator_for(recipe.seed, "mix", step, int(batch.positions_B[group]))
+        clips, targets, components = mixing(
+            clips_BCTHW[members], targets_BKT[members], draws_of, inplace=True,
+            return_components=True,
+        )  # fmt: skip
+        mixed[members] = targets
+        parts.append(components)
+    return mixed, join(parts)
+
+
+def join(parts: Sequence[augment.Components]) -> augment.Components:
+    """Components of several groups as those of one batch; a group that has fewer gets empty ones,
+    which weigh nothing."""
+    most = max(len(part.weights) for part in parts)
+    padded = [
+        [torch.cat([field, field.new_zeros(most - len(field), *field.shape[1:])]) for field in part]
+        for part in parts
+    ]
+    return augment.Components(*(torch.cat(fields, 1) for fields in zip(*padded, strict=True)))
+
+
+def splits(recipe: TrainRecipe, samples: int) -> int:
+    """Normalisation groups among `samples` clips of one forward pass."""
+    group = recipe.model.norm_group
+    if samples > group and samples % group:
+        raise ValueError(
+            f"{samples} clips a pass do not divide into groups of {group}: change the batch, the "
+            "accumulation, the number of workers or model.norm_group"
+        )
+    return max(1, samples // group)
+
+
+def due(step: int, steps: int, times: int) -> bool:
+    """Whether one of `times` evenly spaced events falls on the end of step `step` (from 1)."""
+    return step * times // steps > (step - 1) * times // steps
+
+
+def seed_dropout(seed: int, step: int, rank: int) -> None:
+    """Dropout reads the global generator: give it a state that depends on the step alone."""
+    torch.manual_seed(generator_for(seed, "step", step, rank).initial_seed())
+
+
+def autocast(device: torch.device, amp: str) -> torch.autocast:
+    """Mixed precision as the recipe says."""
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")

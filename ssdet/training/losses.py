@@ -1,0 +1,61 @@
+"""Losses of pretraining and fine-tuning, and the targets that they compare with."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssdet.augment import Components
+
+
+def pretrain_targets(
+    labels_BK: Tensor, frames: int, background: Literal["class", "zero", "class0"]
+) -> Tensor:
+    """Pseudo labels [B, K or K + 1, T]: a clip's label at every frame (paper, Frame-level Pseudo
+    Labels). With background="class" the actions move up by one and class 0 is the background."""
+    if background == "class":
+        labels_BK = F.pad(labels_BK, (1, 0))
+    return labels_BK.unsqueeze(2).repeat(1, 1, frames)
+
+
+def soft_cross_entropy(logits_BKT: Tensor, targets_BKT: Tensor) -> Tensor:
+    """Cross entropy with soft labels, mean over clips and frames (MODELS.md 2.3, `soft_ce`).
+
+    A frame whose target is all zero contributes nothing. Also for [B, K].
+    """
+    return -(targets_BKT * F.log_softmax(logits_BKT, 1)).sum(1).mean()
+
+
+def released_loss(logits_BKT: Tensor, components: Components) -> Tensor:
+    """Loss of the published code: each component's weighted cross entropy over the number of
+    frames of the batch in which it is visible, summed over components (MODELS.md 2.3, `compat`).
+    """
+    log_BKT = F.log_softmax(logits_BKT, 1)
+    entropy_MBT = -(components.labels * log_BKT).sum(2)
+    total_M = (components.weights * entropy_MBT).sum((1, 2))
+    visible_M = components.visible.to(total_M.dtype).sum((1, 2))
+    return (total_M / visible_M.clamp(min=1)).sum()
+
+
+def localisation_loss(logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor) -> Tensor:
+    """½ (BCE of the clip's maximum + BCE of the frames), frames that do not exist left out.
+
+    logits at the network's rate are interpolated to the F video frames (paper, Charades
+    Evaluation; MODELS.md 4).
+    """
+    logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2])
+    absent = ~mask_BF.unsqueeze(1)
+    clip = F.binary_cross_entropy_with_logits(
+        logits_BKF.masked_fill(absent, -torch.inf).amax(2), targets_BKF.masked_fill(absent, 0).amax(2)
+    )
+    frame = F.binary_cross_entropy_with_logits(logits_BKF, targets_BKF, reduction="none")
+    frames = mask_BF.sum() * logits_BKT.shape[1]
+    return 0.5 * (clip + frame.masked_fill(absent, 0).sum() / frames)
+
+
+def interpolate(logits_BKT: Tensor, frames: int) -> Tensor:
+    """Linear interpolation in time to `frames` columns (align_corners=False)."""
+    if logits_BKT.shape[2] == frames:
+        return logits_BKT
+    return F.interpolate(logits_BKT, size=frames, mode="linear", align_corners=False)

@@ -1,0 +1,108 @@
+"""What is trained and how: frozen, typed, and the same thing in Python, in JSON and in a hash."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from ssdet.data.clips import ClipRecipe
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """A registered network and its options."""
+
+    name: str = "x3d_tiny"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    norm_group: int = 8
+    """Samples that share batch statistics, whatever the batch and the number of workers."""
+
+
+@dataclass(frozen=True)
+class OptimRecipe:
+    """Optimiser, schedule and batch."""
+
+    steps: int = 100
+    batch: int = 16
+    """Samples per optimiser step, over all workers and accumulation steps."""
+    lr: float = 0.05
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-5
+    schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.8,)
+    """Shares of all steps at which `step` divides the learning rate by ten."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    head_lr_mult: float = 1.0
+    """Learning rate of the head over that of the backbone (the published code: 10)."""
+    accumulate: int = 1
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0 leaves gradients alone."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which is what is evaluated; 0 keeps none."""
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.accumulate) < 1:
+            raise ValueError(f"steps, batch and accumulate must be at least 1: {self}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts")
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """One training run: pretraining on labelled clips, or fine-tuning on labelled frames."""
+
+    task: Literal["pretrain", "finetune"]
+    model: ModelRecipe = ModelRecipe()
+    clip: ClipRecipe = ClipRecipe()
+    optim: OptimRecipe = OptimRecipe()
+    seed: int = 0
+    readout: Literal["frame", "clip"] = "frame"
+    """Pretraining: score every frame (detection) or the clip's average (classification)."""
+    loss: Literal["soft_ce", "bce", "released"] = "soft_ce"
+    """Pretraining loss; fine-tuning always takes localisation and classification BCE."""
+    augment: str = "none"
+    augment_options: Mapping[str, Any] = field(default_factory=dict)
+    background: Literal["class", "zero", "class0"] = "class"
+    """Frozen frames: an extra class 0, no class at all, or (as released) the first action."""
+    validations: int = 2
+    """How often the validation split is scored, evenly spaced, the last time at the end."""
+
+    def __post_init__(self) -> None:
+        if self.readout == "clip" and self.augment != "none":
+            raise ValueError(f"augment={self.augment!r} labels frames: it needs readout='frame'")
+        if self.task == "finetune" and self.augment != "none":
+            raise ValueError("volume augmentations belong to pretraining: augment must be 'none'")
+
+    def head_classes(self, classes: int) -> int:
+        """Outputs of the head for a data set of `classes` classes."""
+        return classes + (self.task == "pretrain" and self.background == "class")
+
+
+Recipe = TypeVar("Recipe")
+
+
+def to_json(recipe: Any) -> dict[str, Any]:
+    """Recipe as plain JSON values."""
+    return TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+
+
+def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
+    """Recipe from `to_json` values; unknown or ill-typed fields raise ValueError naming them."""
+    recipe = TypeAdapter(kind).validate_python(values)
+    if (unknown := _unknown(asdict(recipe), values)):  # type: ignore[call-overload]
+        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
+    return recipe
+
+
+def _unknown(known: Mapping[str, Any], values: Mapping[str, Any], at: str = "") -> list[str]:
+    found = []
+    for name, value in values.items():
+        if name not in known:
+            found.append(at + name)
+        elif isinstance(value, Mapping) and not name.endswith("options"):
+            found += _unknown(known[name], value, f"{at}{name}.")
+    return found
