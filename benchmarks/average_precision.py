@@ -62,12 +62,9 @@ def report_meters(frames: int, classes: int, rounds: int) -> None:
             f"{seconds['scikit-learn'] / spent:>12.1f} ({over_sklearn:.0f})"
         )
     rounded = average_precision(half, targets, ties="sklearn")
-    print(
-        f"sort from scikit-learn: {np.abs(values['exact'] - values['scikit-learn']).max():.0e} (0)"
-    )
-    print(
-        f"histogram from the sort of its scores: {np.abs(values['histogram'] - rounded).max():.0e} (0)"
-    )
+    sort_error = np.abs(values["exact"] - values["scikit-learn"]).max()
+    histogram_error = np.abs(values["histogram"] - rounded).max()
+    print(f"largest error: sort {sort_error:.0e} (0), histogram {histogram_error:.0e} (0)")
 
 
 def interleaved(

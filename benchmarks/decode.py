@@ -28,7 +28,9 @@ from ssdet.data.video import read_clip
 FRAMES, STRIDE, RATE, SECONDS, WIDTH, HEIGHT = 16, 5, 30, 10, 340, 256
 Reader = Callable[[str, list[int]], object]
 SPAN = (FRAMES - 1) * STRIDE + 1
-TARGETS = "naive / it >= 4 (keyframes every 60; far ones bound it by naive / floor), it / floor <= 1.25"
+TARGETS = (
+    "naive / it >= 4 (keyframes every 60; far ones bound it by naive / floor), it / floor <= 1.25"
+)
 
 
 def make_video(path: Path, gop: int) -> None:

@@ -1,6 +1,6 @@
 """Table A.1a: the number of frozen segments in Volume Freeze, and what a frozen frame is called.
 
-    python experiments/ablate_freeze.py
+python experiments/ablate_freeze.py
 """
 
 from ssdet.cli import experiment

@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -28,7 +28,8 @@ from ssdet.studies.presets import Preset, preset
 from ssdet.studies.progress import duration
 from ssdet.studies.runner import StagesFailed, run
 from ssdet.studies.store import Store
-from ssdet.studies.study import Study
+from ssdet.studies.study import Experiment, Study
+from ssdet.training.recipe import TrainRecipe
 
 Format = Literal["moving_shapes", "segments", "charades", "multithumos"]
 
@@ -58,6 +59,10 @@ class Options:
     """Processes per worker that decode ahead."""
     arms: tuple[str, ...] = ()
     """Only these arms (the baseline is always there)."""
+    pretrain_steps: int | None = None
+    """Optimiser steps of pretraining, instead of the preset's."""
+    finetune_steps: int | None = None
+    """Optimiser steps of fine-tuning, instead of the preset's."""
     dry_run: bool = False
     """Print the plan and what it would cost; run nothing."""
     upstream: str | None = None
@@ -76,7 +81,9 @@ class Usage(ValueError):
 
 def experiment(study: Study, arguments: list[str] | None = None) -> None:
     """Run a study from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    options = tyro.cli(Options, args=arguments, prog=f"{study.name}.py", description=study.table.title)
+    options = tyro.cli(
+        Options, args=arguments, prog=f"{study.name}.py", description=study.table.title
+    )
     sys.exit(main(study, options))
 
 
@@ -117,8 +124,8 @@ def resolve(study: Study, options: Options) -> Study:
     arms = study.arms
     if options.arms:
         if unknown := set(options.arms) - {arm.name for arm in arms}:
-            names = ", ".join(arm.name for arm in arms)
-            raise Usage(f"no arm named {', '.join(sorted(unknown))}: choose from {names}")
+            known = ", ".join(arm.name for arm in arms)
+            raise Usage(f"no arm named {', '.join(sorted(unknown))}: choose from {known}")
         wanted = {*options.arms, study.baseline}
         arms = tuple(arm for arm in arms if arm.name in wanted)
     names = {arm.name for arm in arms}
@@ -127,10 +134,23 @@ def resolve(study: Study, options: Options) -> Study:
         study,
         arms=arms,
         seeds=tuple(range(options.seeds)),
-        base=chosen.experiment,
+        base=_with_steps(chosen.experiment, options),
         data=data_of(options, chosen),
         table=replace(study.table, quoted=quoted),
     )
+
+
+def _with_steps(base: Experiment, options: Options) -> Experiment:
+    """The base with the schedule lengths that were asked for."""
+
+    def lasting(recipe: TrainRecipe | None, steps: int | None) -> TrainRecipe | None:
+        if recipe is None or steps is None:
+            return recipe
+        return replace(recipe, optim=replace(recipe.optim, steps=steps))
+
+    tuned = lasting(base.finetune, options.finetune_steps)
+    assert tuned is not None
+    return replace(base, pretrain=lasting(base.pretrain, options.pretrain_steps), finetune=tuned)
 
 
 def data_of(options: Options, chosen: Preset) -> Data:
@@ -171,7 +191,8 @@ def show_plan(planned: Plan, store: Store, options: Options, out: Console) -> No
     for stage in planned.unshared:
         shared[stage.id] = shared.get(stage.id, 0) + 1
     done = {name for name in planned.stages if store.result(name) is not None}
-    tree = Tree(f"{planned.study.name}: {len(planned.study.arms)} arms × {len(planned.study.seeds)} seeds")
+    study = planned.study
+    tree = Tree(f"{study.name}: {len(study.arms)} arms × {len(study.seeds)} seeds")
     for arm in planned.study.arms:
         branch = tree.add(arm.label)
         for item in planned.of(arm.name):

@@ -77,13 +77,13 @@ def test_the_token_is_made_on_the_head_and_is_in_no_file_of_ours(cluster: dict[s
     assert "RAY_AUTH_TOKEN" not in TEXT and not re.search(r"\b[0-9a-f]{32,}\b", TEXT)
 
 
-def test_the_store_lies_on_the_storage_that_every_node_mounts(
-    cluster: dict[str, Any], login: dict[str, str]
+@pytest.mark.parametrize("variable", ["SSDET_STORE", "SSDET_CACHE"])
+def test_stages_and_decoded_videos_lie_on_the_storage_that_every_node_mounts(
+    cluster: dict[str, Any], login: dict[str, str], variable: str
 ) -> None:
     mount = next(c for c in cluster["initialization_commands"] if " mount " in c)
-    folder = shlex.split(mount)[-1]
-    assert Path(login["SSDET_STORE"]).is_relative_to(folder)
-    assert any("SSDET_STORE=" in command for command in cluster["worker_setup_commands"])
+    assert Path(login[variable]).is_relative_to(shlex.split(mount)[-1])
+    assert any(f"{variable}=" in command for command in cluster["worker_setup_commands"])
 
 
 def test_only_the_head_points_at_the_cluster(

@@ -9,12 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssdet.augment.base import (
-    Augmentation,
-    Components,
-    Effect,
-    uniform,
-)
+from ssdet.augment.base import Augmentation, Components, Effect, uniform
 from ssdet.augment.checks import check_batch, check_choice, check_generator, destination
 from ssdet.augment.cutmix import VolumeCutMix
 from ssdet.augment.freeze import VolumeFreeze
@@ -159,9 +154,9 @@ class _Choice:
         most = max([len(r.weights) for r in results.values()], default=len(components.weights))
         merged = _padded(components, most)
         for c, result in results.items():
-            chosen_B = (self.choice_B == c).to(components.weights.device)
+            chosen = (self.choice_B == c).nonzero()[:, 0].to(components.weights.device)
             for part, new in zip(merged, _padded(result, most), strict=True):
-                part[:, chosen_B] = new[:, chosen_B]
+                part.index_copy_(1, chosen, new[:, chosen])
         return merged
 
 

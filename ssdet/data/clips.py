@@ -38,7 +38,9 @@ class ClipRecipe:
             raise ValueError(f"{self.frames} frames at stride {self.stride}: need >= 2 and >= 1")
         low, high = self.short_side
         if not self.size <= low <= high:
-            raise ValueError(f"short_side {self.short_side} must be a range from size {self.size} up")
+            raise ValueError(
+                f"short_side {self.short_side} must be a range from size {self.size} up"
+            )
 
 
 @dataclass
@@ -61,8 +63,16 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """Equal parts: samples 0, parts, 2 · parts, … first, so that groups stay together."""
-        tensors = (self.clips_BTHWC, self.targets_BKF, self.mask_BF, self.positions_B)
-        return [Batch(*(t[i::parts] for t in tensors), self.replaced) for i in range(parts)]
+        return [
+            Batch(
+                self.clips_BTHWC[part::parts],
+                self.targets_BKF[part::parts],
+                self.mask_BF[part::parts],
+                self.positions_B[part::parts],
+                self.replaced,
+            )
+            for part in range(parts)
+        ]
 
 
 class Clips(Dataset):

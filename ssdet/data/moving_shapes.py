@@ -157,7 +157,7 @@ def _shape_mask(kind: int, u: np.ndarray, v: np.ndarray, blur: np.ndarray) -> np
 
 def _draw(canvas_THWC: np.ndarray, pose: Pose, rng: np.random.Generator, contrast: float) -> None:
     """Paint a sprite over the canvas (floats in 0…1), frame by frame."""
-    frames, size = canvas_THWC.shape[:2]
+    size = canvas_THWC.shape[1]
     grid = (np.arange(size) + 0.5) / size
     dx = grid[None, None, :] - pose.x_T[:, None, None]
     dy = grid[None, :, None] - pose.y_T[:, None, None]

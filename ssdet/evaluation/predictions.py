@@ -44,6 +44,7 @@ class PredictionWriter:
     def __enter__(self) -> "PredictionWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         self._index_path.unlink(missing_ok=True)
+        self._data_path.unlink(missing_ok=True)  # who has the former shard mapped keeps its file
         self._file: IO[bytes] = self._data_path.open("wb", buffering=1 << 20)
         return self
 

@@ -1,14 +1,21 @@
 """Sub-batch normalisation: batch statistics over groups of a few clips, whatever the batch size.
 
-Sample i of a batch belongs to split i mod n. Every split is normalised by its own statistics in
-training; evaluation uses the statistics of all splits together (X3D-Multigrid; MODELS.md 1.2).
+Sample i of a batch belongs to split i mod n. In training every split is normalised by its own
+statistics; evaluation uses those of all splits together (X3D-Multigrid; MODELS.md 1.2).
+
+In a run of w processes, process r holds the samples r, r + w, r + 2w, ... and 1/w of the splits:
+its split k is split k * w + r of the whole batch.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+_SPLIT, _RUNNING = ("split_mean", "split_var"), ("running_mean", "running_var")
 
 
 class SubBatchNorm3d(nn.BatchNorm3d):
@@ -22,8 +29,12 @@ class SubBatchNorm3d(nn.BatchNorm3d):
     Raises ValueError in training if N is not a multiple of ``splits``.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
     split_mean: Tensor
     split_var: Tensor
+    momentum: float
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, splits: int = 1
@@ -36,29 +47,11 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         if splits < 1:
             raise ValueError(f"splits={splits}: a batch has at least one split")
         self.splits = splits
-        self.register_buffer("split_mean", self.running_mean.repeat(splits))
-        self.register_buffer("split_var", self.running_var.repeat(splits))
+        for split, running in zip(_SPLIT, _RUNNING, strict=True):
+            self.register_buffer(split, getattr(self, running).repeat(splits))
 
-    def forward(self, x_NCTHW: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x_NCTHW)
-        samples, channels = x_NCTHW.shape[:2]
-        self.check(samples)
-        self.num_batches_tracked.add_(1)
-        grouped = x_NCTHW.reshape(samples // self.splits, self.splits * channels, *x_NCTHW.shape[2:])
-        normalised = F.batch_norm(
-            grouped,
-            self.split_mean,
-            self.split_var,
-            self.weight.repeat(self.splits),
-            self.bias.repeat(self.splits),
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
-        return normalised.reshape(x_NCTHW.shape)
-
-    def check(self, samples: int) -> int:
+    def splits_of(self, samples: int) -> int:
+        """The number of splits, after a check that a batch of ``samples`` divides into them."""
         if samples % self.splits:
             raise ValueError(
                 f"batch of {samples} samples does not divide into {self.splits} splits: "
@@ -66,32 +59,55 @@ class SubBatchNorm3d(nn.BatchNorm3d):
             )
         return self.splits
 
+    def forward(self, x_NCTHW: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x_NCTHW)
+        (samples, channels), splits = x_NCTHW.shape[:2], self.splits_of(len(x_NCTHW))
+        self.num_batches_tracked.add_(1)
+        y = F.batch_norm(
+            x_NCTHW.reshape(samples // splits, splits * channels, *x_NCTHW.shape[2:]),
+            self.split_mean,
+            self.split_var,
+            self.weight.repeat(splits),
+            self.bias.repeat(splits),
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return y.reshape(x_NCTHW.shape)
+
     def train(self, mode: bool = True) -> "SubBatchNorm3d":
         if self.training and not mode:
-            self.aggregate()
-        super().train(mode)
-        return self
-
-    @torch.no_grad()
-    def aggregate(self) -> None:
-        """Running statistics of all splits: mean of means; mean variance + variance of means."""
-        mean, var = pooled_statistics(
-            self.split_mean.view(-1, self.num_features), self.split_var.view(-1, self.num_features)
-        )
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(var)
+            self.running_mean.copy_(self.split_mean.view(self.splits, -1).mean(0))
+            self.running_var.copy_(pooled_variance(self.split_mean, self.split_var, self.splits))
+        return super().train(mode)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in ("mean", "var"):
-            running = state_dict.get(f"{prefix}running_{name}")
-            if running is not None and f"{prefix}split_{name}" not in state_dict:
-                state_dict[f"{prefix}split_{name}"] = running.repeat(self.splits)
+        for split, running in zip(_SPLIT, _RUNNING, strict=True):
+            if prefix + running in state_dict:
+                start = state_dict[prefix + running].repeat(self.splits)
+                state_dict.setdefault(prefix + split, start)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def pooled_statistics(mean_SC: Tensor, var_SC: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [C] of equally large splits (rows) taken together."""
-    return mean_SC.mean(0), var_SC.mean(0) + mean_SC.var(0, unbiased=False)
+def pooled_variance(mean: Tensor, var: Tensor, splits: int) -> Tensor:
+    """Variance [C] of equally large splits taken together, from their statistics [splits * C]."""
+    between = mean.view(splits, -1).var(0, unbiased=False)
+    return var.view(splits, -1).mean(0) + between
+
+
+def splits_for(batch: int, group: int = 8) -> int:
+    """Number of splits that gives statistics over ``group`` samples; one for a smaller batch.
+
+    Raises ValueError for a batch that is larger than a group and no multiple of it.
+    """
+    if batch > group and batch % group:
+        raise ValueError(
+            f"batch of {batch} samples does not divide into groups of {group}: "
+            f"use {batch - batch % group} or {batch - batch % group + group} samples, "
+            "or another group size"
+        )
+    return max(1, batch // group)
 
 
 def set_splits(model: nn.Module, splits: int) -> None:
@@ -99,3 +115,65 @@ def set_splits(model: nn.Module, splits: int) -> None:
     for module in model.modules():
         if isinstance(module, SubBatchNorm3d):
             module.set_splits(splits)
+
+
+def gather_splits(model: nn.Module, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
+    """State dict of the whole run: the splits of all processes, running statistics over them.
+
+    Every process of ``group`` must call it. Without torch.distributed it is the model's own.
+    """
+    state = dict(model.state_dict())
+    names = [name for name in state if name.endswith(_SPLIT)]
+    if not names:
+        return state
+    sizes = [len(state[name]) for name in names]
+    for name, values_RS in zip(names, _of_all(names, state, group).split(sizes, 1), strict=True):
+        channels = len(state[_running(name)])
+        state[name] = values_RS.unflatten(1, (-1, channels)).transpose(0, 1).flatten()
+    for name in names:
+        if name.endswith(_SPLIT[0]):
+            variance = name.removesuffix(_SPLIT[0]) + _SPLIT[1]
+            mean, splits = state[name], len(state[name]) // len(state[_running(name)])
+            state[_running(name)] = mean.view(splits, -1).mean(0)
+            state[_running(variance)] = pooled_variance(mean, state[variance], splits)
+    return state
+
+
+def _of_all(names: list[str], state: Mapping[str, Tensor], group: Any) -> Tensor:
+    local = torch.cat([state[name] for name in names])
+    if not (dist.is_available() and dist.is_initialized()):
+        return local[None]
+    ranks = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(ranks, local, group)
+    return torch.stack(ranks)
+
+
+def scatter_splits(state: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
+    """The part of a whole run's state dict that process ``rank`` of ``world`` loads.
+
+    Raises ValueError if the splits cannot be shared out evenly.
+    """
+    part = dict(state)
+    for name in state:
+        if name.endswith(_SPLIT):
+            values_SC = state[name].view(-1, len(state[_running(name)]))
+            if len(values_SC) % world:
+                raise ValueError(
+                    f"{name}: {len(values_SC)} splits cannot be shared by {world} processes: "
+                    "use a number of processes that divides them, or load without split statistics"
+                )
+            part[name] = values_SC[rank::world].flatten()
+    return part
+
+
+def aggregate_splits(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
+    """Set running statistics to those of the splits of all processes, for evaluation by each."""
+    state = gather_splits(model, group)
+    for name, buffer in model.named_buffers():
+        if name.endswith(_RUNNING):
+            buffer.copy_(state[name])
+
+
+def _running(name: str) -> str:
+    head, _, statistic = name.rpartition("split_")
+    return f"{head}running_{statistic}"

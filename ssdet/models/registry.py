@@ -12,14 +12,26 @@ from torch import nn
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_OPTIONS: dict[str, list[str]] = {}
 
 
 def register(builder: Builder) -> Builder:
     """Make ``builder(num_classes, *, ...) -> nn.Module`` available under its function name."""
-    if builder.__name__ in _BUILDERS:
-        raise ValueError(f"model {builder.__name__!r} is registered twice")
-    _BUILDERS[builder.__name__] = builder
-    return builder
+    return variant_of(builder)(builder)
+
+
+def variant_of(base: Callable[..., nn.Module]) -> Callable[[Builder], Builder]:
+    """Register a builder that hands ``**options`` on to ``base`` and so has the options of it."""
+
+    def add(builder: Builder) -> Builder:
+        name = builder.__name__
+        if name in _BUILDERS:
+            raise ValueError(f"model {name!r} is registered twice")
+        _BUILDERS[name] = builder
+        _OPTIONS[name] = list(inspect.signature(base).parameters)[1:]
+        return builder
+
+    return add
 
 
 def available(pattern: str = "*") -> list[str]:
@@ -37,13 +49,12 @@ def create(
     """
     if name not in _BUILDERS:
         raise ValueError(f"no model named {name!r}{_hint(name, available())}")
-    builder = _BUILDERS[name]
-    known = list(inspect.signature(builder).parameters)[1:]
+    known = _OPTIONS[name]
     for option in options:
         if option not in known:
             raise TypeError(f"model {name!r} has no option {option!r}{_hint(option, known)}")
     with seeded(generator):
-        return builder(num_classes, **options)
+        return _BUILDERS[name](num_classes, **options)
 
 
 @contextmanager
@@ -55,7 +66,7 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     if generator is None:
         yield
         return
-    seed = int(torch.randint(2**62, (), generator=generator))
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

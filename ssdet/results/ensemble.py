@@ -16,7 +16,8 @@ def mean_probability(members: Sequence[PredictionSet], folder: str | Path) -> Pr
 
     Frames are aligned by video id and position; sums are float32, the result is float16.
     Raises ValueError naming the videos where members differ in videos, frames, rate or classes,
-    for altered data, and for a folder that a member is read from. Source: specs/EVAL.md 3 (mean of sigmoids).
+    for altered data, and for a folder that a member is read from. Source: specs/EVAL.md 3
+    (mean of sigmoids).
     """
     _check(members, Path(folder))
     first = members[0]

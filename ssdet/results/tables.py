@@ -206,8 +206,16 @@ def write_csv(table: ResultTable, path: Path) -> None:
         for row in table.rows:
             for readout, cell in row.cells.items():
                 d = cell.difference
-                differing = ["", "", "", ""] if d is None else [
-                    _number(d.difference), _number(d.low), _number(d.high), _number(d.p_value)]
+                differing = (
+                    ["", "", "", ""]
+                    if d is None
+                    else [
+                        _number(d.difference),
+                        _number(d.low),
+                        _number(d.high),
+                        _number(d.p_value),
+                    ]
+                )
                 by_seed = " ".join(f"{seed}:{_number(v)}" for seed, v in cell.scores.items())
                 writer.writerow(
                     [row.arm, readout, _number(cell.mean), _number(cell.sd), len(cell.scores),

@@ -22,7 +22,7 @@ class GraphSearch(Searcher):
         self._waiting = dict(stages)
         self._running: dict[str, str] = {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Next stage as a trial's configuration; None while all that is left has to wait."""
         open_stages = {*self._waiting, *self._running.values()}
         for name, stage in self._waiting.items():

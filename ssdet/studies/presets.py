@@ -50,13 +50,13 @@ def tiny() -> Preset:
     """Moving Shapes in minutes on two cores: 24 px, 16 frames, a three-stage X3D."""
     return Preset(
         _experiment(
-            ModelRecipe("x3d_tiny", {"stem_stride": 2, "dropout": 0.0}),
+            ModelRecipe("x3d_tiny", {"dropout": 0.0}),
             ClipRecipe(frames=16, stride=1, size=24, short_side=(24, 24)),
             1,
             OptimRecipe(steps=500, batch=32, lr=0.1, schedule="onecycle"),
             OptimRecipe(steps=300, batch=16, lr=0.05, schedule="onecycle", weight_decay=1e-5),
         ),
-        MovingShapes(upstream=4000),
+        MovingShapes(),
         decode_size=None,
         cache=True,
     )
@@ -67,8 +67,8 @@ def science() -> Preset:
     base = tiny()
     experiment = base.experiment
     assert experiment.pretrain is not None
-    long = replace(experiment.pretrain.optim, steps=1600)
-    longer = replace(experiment.finetune.optim, steps=600)
+    long = replace(experiment.pretrain.optim, steps=1200)
+    longer = replace(experiment.finetune.optim, steps=400)
     return replace(
         base,
         experiment=replace(
@@ -76,7 +76,6 @@ def science() -> Preset:
             pretrain=replace(experiment.pretrain, optim=long),
             finetune=replace(experiment.finetune, optim=longer),
         ),
-        shapes=MovingShapes(),
     )
 
 
@@ -101,7 +100,7 @@ def small() -> Preset:
     """Own videos on a laptop: 64 px, 16 frames at stride 4 (pretraining) and 8."""
     return Preset(
         _experiment(
-            ModelRecipe("x3d_tiny", {"stem_stride": 2, "dropout": 0.2}),
+            ModelRecipe("x3d_tiny", {"dropout": 0.2}),
             ClipRecipe(16, 4, 64, (72, 90), 0.5, KINETICS_MEAN, KINETICS_STD),
             8,
             OptimRecipe(steps=400, batch=16, lr=0.05, schedule="onecycle"),

@@ -34,8 +34,8 @@ class Progress:
         self.line(f"{self.done} of {self.total} stages are done already")
         self._started = time.monotonic()
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"),
-                       TimeRemainingColumn())  # fmt: skip
+            texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn())
             self._bars = Bars(*columns, console=self.console)
             self._bars.start()
             self._tasks["all"] = self._bars.add_task(

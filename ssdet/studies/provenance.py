@@ -17,7 +17,7 @@ PACKAGES = ("torch", "torchvision", "pytorchvideo", "ray", "av", "numpy")
 
 
 def provenance(started: float, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Code revision, packages, hardware and time of work that began at `started` (epoch seconds)."""
+    """Code revision, packages, hardware and time of work begun at `started` (epoch seconds)."""
     seconds = time.time() - started
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {

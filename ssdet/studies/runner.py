@@ -2,12 +2,11 @@
 
 import os
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from ssdet.studies.data import Data
+from ssdet.studies.data import ROLES, Data
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.progress import Progress
 from ssdet.studies.session import Resources, Session, connect, plan_resources
@@ -60,8 +59,8 @@ def run(
 
 
 def _fill_caches(data: Data, progress: Progress) -> None:
-    for role in ("upstream", "downstream"):
-        data.reader(role, lambda done, total, role=role: progress.count(f"decode {role}", done, total))
+    for role in ROLES:
+        data.reader(role, partial(progress.count, f"decode {role}"))
 
 
 def _run_graph(
@@ -92,9 +91,11 @@ def _run_graph(
         for name, stage in todo.items()
     }
     search = GraphSearch(todo)
-    trainable = tune.with_resources(
-        tune.with_parameters(trial, jobs=jobs), lambda config: _trial_resources(config, resources)
-    )
+
+    def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([_trial_resources(config, resources)])
+
+    trainable = tune.with_resources(tune.with_parameters(trial, jobs=jobs), asked)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(

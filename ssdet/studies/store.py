@@ -51,8 +51,9 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove the folder, and it runs again") \
-                from error
+            raise ValueError(
+                f"{path} is damaged ({error}): remove the folder, and it runs again"
+            ) from error
         if not isinstance(result, dict):
             raise ValueError(f"{path} is damaged: remove the folder, and it runs again")
         return result

@@ -112,7 +112,9 @@ class Study:
         if len(set(names)) < len(names):
             raise ValueError(f"study {self.name!r}: two arms share a name: {names}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"study {self.name!r}: seeds {self.seeds} must be distinct, at least 1")
+            raise ValueError(
+                f"study {self.name!r}: seeds {self.seeds} must be distinct, at least 1"
+            )
         wanted = {self.table.baseline or names[0], *self.table.quoted}
         for arm in self.arms:
             wanted |= {*arm.members, *([arm.seeds_of] if arm.seeds_of else [])}

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from ssdet.models.norm import SubBatchNorm3d, pooled_statistics
 from ssdet.training.context import Context
 
 
@@ -38,44 +37,6 @@ def agree(decision: bool, context: Context) -> bool:
     flag = torch.tensor([decision], dtype=torch.int32, device=context.device)
     dist.broadcast(flag, 0)
     return bool(flag.item())
-
-
-@torch.no_grad()
-def whole_state(model: nn.Module, context: Context) -> dict[str, Tensor]:
-    """State dict as one worker with all samples would have it; every worker must call.
-
-    Split statistics of all workers are put side by side (worker r holds splits r, r + world, …)
-    and the running statistics are those of all splits together.
-    """
-    state = dict(model.state_dict())
-    for name, module in model.named_modules():
-        if not isinstance(module, SubBatchNorm3d):
-            continue
-        local = torch.stack([module.split_mean, module.split_var])
-        rows = local.view(2, -1, module.num_features)
-        if context.world > 1:
-            parts = [torch.empty_like(rows) for _ in range(context.world)]
-            dist.all_gather(parts, rows.contiguous())
-            rows = torch.stack(parts, 2).flatten(1, 2)
-        mean, var = pooled_statistics(*rows)
-        state |= {
-            f"{name}.split_mean": rows[0].flatten().clone(),
-            f"{name}.split_var": rows[1].flatten().clone(),
-            f"{name}.running_mean": mean,
-            f"{name}.running_var": var,
-        }
-    return state
-
-
-def own_state(state: dict[str, Tensor], model: nn.Module, context: Context) -> dict[str, Tensor]:
-    """This worker's part of a `whole_state`: its own splits."""
-    mine = dict(state)
-    for name, module in model.named_modules():
-        if isinstance(module, SubBatchNorm3d):
-            for key in (f"{name}.split_mean", f"{name}.split_var"):
-                rows = state[key].view(-1, module.num_features)
-                mine[key] = rows[context.rank :: context.world].flatten()
-    return mine
 
 
 def run_workers(
@@ -111,7 +72,7 @@ def run_workers(
         if context.rank == 0:
             answer.write_text(json.dumps(result))
 
-    callbacks = []
+    callbacks: list[Any] = []
     with suppress(RuntimeError):  # refuses to exist outside a Tune trial, where none listens
         callbacks.append(TuneReportCallback())
     trainer = TorchTrainer(
@@ -124,7 +85,9 @@ def run_workers(
         run_config=train.RunConfig(
             name=f"workers-{time.time_ns()}",
             storage_path=str(folder / "ray"),
-            failure_config=train.FailureConfig(max_failures=3, controller_failure_limit=3),
+            failure_config=train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=3, controller_failure_limit=3
+            ),
             callbacks=callbacks,
         ),
     )

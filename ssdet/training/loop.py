@@ -12,7 +12,7 @@ from ssdet.data.clips import Batch, Clips, batches, normalise
 from ssdet.data.sampling import generator_for
 from ssdet.models import create
 from ssdet.models.fast import accelerate
-from ssdet.models.norm import set_splits
+from ssdet.models.norm import set_splits, splits_for
 from ssdet.training import losses
 from ssdet.training.context import Context
 from ssdet.training.distributed import parallel
@@ -36,7 +36,8 @@ def train(
     """
     optim = recipe.optim
     model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
-    set_splits(model, splits(recipe, optim.batch // (context.world * optim.accumulate)))
+    share = optim.batch // (context.world * optim.accumulate)
+    set_splits(model, splits_for(share, recipe.model.norm_group))
     state = State(recipe, model, context)
     state.restore()
     scored = parallel(Readout(model, recipe.readout), context)
@@ -141,13 +142,13 @@ def mix(
     A group is what shares batch statistics, so clips are mixed with the same partners and by the
     same draws on any number of workers.
     """
-    groups = splits(recipe, len(batch))
+    groups = splits_for(len(batch), recipe.model.norm_group)
     parts = []
     mixed = torch.empty_like(targets_BKT)
     for group in range(groups):
         members = slice(group, None, groups)
         draws_of = generator_for(recipe.seed, "mix", step, int(batch.positions_B[group]))
-        clips, targets, components = mixing(
+        _, targets, components = mixing(
             clips_BCTHW[members], targets_BKT[members], draws_of, inplace=True,
             return_components=True,
         )  # fmt: skip
@@ -165,17 +166,6 @@ def join(parts: Sequence[augment.Components]) -> augment.Components:
         for part in parts
     ]
     return augment.Components(*(torch.cat(fields, 1) for fields in zip(*padded, strict=True)))
-
-
-def splits(recipe: TrainRecipe, samples: int) -> int:
-    """Normalisation groups among `samples` clips of one forward pass."""
-    group = recipe.model.norm_group
-    if samples > group and samples % group:
-        raise ValueError(
-            f"{samples} clips a pass do not divide into groups of {group}: change the batch, the "
-            "accumulation, the number of workers or model.norm_group"
-        )
-    return max(1, samples // group)
 
 
 def due(step: int, steps: int, times: int) -> bool:

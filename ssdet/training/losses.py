@@ -47,7 +47,8 @@ def localisation_loss(logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor) 
     logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2])
     absent = ~mask_BF.unsqueeze(1)
     clip = F.binary_cross_entropy_with_logits(
-        logits_BKF.masked_fill(absent, -torch.inf).amax(2), targets_BKF.masked_fill(absent, 0).amax(2)
+        logits_BKF.masked_fill(absent, -torch.inf).amax(2),
+        targets_BKF.masked_fill(absent, 0).amax(2),
     )
     frame = F.binary_cross_entropy_with_logits(logits_BKF, targets_BKF, reduction="none")
     frames = mask_BF.sum() * logits_BKT.shape[1]

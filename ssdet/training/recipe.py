@@ -93,7 +93,7 @@ def to_json(recipe: Any) -> dict[str, Any]:
 def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     """Recipe from `to_json` values; unknown or ill-typed fields raise ValueError naming them."""
     recipe = TypeAdapter(kind).validate_python(values)
-    if (unknown := _unknown(asdict(recipe), values)):  # type: ignore[call-overload]
+    if unknown := _unknown(asdict(recipe), values):  # type: ignore[call-overload]
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
     return recipe
 

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ssdet.models.norm import aggregate_splits, gather_splits, scatter_splits
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
-from ssdet.training.distributed import agree, barrier, own_state, whole_state
+from ssdet.training.distributed import agree, barrier
 from ssdet.training.optim import optimizer_for
 from ssdet.training.recipe import TrainRecipe, to_json
 
@@ -32,7 +33,9 @@ class State:
         self.optimizer = optimizer_for(model, optim)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=optim.amp == "fp16")
         average = get_ema_multi_avg_fn(optim.ema)
-        self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True) if optim.ema else None
+        self.ema = None
+        if optim.ema:
+            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.step = 0
         self.scores: dict[str, float] = {}
         self.replaced: dict[str, str] = {}
@@ -46,7 +49,8 @@ class State:
         state = checkpoint.load(path, self.context.device)
         if state["recipe"] != to_json(self.recipe):
             raise ValueError(f"{path} belongs to another recipe: use another folder, or remove it")
-        self.model.load_state_dict(own_state(state["model"], self.model, self.context))
+        own = scatter_splits(state["model"], self.context.rank, self.context.world)
+        self.model.load_state_dict(own)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
@@ -67,24 +71,23 @@ class State:
 
     def judge(self, validate: Validate) -> None:
         """Score the network on the validation split; the best so far is kept as `best`."""
-        weights = self.weights()
+        judged, weights = self.judged, gather_splits(self.judged)
+        judged.eval()
+        aggregate_splits(judged)
         if self.context.rank == 0:
-            judged = self.model if self.ema is None else self.ema.module
-            judged.eval()
-            use_statistics(judged, weights)
             score = validate(judged)
             self.scores["validation"] = score
             if score > self.scores.get("best_validation", float("-inf")):
                 self.scores |= {"best_validation": score, "best_step": self.step}
-                checkpoint.save(self.context.checkpoint("best"), {"model": weights, "averaged": None})
+                checkpoint.save(self.context.checkpoint("best"), {"model": weights})
         self.model.train()
         barrier(self.context)
         self.context.report({"step": self.step, **self.scores})
 
-    def weights(self) -> dict[str, Any]:
-        """State dict to evaluate: the moving average where one is kept."""
-        judged = self.model if self.ema is None else self.ema.module
-        return whole_state(judged, self.context)
+    @property
+    def judged(self) -> nn.Module:
+        """The network to evaluate: the moving average where one is kept."""
+        return self.model if self.ema is None else self.ema.module
 
     def save_if_due(self) -> None:
         """Write `last` if the last time is long enough ago; rank 0's clock decides."""
@@ -94,8 +97,8 @@ class State:
 
     def save(self) -> Path:
         """Write checkpoint `last`."""
-        model = whole_state(self.model, self.context)
-        averaged = None if self.ema is None else self.weights()
+        model = gather_splits(self.model)
+        averaged = None if self.ema is None else gather_splits(self.judged)
         path = self.context.checkpoint("last")
         if self.context.rank == 0:
             state = {
@@ -119,14 +122,6 @@ class State:
         return {"steps": self.step, "replaced": dict(self.replaced), **self.scores}
 
 
-def use_statistics(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Evaluate with the running statistics of `weights`, which hold those of all workers."""
-    own = model.state_dict()
-    for name, value in weights.items():
-        if ".running_" in name:
-            own[name].copy_(value)
-
-
 class Progress:
     """Means of the loss over stretches of steps, told at most a hundred times a run or every 50."""
 
@@ -145,7 +140,6 @@ class Progress:
         seconds = time.monotonic() - self._since
         mean = sum(self._losses) / len(self._losses)
         rate = self._clips / max(seconds, 1e-9)
-        self.context.report(
-            {"step": step + 1, "steps": self.steps, "loss": mean, "lr": lr, "clips_per_second": rate}
-        )
+        count = {"step": step + 1, "steps": self.steps}
+        self.context.report({**count, "loss": mean, "lr": lr, "clips_per_second": rate})
         self._losses, self._clips, self._since = [], 0, time.monotonic()

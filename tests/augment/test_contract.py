@@ -160,6 +160,15 @@ def test_other_float_types(name, options, dtype):
 
 
 @every
+@pytest.mark.parametrize("inplace", [False, True])
+def test_work_stays_on_the_device_of_the_clips(name, options, inplace):
+    """The meta device refuses to mix devices and to wait for a value."""
+    clips, targets = (x.to("meta") for x in batch((5, 2, 8, 3, 32)))
+    out, soft = create(name, **options)(clips, targets, seeded(0), inplace=inplace)
+    assert out.device.type == soft.device.type == "meta" and out.shape == clips.shape
+
+
+@every
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_equals_cpu(name, options):
     clips, targets = batch((6, 3, 8, 5, 32))

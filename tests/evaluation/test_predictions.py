@@ -131,6 +131,14 @@ def test_a_crash_never_leaves_what_reads_as_complete(tmp_path):
     assert PredictionSet.open(tmp_path).videos == ("new",)
 
 
+def test_a_reader_keeps_the_shard_that_is_replaced_under_it(tmp_path):
+    (former,) = rand(2000)
+    write(tmp_path, {"v": former})
+    opened = PredictionSet.open(tmp_path)
+    write(tmp_path, {"w": rand(1)[0]})
+    assert np.array_equal(opened["v"], former.astype(np.float16))
+
+
 def test_one_unfinished_shard_spoils_the_set(tmp_path):
     write(tmp_path, {"v": rand(9)[0]})
     (tmp_path / "1.f16").write_bytes(b"")

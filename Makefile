@@ -1,0 +1,43 @@
+# Two commands do everything on a fresh machine: `make ablate` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := OMP_NUM_THREADS=1 $(BIN)/python
+
+.PHONY: install ablate science videos test lint bench cluster-test kill-test clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+ablate: install  ## the demonstration: one table in minutes
+	$(RUN) experiments/ablate_cutmix.py $(ARGS)
+
+science: install  ## the four tables at length, 5 seeds; resumable
+	for name in cutmix freeze mixup combination; do \
+		$(RUN) experiments/ablate_$$name.py --preset science --seeds 5 $(ARGS) || exit 1; \
+	done
+
+test: lint
+	$(RUN) -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## side-by-side ratios
+	for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(RUN) $$file || exit 1; done
+
+kill-test: install  ## kill -9 of the driver at random moments: the same table
+	$(RUN) tests/kill/run.py
+
+cluster-test: install  ## `ray up` of three nodes in network namespaces (root, Linux)
+	$(RUN) tests/cluster/run.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

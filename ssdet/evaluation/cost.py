@@ -1,0 +1,32 @@
+"""What a network costs, counted as the paper counts (MODELS.md 1.4 and 1.5)."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def conv_macs(model: nn.Module, input_shape: Sequence[int], method: str = "forward") -> int:
+    """Multiply-adds of all convolutions in one evaluation of ``model.method`` on one input.
+
+    The paper's "FLOPs" are these: linear layers, normalisation and the rest are left out. Only
+    shapes are computed, so it costs no time; the model is left as it was.
+    """
+    shapes_only = copy.deepcopy(model).eval().to("meta")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        getattr(shapes_only, method)(torch.empty(*input_shape, device="meta"))
+    counts = counter.get_flop_counts()["Global"]
+    return sum(n for operator, n in counts.items() if "convolution" in str(operator)) // 2
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of learnable weights."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def pretraining_pflops(macs_per_clip: int, batch: int, iterations: int) -> float:
+    """The paper's "pretraining FLOPs (P)": forward passes only, a multiply-add counted once."""
+    return macs_per_clip * batch * iterations / 1e15

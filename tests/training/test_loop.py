@@ -1,0 +1,155 @@
+"""The training loop: it learns, resumes to the same bits, and does not mind its surroundings."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssdet.data import load_manifest
+from ssdet.data.clips import ClipRecipe, Clips
+from ssdet.data.frames import Decoder
+from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
+from ssdet.training.loop import due, join, network
+
+MODEL = ModelRecipe("x3d_tiny", {"dropout": 0.3})
+OPTIM = OptimRecipe(steps=6, batch=8, lr=0.05, schedule="onecycle")
+PRETRAIN = TrainRecipe("pretrain", MODEL, ClipRecipe(), OPTIM, augment="mixup")
+FINETUNE = TrainRecipe("finetune", MODEL, ClipRecipe(), OPTIM)
+
+
+@pytest.fixture(scope="module")
+def upstream(shapes: Path):
+    return load_manifest("moving_shapes", shapes, split="upstream").split("train")
+
+
+@pytest.fixture(scope="module")
+def downstream(shapes: Path):
+    return load_manifest("moving_shapes", shapes, split="downstream").split("train")
+
+
+def run(folder: Path, recipe: TrainRecipe, manifest: Any, **options: Any) -> dict[str, Any]:
+    clips = Clips(manifest, Decoder(), recipe.clip, recipe.seed)
+    context = Context(folder, device=torch.device("cpu"), **options)
+    return train(recipe, clips, context)
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def stop_at(step: int):
+    def report(metrics: Mapping[str, float]) -> None:
+        if metrics["step"] == step:
+            raise Stopped
+
+    return report
+
+
+VARIANTS = {
+    "pretraining": PRETRAIN,
+    "fine-tuning": FINETUNE,
+    "average": replace(PRETRAIN, optim=replace(OPTIM, ema=0.9, optimizer="adamw")),
+    "accumulated": replace(PRETRAIN, optim=replace(OPTIM, batch=16, accumulate=2, clip_grad=1.0)),
+    "bf16": replace(FINETUNE, optim=replace(OPTIM, amp="bf16")),
+    "joint, released": replace(
+        PRETRAIN, augment="joint", augment_options={"compat": "released"}, loss="released"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path, upstream, downstream, name) -> None:
+    recipe = VARIANTS[name]
+    manifest = upstream if recipe.task == "pretrain" else downstream
+    run(tmp_path / "whole", recipe, manifest)
+    with pytest.raises(Stopped):
+        run(tmp_path / "cut", recipe, manifest, report=stop_at(4), checkpoint_every=0)
+    assert checkpoint.load(tmp_path / "cut/checkpoints/last.pt")["step"] == 3
+    torch.manual_seed(123)  # whatever state the new process happens to be in
+    run(tmp_path / "cut", recipe, manifest)
+    whole, cut = (checkpoint.load(tmp_path / d / "checkpoints/last.pt") for d in ("whole", "cut"))
+    assert whole["step"] == cut["step"] == 6
+    for part in ("model", "averaged"):
+        for key, value in (whole[part] or {}).items():
+            assert torch.equal(value, cut[part][key]), key
+    momenta = [s["optimizer"]["state"][0] for s in (whole, cut)]
+    for key, value in momenta[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(momenta[1][key])), key
+
+
+def test_loss_falls(tmp_path, upstream) -> None:
+    recipe = replace(PRETRAIN, augment="none", optim=replace(OPTIM, steps=30, batch=16))
+    seen: list[float] = []
+    run(tmp_path, recipe, upstream, report=lambda m: seen.append(m.get("loss", float("nan"))))
+    assert sum(seen[-5:]) < 0.8 * sum(seen[:5])
+
+
+def test_loaders_change_nothing(tmp_path, downstream) -> None:
+    for loaders in (0, 2):
+        run(tmp_path / str(loaders), FINETUNE, downstream, loaders=loaders)
+    first, second = (checkpoint.load(tmp_path / n / "checkpoints/last.pt")["model"] for n in "02")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path, downstream) -> None:
+    run(tmp_path, FINETUNE, downstream)
+    with pytest.raises(ValueError, match="another recipe"):
+        run(tmp_path, replace(FINETUNE, seed=1), downstream)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path, downstream) -> None:
+    recipe = replace(FINETUNE, optim=replace(OPTIM, lr=1e30, schedule="constant"))
+    with pytest.raises(FloatingPointError, match="learning rate"):
+        run(tmp_path, recipe, downstream)
+
+
+def test_a_batch_that_does_not_fit_the_groups_is_refused(tmp_path, downstream) -> None:
+    with pytest.raises(ValueError, match="groups of 8"):
+        run(tmp_path, replace(FINETUNE, optim=replace(OPTIM, batch=12)), downstream)
+
+
+def test_unreadable_videos_are_replaced_and_reported(tmp_path, downstream) -> None:
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    first = replace(downstream.videos[0], path=str(broken))
+    manifest = replace(downstream, videos=(first, *downstream.videos[1:]))
+    result = run(tmp_path / "run", FINETUNE, manifest)
+    assert list(result["replaced"]) == [first.id] and result["steps"] == 6
+    assert result["replaced"][first.id]
+
+
+def test_initial_weights_keep_all_but_the_classifier() -> None:
+    start = network(PRETRAIN, 12).state_dict()
+    tuned = network(FINETUNE, 10, start).state_dict()
+    fresh = network(FINETUNE, 10).state_dict()
+    for key, value in tuned.items():
+        source = fresh if ".proj." in key else start
+        assert torch.equal(value, source[key]), key
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    start = network(replace(PRETRAIN, model=replace(MODEL, options={"head_dim": 32})), 12)
+    with pytest.raises(ValueError, match="do not fit"):
+        network(FINETUNE, 10, start.state_dict())
+
+
+def test_due_spreads_events_evenly() -> None:
+    assert [step for step in range(1, 11) if due(step, 10, 2)] == [5, 10]
+    assert [step for step in range(1, 8) if due(step, 7, 3)] == [3, 5, 7]
+    assert not any(due(step, 10, 0) for step in range(1, 11))
+
+
+def test_groups_with_fewer_components_are_filled_with_nothing() -> None:
+    from ssdet.augment import Components
+
+    def part(count: int) -> Components:
+        return Components(
+            torch.ones(count, 2, 3, 4), torch.full((count, 2, 4), 1 / count), torch.ones(count, 2, 4)
+        )
+
+    joined = join([part(1), part(2)])
+    assert joined.weights.shape == (2, 4, 4)
+    torch.testing.assert_close(joined.soft_targets(), torch.ones(4, 3, 4))

@@ -1,0 +1,40 @@
+"""Two Ray Train workers and one process see the same loss curve."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdet.cli import Options, resolve
+from ssdet.studies import Arm, Study, augmented
+from ssdet.studies.plan import Stage
+from ssdet.studies.stages import Job, run_stage
+from ssdet.training import ModelRecipe, OptimRecipe, checkpoint
+
+
+@pytest.mark.timeout(900)
+def test_two_workers_are_one(shapes, ray_session, tmp_path: Path) -> None:
+    study = resolve(Study("workers", (Arm("a", augmented("mixup")),)), Options(preset="smoke"))
+    recipe = replace(
+        augmented("mixup")(study.base).pretrain,
+        model=ModelRecipe("x3d_tiny", {"dropout": 0.0}),
+        optim=OptimRecipe(steps=20, batch=16, lr=0.05, schedule="onecycle"),
+        validations=1,
+    )
+    stage = Stage("pretrain", recipe, (), "test")
+    curves, results, states = {}, {}, {}
+    for workers in (1, 2):
+        job = Job(stage, str(tmp_path / str(workers)), study.data, workers=workers,
+                  worker_resources={"CPU": 0.99})  # fmt: skip
+        results[workers] = run_stage(job)
+        rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").open()]
+        curves[workers] = [row["loss"] for row in rows if "loss" in row]
+        states[workers] = checkpoint.load(job.folder / "checkpoints" / "last.pt")["model"]
+    assert len(curves[1]) == 20
+    assert curves[2] == pytest.approx(curves[1], abs=1e-4)
+    assert results[2]["best_validation"] == pytest.approx(results[1]["best_validation"], abs=0.05)
+    assert states[1].keys() == states[2].keys()
+    for key, value in states[1].items():
+        torch.testing.assert_close(states[2][key], value, rtol=1e-2, atol=1e-3, msg=key)
