@@ -79,7 +79,8 @@ class Clips(Dataset):
     """Endless stream of training clips, indexed by position.
 
     A video that cannot be read is replaced by the next of a sequence drawn for the position, and
-    named in the sample, so that it can be counted. RuntimeError when a hundred in a row fail.
+    named in the sample, so that it can be counted. RuntimeError when a hundred in a row fail,
+    ValueError for a data set without videos.
     """
 
     def __init__(self, manifest: Manifest, reader: FrameReader, recipe: ClipRecipe, seed: int):
@@ -91,14 +92,17 @@ class Clips(Dataset):
         epoch, index = sample_at(self.seed, position, len(self.manifest.videos))
         draws = generator_for(self.seed, "clip", epoch, index)
         failed: dict[str, str] = {}
-        while len(failed) < MAX_REPLACEMENTS:
+        for _ in range(MAX_REPLACEMENTS):
             video = self.manifest.videos[index]
             try:
                 return {**self._clip(video, draws), "position": position, "replaced": failed}
             except CorruptVideo as error:
                 failed[video.id] = error.reason
                 index = int(torch.randint(len(self.manifest.videos), (), generator=draws))
-        raise RuntimeError(f"{len(failed)} videos in a row cannot be read: {failed}")
+        raise RuntimeError(
+            f"data set {self.manifest.name!r}: {MAX_REPLACEMENTS} videos in a row cannot be read, "
+            f"check its files: {failed}"
+        )
 
     def _clip(self, video: Video, draws: torch.Generator) -> dict:
         recipe = self.recipe
@@ -173,7 +177,10 @@ def batches(
     """Batches of steps start…stop-1, the share of worker `rank`: samples rank, rank + world, …
 
     `loaders` processes decode ahead; what they deliver does not depend on their number.
+    ValueError for a batch that does not divide evenly among the workers.
     """
+    if batch % world:
+        raise ValueError(f"batch {batch} does not divide among {world} workers")
     positions = [
         step * batch + slot for step in range(start, stop) for slot in range(rank, batch, world)
     ]

@@ -2,6 +2,7 @@
 
 import os
 import stat
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,10 +31,10 @@ _ONE_FRAME_A_PACKET = _REORDERED | {
 }  # fmt: skip
 # "Not coded" MPEG-4 pictures, which packed B-frames leave behind, are shorter than any other.
 _SHORTEST_PACKET = {"mpeg4": 16}
-_NO_TIME = np.iinfo(np.int64).min
+_NO_TIME = int(np.iinfo(np.int64).min)
 
 
-class CorruptVideo(Exception):  # noqa: N818
+class CorruptVideo(Exception):
     """A file that cannot be read as the video it claims to be: `path`, and the `reason` why."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
@@ -171,7 +172,8 @@ def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
     with open(path, "rb") as file:
         head = file.read(64)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi", 8 + int.from_bytes(head[4:8], "little") > status.st_size
+        # Counted without the 8 bytes before it: some writers are off by a few.
+        return "avi", int.from_bytes(head[4:8], "little") > status.st_size
     if head[:4] == b"\x1aE\xdf\xa3":
         end = _matroska_end(head)
         return "matroska", end > status.st_size if end else None
@@ -193,9 +195,10 @@ def _matroska_end(head: bytes) -> int:
         unknown = length == 9 or size == (1 << 7 * length) - 1
         return start + 4 + length, 0 if unknown else size
 
-    begin, size = element(0)
-    begin, size = element(begin + size)
-    return begin + size if size else 0
+    header, size = element(0)
+    segment = header + size
+    begin, size = element(segment)
+    return begin + size if size and head[segment : segment + 4] == b"\x18S\x80g" else 0
 
 
 def _scan(
@@ -214,14 +217,15 @@ def _scan(
             damage = f"the file breaks off after {len(shown)} of {promised} frames"
     if not len(shown):
         raise CorruptVideo(path, damage or "no video frame in it")
+    duration = _duration(stream, shown, int(length[np.argmax(pts)]))
     if not _told_by_packets(container, stream, rows):
-        return _count(path, promised, damage)
+        timed = container.format.name != "avi" and shown[0] > _NO_TIME
+        return _count(path, promised, damage, duration if timed else None)
     key_pts, open_gop = _entries(rows)
     if not damage and cut is None and not stream.frames and _gap_at_end(shown, rows):
         damage = "frames are missing at the end"
     # Behind the last decoding time, frames in between may have been lost.
     known = shown[shown <= dts[-1]] if damage else shown
-    duration = _duration(stream, shown, int(length[np.argmax(pts)]))
     return FrameIndex(len(known), promised, damage, duration, known, key_pts, open_gop)
 
 
@@ -249,22 +253,19 @@ def _duration(stream: VideoStream, shown: np.ndarray, last: int) -> float:
 def _packet_table(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, str | None]:
     """(pts, dts, keyframe, discarded, bytes, duration) of the packets before any damage."""
     damage = None
-    rows: list[tuple[int, ...]] = []
+    rows = array("q")
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                damage = f"packet {len(rows)} is damaged or cut"
+                damage = f"packet {len(rows) // 6} is damaged or cut"
                 break
-            pts = _NO_TIME if packet.pts is None else packet.pts
-            dts = _NO_TIME if packet.dts is None else packet.dts
             if packet.size or packet.dts is not None:
-                rows.append(
-                    (pts, dts, packet.is_keyframe, packet.is_discard, packet.size,
-                     packet.duration or 0)
-                )  # fmt: skip
+                times = (_NO_TIME if t is None else t for t in (packet.pts, packet.dts))
+                rows.extend((*times, packet.is_keyframe, packet.is_discard))
+                rows.extend((packet.size, packet.duration or 0))
     except av.FFmpegError as error:
-        damage = f"the file breaks off after {len(rows)} packets: {error.strerror}"
-    return np.array(rows, np.int64).reshape(-1, 6), damage
+        damage = f"the file breaks off after {len(rows) // 6} packets: {error.strerror}"
+    return np.array(rows).reshape(-1, 6), damage
 
 
 def _told_by_packets(container: InputContainer, stream: VideoStream, rows: np.ndarray) -> bool:
@@ -293,11 +294,14 @@ def _entries(rows: np.ndarray) -> tuple[np.ndarray, bool]:
     return pts[clean], bool((later < pts)[clean].any())
 
 
-def _count(path: str | os.PathLike[str], promised: int, damage: str | None) -> FrameIndex:
-    """Index of a file whose frames only decoding tells apart."""
+def _count(
+    path: str | os.PathLike[str], promised: int, damage: str | None, duration: float | None
+) -> FrameIndex:
+    """Index of a file whose frames only decoding tells apart; duration None: by its frame rate."""
     count = 0
     with opened(path) as (container, stream):
         strict(stream)
+        rate = stream.average_rate
         try:
             for packet in packets(container, stream):
                 frames = stream.codec_context.decode(packet)
@@ -307,6 +311,6 @@ def _count(path: str | os.PathLike[str], promised: int, damage: str | None) -> F
             damage = f"decoding fails after {count} frames: {error.strerror}"
     if not count:
         raise CorruptVideo(path, damage or "no video frame in it")
-    rate = stream.average_rate or 0
-    duration = float(count / rate) if rate else 0.0
+    if duration is None:
+        duration = float(count / rate) if rate else 0.0
     return FrameIndex(count, promised, damage, duration)

@@ -1,18 +1,15 @@
 """Where a sampler gets its pictures: decoded on demand, or from a cache of decoded frames."""
 
-import fcntl
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ssdet.data.build import build_once, process_pool
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo, probe, read_clip
 
@@ -79,7 +76,7 @@ class FrameCache:
             path = self.folder / entry["file"]
             frames = np.memmap(path, np.uint8, "r", shape=tuple(entry["shape"]))
             self._maps[video.id] = frames
-        return frames[np.asarray(indices)]
+        return frames[np.asarray(indices, int)]
 
 
 def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str, dict]:
@@ -87,11 +84,13 @@ def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str
     try:
         info = probe(video.path)
         file = f"{number:06d}.raw"
+        scale: int | tuple[int, int] | None = size
         with open(folder / file, "wb") as out:
             for start in range(0, info.frames, 256):
                 part = range(start, min(start + 256, info.frames))
-                pictures = read_clip(video.path, part, size=size)
+                pictures = read_clip(video.path, part, size=scale)
                 out.write(np.ascontiguousarray(pictures).data)
+                scale = pictures.shape[1], pictures.shape[2]  # pictures may change size on the way
         shape = [info.frames, *pictures.shape[1:]]
         return video.id, {"file": file, "shape": shape, "fps": info.fps}
     except CorruptVideo as error:
@@ -112,21 +111,16 @@ def open_cache(
     """
     key = hashlib.sha256(f"{manifest.fingerprint}/{size}".encode()).hexdigest()[:16]
     folder = root / f"frames-v1-{key}"
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / f"{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "index.json").is_file():
-            work = folder.with_suffix(".partial")
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            index = {}
-            with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0))) as pool:
-                jobs = list(enumerate(manifest.videos))
-                task = partial(_decode, size=size, folder=work)
-                for name, entry in pool.map(task, jobs, chunksize=16):
-                    index[name] = entry
-                    progress(len(index), len(jobs))
-            (work / "index.json").write_text(json.dumps(index))
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
+
+    def decode(work: Path) -> None:
+        jobs = list(enumerate(manifest.videos))
+        task = partial(_decode, size=size, folder=work)
+        index = {}
+        with process_pool(processes) as pool:
+            for name, entry in pool.map(task, jobs, chunksize=16):
+                index[name] = entry
+                progress(len(index), len(jobs))
+        (work / "index.json").write_text(json.dumps(index))
+
+    build_once(folder, decode)
     return FrameCache(folder)

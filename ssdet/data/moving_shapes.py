@@ -12,9 +12,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +20,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ssdet.data.manifest import Manifest
+from ssdet.data.build import build_once, process_pool
+from ssdet.data.manifest import Manifest, load_manifest
 
 UPSTREAM_CLASSES = (
     "move left", "move right", "move up", "move down", "turn left", "turn right",
@@ -54,10 +53,18 @@ class Config:
     actors: int = 3
     """Most sprites in a downstream video."""
     contrast: float = 0.35
-    """Least difference of a sprite from the background, as a share of the range."""
+    """Difference of a sprite's colour from the background's mean as a share of the range, before
+    a random 0 to 0.3 more and a tint of at most 0.12 a channel."""
     noise: float = 0.04
     """Standard deviation of the noise on every pixel of every frame."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size < 2 or self.size % 2 or self.actors < 1:
+            raise ValueError(
+                f"size {self.size}, actors {self.actors}: expected an even number of pixels from 2 "
+                "and at least one actor"
+            )
 
     @property
     def name(self) -> str:
@@ -270,7 +277,7 @@ def _write_downstream(job: tuple[Config, int, Path]) -> tuple[str, dict]:
     in_train, in_val = index < config.train, index < config.train + config.val
     subset = "training" if in_train else "validation" if in_val else "testing"
     # Frame f shows an action iff start < f / fps < end, so borders lie half a frame outside.
-    actions = [[c, (max(a - 0.5, -0.5)) / FPS, (b - 0.5) / FPS] for c, a, b in segments]
+    actions = [[c, (a - 0.5) / FPS, (b - 0.5) / FPS] for c, a, b in segments]
     return name, {"subset": subset, "duration": config.video_frames / FPS, "actions": actions}
 
 
@@ -286,34 +293,30 @@ def prepare(
     when it is complete, so a killed rendering leaves nothing that would be read.
     """
     root = (cache or default_cache()) / config.name
-    if (root / "config.json").is_file():
-        return root
-    work = root.with_name(f"{root.name}.{os.getpid()}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    for folder in ("upstream/videos", "downstream/videos"):
-        (work / folder).mkdir(parents=True)
-    videos = config.train + config.val + config.test
-    total = config.upstream + videos
-    with ProcessPoolExecutor(processes or len(os.sched_getaffinity(0))) as pool:
-        clips = [(config, i, work / "upstream" / "videos") for i in range(config.upstream)]
-        rows = []
-        for row in pool.map(_write_clip, clips, chunksize=32):
+    build_once(root, lambda work: _render(config, work, progress, processes))
+    return root
+
+
+def _render(
+    config: Config, root: Path, progress: Callable[[int, int], None], processes: int | None
+) -> None:
+    clips, videos = root / "upstream" / "videos", root / "downstream" / "videos"
+    for folder in (clips, videos):
+        folder.mkdir(parents=True)
+    count = config.train + config.val + config.test
+    rows: list[list[str]] = []
+    annotations: dict[str, dict] = {}
+    with process_pool(processes) as pool:
+        jobs = [(config, index, clips) for index in range(config.upstream)]
+        for row in pool.map(_write_clip, jobs, chunksize=32):
             rows.append(row)
-            progress(len(rows), total)
-        jobs = [(config, i, work / "downstream" / "videos") for i in range(videos)]
-        annotations: dict[str, dict] = {}
+            progress(len(rows), config.upstream + count)
+        jobs = [(config, index, videos) for index in range(count)]
         for name, entry in pool.map(_write_downstream, jobs, chunksize=8):
             annotations[name] = entry
-            progress(len(rows) + len(annotations), total)
-    _write_annotations(work, rows, annotations)
-    (work / "config.json").write_text(json.dumps(asdict(config), indent=1))
-    try:
-        work.rename(root)
-    except OSError:
-        if not (root / "config.json").is_file():
-            raise
-        shutil.rmtree(work)  # another process finished the same data set first
-    return root
+            progress(len(rows) + len(annotations), config.upstream + count)
+    _write_annotations(root, rows, annotations)
+    (root / "config.json").write_text(json.dumps(asdict(config), indent=1))
 
 
 def _write_annotations(root: Path, rows: list[list[str]], videos: dict[str, dict]) -> None:
@@ -328,8 +331,6 @@ def _write_annotations(root: Path, rows: list[list[str]], videos: dict[str, dict
 
 def manifest(root: Path, role: str) -> Manifest:
     """Manifest of a rendered folder; role is `upstream` (clips) or `downstream` (videos)."""
-    from ssdet.data.manifest import load_manifest
-
     if role == "upstream":
         path = root / "upstream" / "annotations.csv"
         return load_manifest("kinetics", path, videos=root / "upstream" / "videos")

@@ -1,6 +1,5 @@
 """Long videos with action segments: the JSON layout of Charades, and MultiTHUMOS in it."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ BEYOND = "instances that end after the video"
 UNNAMED = "classes without a name (no classes.txt): numbered"
 MULTITHUMOS_CLASSES = 65
 MAX_CLASSES = 100_000
+MAX_SECONDS = 1e9
 
 
 def read_segments(path: Path, videos: Path | None) -> Manifest:
@@ -76,7 +76,7 @@ def from_entries(
         subset, duration = entry.get("subset"), entry.get("duration")
         if not isinstance(subset, str):
             raise ValueError(f"{where}: subset {subset!r}, expected a name")
-        if not is_number(duration) or not 0 < duration < math.inf:
+        if not is_number(duration) or duration <= 0:
             raise ValueError(f"{where}: duration {duration!r}, expected seconds > 0")
         segments = keep_segments(where, actions, codes, float(duration), notes)
         split = split_name(subset, where)
@@ -125,4 +125,4 @@ def is_whole(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return (is_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    return (is_whole(value) or isinstance(value, float)) and -MAX_SECONDS < value < MAX_SECONDS

@@ -39,7 +39,7 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(trim_threshold, -1)
 
 
 def _supports(x: Tensor) -> bool:

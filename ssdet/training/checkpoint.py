@@ -1,8 +1,6 @@
 """Checkpoints that a crash cannot break: written beside, then renamed into place."""
 
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ class BrokenCheckpoint(ValueError):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds the old or the new one, whole, at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.stem}.*.partial"):
+        left.unlink(missing_ok=True)  # by a process that was killed
     work = path.with_suffix(f".{os.getpid()}.partial")
     with open(work, "wb") as file:
         torch.save(state, file)
@@ -27,19 +27,20 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint; nothing in it is executed.
 
-    Raises FileNotFoundError, or BrokenCheckpoint with the path and what is wrong.
+    Raises BrokenCheckpoint with the path and what is wrong, OSError for a file that cannot be
+    opened.
     """
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError,
-            zipfile.BadZipFile) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BrokenCheckpoint(
-            f"{path}: not a checkpoint that can be read safely ({reason}); "
-            "restore it from a copy, or remove it and the stage trains again"
-        ) from error
+    with open(path, "rb") as file:
+        try:
+            state = torch.load(file, map_location=device, weights_only=True)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # damaged bytes can mean anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BrokenCheckpoint(
+                f"{path}: not a checkpoint that can be read safely ({reason}); "
+                "restore it from a copy, or remove it and the stage trains again"
+            ) from error
     if not isinstance(state, dict):
         raise BrokenCheckpoint(f"{path}: holds a {type(state).__name__}, expected a dictionary")
     return state

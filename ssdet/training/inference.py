@@ -52,11 +52,11 @@ def score_video(
     network: Network, video: Video, reader: FrameReader, recipe: PredictRecipe, device: torch.device
 ) -> Tensor:
     """Logits [frames, K] of a video, interpolated to its own rate. Raises CorruptVideo."""
-    parts = []
-    for steps, clips in passes(video, reader, recipe, device):
-        logits_BKF = interpolate(network(clips), len(steps) * recipe.clip.stride)
-        parts.append(logits_BKF[0].T.cpu())
-    return torch.cat(parts)[: reader.frames(video)]
+    inputs = passes(video, reader, recipe, device)
+    logits_BKT = torch.cat([network(clips) for _, clips in inputs], 2)
+    # In one piece, so that interpolation does not see where one pass ends and the next begins.
+    logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * recipe.clip.stride)
+    return logits_BKF[0].T[: reader.frames(video)].contiguous().cpu()
 
 
 def predict(
@@ -80,7 +80,8 @@ def predict(
 
 
 def frame_targets(manifest: Manifest, reader: FrameReader) -> dict[str, np.ndarray]:
-    """Dense labels bool [frames, K] of every expected video; no frames where it cannot be read."""
+    """Dense labels bool [frames, K] of every expected video; no frames where it is missing or
+    cannot be opened."""
     targets = {name: np.zeros((0, manifest.num_classes), bool) for name in manifest.missing}
     for video in manifest.videos:
         try:

@@ -46,7 +46,10 @@ def extract(
     recipe: PredictRecipe,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Features [N, D] and labels [N, K] of every clip frame, and the videos that cannot be read."""
+    """Features [N, D] and labels [N, K] of every clip frame, and the videos that cannot be read.
+
+    Raises ValueError where none can be.
+    """
     inputs, labels, broken = [], [], {}
     for video in manifest.videos:
         try:
@@ -60,6 +63,8 @@ def extract(
             continue
         inputs += [row for row, _ in rows]
         labels += [row for _, row in rows]
+    if not inputs:
+        raise ValueError(f"data set {manifest.name!r}: none of its videos can be read: {broken}")
     return torch.cat(inputs), torch.cat(labels).to(device, torch.float32), broken
 
 

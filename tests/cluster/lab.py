@@ -84,7 +84,7 @@ class Lab:
                 path.rmdir()
         shutil.rmtree(self.folder)
 
-    def run(self, name: str, command: str, seconds: int = 300) -> tuple[int, str]:
+    def run(self, name: str, command: str, seconds: int = 600) -> tuple[int, str]:
         """Exit status (124: out of time) and output of a command in a login shell on a machine."""
         words = self._enter(name, f"timeout --kill-after=5 {seconds} bash -c {quote(command)}")
         done = subprocess.run(words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True)
