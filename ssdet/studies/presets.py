@@ -54,7 +54,8 @@ def tiny() -> Preset:
             ClipRecipe(frames=16, stride=1, size=24, short_side=(24, 24)),
             1,
             OptimRecipe(steps=500, batch=32, lr=0.1, schedule="onecycle"),
-            OptimRecipe(steps=300, batch=16, lr=0.05, schedule="onecycle", weight_decay=1e-5),
+            # 0.4 was the best of 0.02 … 0.4 on the validation split, over three arms.
+            OptimRecipe(steps=300, batch=16, lr=0.4, schedule="onecycle", weight_decay=1e-5),
         ),
         MovingShapes(),
         decode_size=None,

@@ -1,6 +1,7 @@
 """Runs a plan's stages with Ray Tune, each as soon as its parents are done."""
 
 import os
+import shutil
 import traceback
 from collections.abc import Mapping
 from functools import partial
@@ -14,6 +15,8 @@ from ssdet.studies.store import Store
 from ssdet.studies.study import Study
 
 TRAINING = ("pretrain", "finetune")
+QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+"""Tune's own console and log files, which `Progress` and `metrics.jsonl` take the place of."""
 
 
 class StagesFailed(RuntimeError):
@@ -90,7 +93,10 @@ def _run_graph(
         )
         for name, stage in todo.items()
     }
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     search = GraphSearch(todo)
+    name = f"{study.name}-{os.getpid()}"
 
     def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([_trial_resources(config, resources)])
@@ -105,7 +111,7 @@ def _run_graph(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name=f"{study.name}-{os.getpid()}",
+            name=name,
             storage_path=str(store.root / "ray"),
             failure_config=tune.FailureConfig(max_failures=3),
             callbacks=[ProgressCallback(progress)],
@@ -113,6 +119,7 @@ def _run_graph(
         ),
     )
     tuner.fit()
+    shutil.rmtree(store.root / "ray" / name)  # Tune's notes for a resume that is never asked for
     return search.errors
 
 

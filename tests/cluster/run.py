@@ -28,7 +28,7 @@ def step(title: str) -> Iterator[list[str]]:
 def expect(outcome: tuple[int, str], part: str = "", status: int = 0) -> str:
     code, said = outcome
     if code != status or part not in said:
-        raise SystemExit(f"exit status {code} (expected {status}), expected {part!r} in:\n{said}")
+        raise SystemExit(f"exit status {code} (expected {status}), expected {part!r} in:\n{said[-3000:]}")
     return said
 
 

@@ -1,0 +1,155 @@
+"""Whole videos through a network: every frame once, at its place, whatever the passes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ssdet.data import CorruptVideo, Manifest, Segment, Video
+from ssdet.data.clips import ClipRecipe
+from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
+from ssdet.training.inference import PredictRecipe, frame_targets, passes, predict, score_video
+
+CPU = torch.device("cpu")
+CLIP = ClipRecipe(size=4, short_side=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
+LENGTHS = {"a": 23, "b": 64, "c": 1}
+
+
+class Pictures:
+    """Random 4 x 6 pictures in memory; remembers what was asked for."""
+
+    def __init__(self, broken: Sequence[str] = ()) -> None:
+        rng = np.random.default_rng(0)
+        self.videos = {
+            name: rng.integers(0, 256, (length, 4, 6, 3), np.uint8)
+            for name, length in LENGTHS.items()
+        }
+        self.broken, self.asked = set(broken), []
+
+    def frames(self, video: Video) -> int:
+        if video.id in self.broken:
+            raise CorruptVideo(video.path, f"{video.id} is broken")
+        return len(self.videos[video.id])
+
+    def fps(self, video: Video) -> float:
+        return 10.0 + self.frames(video)
+
+    def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+        self.asked.append(list(indices))
+        return self.videos[video.id][list(indices)]
+
+
+class Kept:
+    """A writer that keeps."""
+
+    def __init__(self) -> None:
+        self.scores: dict[str, tuple[Tensor, float]] = {}
+
+    def add(self, video_id: str, probs_TK: Tensor, fps: float) -> None:
+        self.scores[video_id] = probs_TK, fps
+
+
+def framewise(clips_BCTHW: Tensor) -> Tensor:
+    """Mean colour of each frame: what it says of one does not depend on the others."""
+    return clips_BCTHW.mean((3, 4))
+
+
+MANIFEST = Manifest("m", ("x", "y", "z"), tuple(
+    Video(name, f"{name}.mp4", "test", segments=(Segment(n, 0.0, 0.5),))
+    for n, name in enumerate(LENGTHS)
+), missing=("gone",), missing_splits=("test",))  # fmt: skip
+A, B, C = MANIFEST.videos
+
+
+def colours(reader: Pictures, video: Video, stride: int) -> np.ndarray:
+    """What `framewise` says of every stride-th frame's central square, [T, 3], by hand."""
+    return reader.videos[video.id][::stride, :, 1:5].mean((1, 2)) / 255
+
+
+@pytest.mark.parametrize("window", [1, 5, 22, 23, 256])
+@pytest.mark.parametrize("stride", [1, 2, 3, 7, 30])
+def test_passes_do_not_show_in_the_scores(stride, window) -> None:
+    reader = Pictures()
+    recipe = PredictRecipe(replace(CLIP, stride=stride), window)
+    for video in (A, B, C):
+        scores = score_video(framewise, video, reader, recipe, CPU).numpy()
+        frames = LENGTHS[video.id]
+        # Clip frame i stands for video frames i·stride … (i+1)·stride - 1 and their middle.
+        places = (np.arange(frames) + 0.5) / stride - 0.5
+        steps = colours(reader, video, stride)
+        expected = [np.interp(places, np.arange(len(steps)), steps[:, k]) for k in range(3)]
+        assert scores.shape == (frames, 3)
+        np.testing.assert_allclose(scores, np.stack(expected, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("stride", "window"), [(1, 256), (1, 10), (3, 10), (2, 1), (5, 4)])
+def test_passes_cover_every_step_once_in_equal_parts(stride, window) -> None:
+    reader = Pictures()
+    recipe = PredictRecipe(replace(CLIP, stride=stride), window)
+    for video in MANIFEST.videos:
+        reader.asked.clear()
+        told = [(list(steps), clips.shape) for steps, clips in passes(video, reader, recipe, CPU)]
+        assert [steps for steps, _ in told] == reader.asked
+        joined = [index for steps in reader.asked for index in steps]
+        assert joined == list(range(0, LENGTHS[video.id], stride))
+        sizes = [len(steps) for steps in reader.asked]
+        assert max(sizes) <= window and max(sizes) - min(sizes) <= 1
+        assert len(sizes) == -(-len(joined) // window)
+        assert all(shape == (1, 3, len(steps), 4, 4) for steps, shape in told)
+
+
+def test_a_network_sees_whole_passes() -> None:
+    seen = []
+
+    def network(clips: Tensor) -> Tensor:
+        seen.append(clips.shape[2])
+        assert clips.is_inference() and not torch.is_grad_enabled()
+        return clips.mean((3, 4)).cumsum(2)
+
+    score_video(network, B, Pictures(), PredictRecipe(CLIP, window=30), CPU)
+    assert seen == [21, 21, 22]
+
+
+def test_predictions_are_probabilities_at_the_videos_rate() -> None:
+    reader, kept = Pictures(broken=["b"]), Kept()
+    broken = predict(framewise, MANIFEST, reader, PredictRecipe(CLIP), kept, CPU)
+    assert broken == {"b": "b is broken"} and kept.scores.keys() == {"a", "c"}
+    for video in (A, C):
+        probs, fps = kept.scores[video.id]
+        assert fps == 10 + LENGTHS[video.id]
+        expected = 1 / (1 + np.exp(-colours(reader, video, 1)))
+        np.testing.assert_allclose(probs.numpy(), expected, atol=1e-6)
+
+
+def test_a_video_that_breaks_on_the_way_is_reported() -> None:
+    class Cut(Pictures):
+        def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+            if video.id == "b" and max(indices) > 40:
+                raise CorruptVideo(video.path, "cut")
+            return super().read(video, indices)
+
+    kept = Kept()
+    broken = predict(framewise, MANIFEST, Cut(), PredictRecipe(CLIP, window=16), kept, CPU)
+    assert broken == {"b": "cut"} and kept.scores.keys() == {"a", "c"}
+
+
+def test_targets_have_a_row_for_every_frame_and_none_for_what_cannot_be_read() -> None:
+    targets = frame_targets(MANIFEST, Pictures(broken=["b"]))
+    shapes = {name: target.shape for name, target in targets.items()}
+    assert shapes == {"a": (23, 3), "b": (0, 3), "c": (1, 3), "gone": (0, 3)}
+    assert targets["a"].dtype == bool
+    # 33 frames a second: frames 1 … 16 lie inside (0, 0.5); frame 0 is on the border.
+    assert np.flatnonzero(targets["a"][:, 0]).tolist() == list(range(1, 17))
+    assert not targets["a"][:, 1:].any() and not targets["c"].any()
+
+
+def test_what_is_broken_or_missing_is_expected_all_the_same(tmp_path) -> None:
+    reader = Pictures(broken=["b"])
+    with PredictionWriter(tmp_path, 3) as writer:
+        predict(framewise, MANIFEST, reader, PredictRecipe(CLIP), writer, CPU)
+    score = dense_map(PredictionSet.open(tmp_path), frame_targets(MANIFEST, reader))
+    assert (score.videos_scored, score.videos_expected, score.frames) == (2, 4, 24)
+    assert score.classes_scored == 1
