@@ -75,10 +75,6 @@ class Options:
     """Folder of the untrimmed videos."""
 
 
-class Usage(ValueError):
-    """Options that do not fit together."""
-
-
 def experiment(study: Study, arguments: list[str] | None = None) -> None:
     """Run a study from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
     options = tyro.cli(
@@ -91,26 +87,27 @@ def main(study: Study, options: Options, console: Console | None = None) -> int:
     """Run a study with these options; returns the exit status."""
     out = console or Console(highlight=False)
     try:
-        study = resolve(study, options)
-        if options.dry_run:
-            show_plan(plan(study), Store.open(options.store), options, out)
-            return 0
-        planned = run(
+        study, store = resolve(study, options), Store.open(options.store)
+        planned = plan(study)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.dry_run:
+        show_plan(planned, store, options, out)
+        return 0
+    try:
+        run(
             study,
-            options.store,
+            store,
             options.address,
             options.workers,
             options.gpus_per_worker,
             options.concurrent,
             options.loaders,
         )
-    except (Usage, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except (StagesFailed, ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    store = Store.open(options.store)
     table = result_table(planned, store)
     show_table(table, out)
     folder = write_results(table, store)
@@ -125,7 +122,7 @@ def resolve(study: Study, options: Options) -> Study:
     if options.arms:
         if unknown := set(options.arms) - {arm.name for arm in arms}:
             known = ", ".join(arm.name for arm in arms)
-            raise Usage(f"no arm named {', '.join(sorted(unknown))}: choose from {known}")
+            raise ValueError(f"no arm named {', '.join(sorted(unknown))}: choose from {known}")
         wanted = {*options.arms, study.baseline}
         arms = tuple(arm for arm in arms if arm.name in wanted)
     names = {arm.name for arm in arms}
@@ -167,7 +164,7 @@ def data_of(options: Options, chosen: Preset) -> Data:
             chosen.cache,
         )
     if options.upstream is None or options.downstream is None:
-        raise Usage(f"--data {options.data} needs --upstream and --downstream")
+        raise ValueError(f"--data {options.data} needs --upstream and --downstream")
     return Data(
         Source("kinetics", options.upstream, options.upstream_videos),
         Source(options.data, options.downstream, options.downstream_videos),

@@ -24,7 +24,7 @@ from ssdet.data.moving_shapes import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = Config(upstream=24, train=3, val=2, test=3, clip_frames=10, video_frames=40, seed=5)
+TINY = Config(48, upstream=24, train=3, val=2, test=3, clip_frames=10, video_frames=40, seed=5)
 CLEAR = Config(noise=0.0, actors=1, contrast=0.6, size=32)
 
 RENDER = f"""
@@ -74,6 +74,32 @@ def test_the_seed_decides_every_byte(rendered, tmp_path) -> None:
     first, second = content(rendered), content(other)
     assert first.keys() == second.keys()
     assert not [name for name in first if name.endswith(".mp4") and first[name] == second[name]]
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+from ssdet.data.moving_shapes import Config, render_clip, write_video
+
+for index in range(4):
+    write_video(Path(sys.argv[1]), render_clip(Config(seed=5, clip_frames=10), index)[0])
+    print(Path(sys.argv[1]).read_bytes().hex())
+"""
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="x264's mbtree reads memory that it never wrote where a picture has two macroblocks "
+    "a side (up to 32 pixels): the bytes, and so the fingerprint, differ from run to run",
+)
+def test_small_pictures_are_encoded_to_the_same_bytes(tmp_path) -> None:
+    """The C library fills fresh memory with a byte of our choice."""
+    found = set()
+    for fill in ("1", "170"):
+        command = [sys.executable, "-c", ENCODE, str(tmp_path / "clip.mp4")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_PERTURB_": fill}
+        found.add(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert len(found) == 1
 
 
 def test_every_field_names_another_folder() -> None:
@@ -140,7 +166,7 @@ def test_clips_read_as_kinetics_and_videos_as_charades(rendered, clips, videos) 
 def test_files_are_as_declared(clips, videos) -> None:
     for video in (*clips.videos[:3], *videos.videos[:3]):
         info = probe(video.path)
-        assert (info.width, info.height, info.fps, info.codec) == (24, 24, FPS, "h264")
+        assert (info.width, info.height, info.fps, info.codec) == (48, 48, FPS, "h264")
         assert info.frames == (40 if video in videos.videos else 10)
     assert {video.duration for video in videos.videos} == {40 / FPS}
 

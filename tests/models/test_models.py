@@ -32,9 +32,9 @@ def test_trains_saves_and_loads(name, tmp_path):
 
 
 def test_unknown_names_and_options_get_a_hint():
-    with pytest.raises(ValueError, match="x3d_tni.*did you mean 'x3d_tiny'"):
+    with pytest.raises(ValueError, match=r"x3d_tni.*did you mean 'x3d_tiny'"):
         create("x3d_tni", 5)
-    with pytest.raises(TypeError, match="no option 'drop_out'.*did you mean 'dropout'"):
+    with pytest.raises(TypeError, match=r"no option 'drop_out'.*did you mean 'dropout'"):
         create("x3d_tiny", 5, drop_out=0.1)
     assert available("x3d_x*") == ["x3d_xl", "x3d_xs"]
 

@@ -50,8 +50,8 @@ def test_stages_are_shared_and_in_order(study) -> None:
 
 
 def test_an_arm_of_another_study_is_the_same_stage(study) -> None:
-    other = replace(study, name="other", arms=(Arm("base", classification), Arm("again", augmented("mixup"))),
-                    table=Table(baseline="base"))  # fmt: skip
+    arms = (Arm("base", classification), Arm("again", augmented("mixup")))
+    other = replace(study, name="other", arms=arms, table=Table(baseline="base"))
     shared = plan(study).stages.keys() & plan(other).stages.keys()
     assert shared == plan(other).stages.keys()
 

@@ -238,7 +238,9 @@ def test_drivers_and_workers_fit_wherever_the_drivers_land(
         left = [dict(node) for node in nodes]
         left[crowded]["CPU"] -= driver
         assert room(left, gpus, cpus) >= wanted
-    assert room(nodes, gpus, 1.0) < wanted + workers  # nothing is left idle that a trial could use
+    hosts = [node["CPU"] for node in nodes if room([node], gpus, 1.0)]
+    if workers == 1 or planned.concurrent < 10 * min(hosts):  # the last core takes ten drivers
+        assert room(nodes, gpus, 1.0) < wanted + workers  # no trial more would have fitted
 
 
 def room(nodes: list[dict[str, float]], gpus: float, cpus: float) -> int:

@@ -146,9 +146,8 @@ def test_groups_with_fewer_components_are_filled_with_nothing() -> None:
     from ssdet.augment import Components
 
     def part(count: int) -> Components:
-        return Components(
-            torch.ones(count, 2, 3, 4), torch.full((count, 2, 4), 1 / count), torch.ones(count, 2, 4)
-        )
+        weights = torch.full((count, 2, 4), 1 / count)
+        return Components(torch.ones(count, 2, 3, 4), weights, torch.ones(count, 2, 4))
 
     joined = join([part(1), part(2)])
     assert joined.weights.shape == (2, 4, 4)
