@@ -39,6 +39,15 @@ def agree(decision: bool, context: Context) -> bool:
     return bool(flag.item())
 
 
+def average(value: float, context: Context) -> float:
+    """Mean of a number over all workers."""
+    if context.world == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=context.device)
+    dist.all_reduce(total)
+    return total.item() / context.world
+
+
 def run_workers(
     workers: int,
     resources: Mapping[str, float],

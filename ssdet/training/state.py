@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ssdet.models.norm import aggregate_splits, gather_splits, scatter_splits
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
-from ssdet.training.distributed import agree, barrier
+from ssdet.training.distributed import agree, average, barrier
 from ssdet.training.optim import optimizer_for
 from ssdet.training.recipe import TrainRecipe, to_json
 
@@ -32,10 +32,10 @@ class State:
         self.recipe, self.model, self.context = recipe, model, context
         self.optimizer = optimizer_for(model, optim)
         self.scaler = torch.amp.GradScaler(context.device.type, enabled=optim.amp == "fp16")
-        average = get_ema_multi_avg_fn(optim.ema)
         self.ema = None
         if optim.ema:
-            self.ema = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+            decay = get_ema_multi_avg_fn(optim.ema)
+            self.ema = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         self.step = 0
         self.scores: dict[str, float] = {}
         self.replaced: dict[str, str] = {}
@@ -138,7 +138,7 @@ class Progress:
         if (step + 1) % self.every and step + 1 < self.steps:
             return
         seconds = time.monotonic() - self._since
-        mean = sum(self._losses) / len(self._losses)
+        mean = average(sum(self._losses) / len(self._losses), self.context)
         rate = self._clips / max(seconds, 1e-9)
         count = {"step": step + 1, "steps": self.steps}
         self.context.report({**count, "loss": mean, "lr": lr, "clips_per_second": rate})

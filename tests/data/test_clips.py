@@ -138,7 +138,7 @@ def test_shares_of_the_workers_make_the_batch(world) -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch 25.*3 workers"):
+    with pytest.raises(ValueError, match=r"batch 25.*3 workers"):
         batches(stream(), 25, 0, 1, 0, 3)
 
 
@@ -355,5 +355,5 @@ def test_parts_of_a_batch_are_interleaved() -> None:
     "wrong", [{"frames": 1}, {"stride": 0}, {"short_side": (20, 30)}, {"short_side": (40, 30)}]
 )
 def test_recipes_that_cut_nothing_are_refused(wrong) -> None:
-    with pytest.raises(ValueError, match="frames|short_side"):
+    with pytest.raises(ValueError, match=r"frames|short_side"):
         ClipRecipe(**wrong)

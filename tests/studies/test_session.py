@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssdet.studies.session import DRIVER_CPU, Session, _growth, plan_resources
@@ -221,6 +221,7 @@ nodes_strategy = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(nodes_strategy, st.integers(1, 6), st.sampled_from([0, 0.25, 0.5, 1, 2, 4]))
 def test_drivers_and_workers_fit_wherever_the_drivers_land(
     nodes: list[dict[str, float]], workers: int, gpus: float

@@ -57,7 +57,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(path, layout) -> None:
     data = path.read_bytes() if layout == "zip" else legacy(state())
     for length in [*range(0, len(data), 29), len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(BrokenCheckpoint, match="last.pt.*restore it from a copy"):
+        with pytest.raises(BrokenCheckpoint, match=r"last\.pt.*restore it from a copy"):
             load(path)
 
 

@@ -142,5 +142,5 @@ def test_a_linear_rule_is_found_on_videos_it_never_saw() -> None:
 
 def test_a_split_of_which_nothing_can_be_read_is_refused() -> None:
     reader = Pictures(broken=["0", "1"])
-    with pytest.raises(ValueError, match="'m'.*0 is broken"):
+    with pytest.raises(ValueError, match=r"'m'.*0 is broken"):
         extract(colour, manifest(reader, range(2)), reader, PREDICT, CPU)

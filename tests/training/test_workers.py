@@ -20,7 +20,8 @@ def test_two_workers_are_one(shapes, ray_session, tmp_path: Path) -> None:
     recipe = replace(
         augmented("mixup")(study.base).pretrain,
         model=ModelRecipe("x3d_tiny", {"dropout": 0.0}),
-        optim=OptimRecipe(steps=20, batch=16, lr=0.05, schedule="onecycle"),
+        # Sums in another order differ in the last bit, and large steps make that grow.
+        optim=OptimRecipe(steps=20, batch=16, lr=0.002, schedule="onecycle"),
         validations=1,
     )
     stage = Stage("pretrain", recipe, (), "test")
