@@ -21,7 +21,7 @@ from ssdet.results.tables import (
     write_csv,
     write_markdown,
 )
-from ssdet.studies.data import Data, Source
+from ssdet.studies.data import Data, Source, moving_shapes
 from ssdet.studies.estimate import seconds_per_step, stage_seconds
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.presets import Preset, preset
@@ -153,16 +153,7 @@ def _with_steps(base: Experiment, options: Options) -> Experiment:
 def data_of(options: Options, chosen: Preset) -> Data:
     """The data that the options name; renders Moving Shapes where it has to."""
     if options.data == "moving_shapes":
-        from ssdet.data.moving_shapes import prepare
-
-        root = prepare(chosen.shapes, progress=_count)
-        clips, videos = root / "upstream", root / "downstream"
-        return Data(
-            Source("kinetics", str(clips / "annotations.csv"), str(clips / "videos")),
-            Source("segments", str(videos / "annotations.json"), str(videos / "videos")),
-            chosen.decode_size,
-            chosen.cache,
-        )
+        return moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache, _count)
     if options.upstream is None or options.downstream is None:
         raise ValueError(f"--data {options.data} needs --upstream and --downstream")
     return Data(

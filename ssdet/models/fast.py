@@ -16,8 +16,8 @@ def accelerate(model: nn.Module) -> nn.Module:
     """Swap the X3D parts of ``model`` for faster ones, in place; a second call changes nothing.
 
     Parameters, buffers and state dict names stay. On a GPU, in other precisions than float32 and
-    under tracing the parts run as before. The process keeps the memory that tensors free, for the
-    next ones.
+    under tracing the parts run as before. Hooks on the blocks see what they saw; hooks on modules
+    inside a block are not called. The process keeps the memory that tensors free for later ones.
     """
     from pytorchvideo.models.resnet import ResBlock
     from pytorchvideo.models.stem import ResNetBasicStem

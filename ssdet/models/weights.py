@@ -39,7 +39,7 @@ class LoadReport:
     """Tensors of the model that start afresh: its classifier, split statistics."""
 
 
-def layout(name: str, recognise: Recogniser) -> Callable[[Converter], Converter]:
+def register_layout(name: str, recognise: Recogniser) -> Callable[[Converter], Converter]:
     """Register ``convert(state, model) -> state in the model's names`` as the layout ``name``."""
 
     def add(convert: Converter) -> Converter:
@@ -157,7 +157,7 @@ def _aggregate(state: State) -> State:
     return result
 
 
-@layout("x3d_multigrid", lambda state: "conv1_s.weight" in state)
+@register_layout("x3d_multigrid", lambda state: "conv1_s.weight" in state)
 def _from_multigrid(state: State, model: nn.Module) -> State:
     """Names of SSDet, X3D-Multigrid and Coarse-Fine (MODELS.md 1.6)."""
     head = 1 + max((int(name[5]) for name in state if re.match(r"layer\d\.", name)), default=0)
@@ -215,12 +215,12 @@ def _fold_shortcut_norm(state: State, block: str) -> None:
     state[shift] = (state[shift] + bias - mean * scale).float()
 
 
-@layout("ssdet", lambda state: any(".split_mean" in name for name in state))
+@register_layout("ssdet", lambda state: any(".split_mean" in name for name in state))
 def _from_own(state: State, model: nn.Module) -> State:
     return state
 
 
-@layout("pytorchvideo", lambda state: "blocks.0.conv.conv_t.weight" in state)
+@register_layout("pytorchvideo", lambda state: "blocks.0.conv.conv_t.weight" in state)
 def _from_pytorchvideo(state: State, model: nn.Module) -> State:
     """Its X3D has no norm on a first shortcut that keeps its width: give the model an identity."""
     state = dict(state)

@@ -62,6 +62,8 @@ class ResultTable:
     seeds: int
     resamples: int
     source: str
+    unreadable: Mapping[str, str]
+    """Videos that some stage could not read, and why."""
 
 
 def result_table(plan: Plan, store: Store, resamples: int = 1000) -> ResultTable:
@@ -92,7 +94,7 @@ def result_table(plan: Plan, store: Store, resamples: int = 1000) -> ResultTable
         rows.append(Row(arm.name, arm.label, cells, study.table.quoted.get(arm.name)))
     return ResultTable(
         study.name, study.table.title or study.name, study.baseline, tuple(rows), protocol, scored,
-        expected, frames, len(study.seeds), resamples, study.table.source,
+        expected, frames, len(study.seeds), resamples, study.table.source, _unreadable(plan, store),
     )  # fmt: skip
 
 
@@ -106,6 +108,15 @@ def _scores(run: Run, store: Store) -> dict[str, dict[str, Any]]:
             raise ValueError(f"arm {run.arm!r} seed {run.seed}: {stage.id} is not finished")
         scores[readout] = result["scores"]["test"]
     return scores
+
+
+def _unreadable(plan: Plan, store: Store) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in plan.stages:
+        result = store.result(name) or {}
+        for field in ("replaced", "unreadable", "unreadable_train"):
+            found |= result.get(field, {})
+    return found
 
 
 def _setting(score: Mapping[str, Any]) -> tuple[str, int, int, int]:
@@ -177,6 +188,13 @@ def footnotes(table: ResultTable) -> list[str]:
         f"Difference from “{table.baseline}” with a 95 % interval: paired bootstrap, "
         f"{table.resamples} resamples of videos and seeds.",
     ]
+    if table.unreadable:
+        listed = ", ".join(f"{name} ({why})" for name, why in sorted(table.unreadable.items())[:5])
+        more = ", …" if len(table.unreadable) > 5 else ""
+        notes.append(
+            f"{len(table.unreadable)} videos could not be read; in training other clips stood in "
+            f"for them: {listed}{more}"
+        )
     if any(row.quoted is not None for row in table.rows):
         notes.append(f"Quoted, not measured here: {table.source}")
     return notes

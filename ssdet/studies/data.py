@@ -8,9 +8,14 @@ from pathlib import Path
 
 from ssdet.data.frames import Decoder, FrameReader, open_cache
 from ssdet.data.manifest import Manifest, load_manifest
-from ssdet.data.moving_shapes import default_cache
+from ssdet.data.moving_shapes import Config, default_cache, prepare
 
 ROLES = ("upstream", "downstream")
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,23 @@ class Data:
         parts = [self.split(role, name).fingerprint for role, name in splits]
         return ",".join([*parts, f"decoded at {self.decode_size}"])
 
-    def reader(
-        self, role: str, progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> FrameReader:
+    def reader(self, role: str, progress: Progress = silent) -> FrameReader:
         """Frames of one role's videos; fills the cache first where one is used."""
         if not self.cache:
             return Decoder(self.decode_size)
         root = Path(self.cache_folder) if self.cache_folder else default_cache()
         return open_cache(self.manifests[role], self.decode_size, root, progress)
+
+
+def moving_shapes(
+    config: Config, decode_size: int | None = None, cache: bool = True, progress: Progress = silent
+) -> Data:
+    """The embedded data set, rendered first where it is not there yet."""
+    root = prepare(config, progress=progress)
+    clips, videos = root / "upstream", root / "downstream"
+    return Data(
+        Source("kinetics", str(clips / "annotations.csv"), str(clips / "videos")),
+        Source("segments", str(videos / "annotations.json"), str(videos / "videos")),
+        decode_size,
+        cache,
+    )

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ssdet.studies.data import Data
+from ssdet.studies.presets import completed
 from ssdet.studies.study import Experiment, Study
 from ssdet.training.recipe import to_json
 
@@ -105,9 +106,13 @@ class Plan:
 
 
 def plan(study: Study) -> Plan:
-    """Resolve every arm and seed into stages. Nothing runs; the data must be readable."""
-    if study.base is None or study.data is None:
-        raise ValueError(f"study {study.name!r} needs `base` and `data`: use a preset")
+    """Resolve every arm and seed into stages; nothing is trained.
+
+    A study without base or data gets those of the preset `tiny`, rendered on first use. The data's
+    files must be there: what they hold is part of the stages' names.
+    """
+    study = completed(study)
+    assert study.base is not None
     stage = _stages_of(study.data)
     runs: dict[tuple[str, int], Run] = {}
     for seed in study.seeds:

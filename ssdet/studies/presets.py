@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.moving_shapes import Config as MovingShapes
-from ssdet.studies.study import Experiment
+from ssdet.studies.data import moving_shapes
+from ssdet.studies.study import Experiment, Study
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import ModelRecipe, OptimRecipe, TrainRecipe
@@ -22,6 +23,14 @@ class Preset:
     """The embedded data set that goes with it."""
     decode_size: int | None
     cache: bool
+
+
+def completed(study: Study) -> Study:
+    """The study, with the base of `tiny` and Moving Shapes where it names none."""
+    chosen = tiny()
+    base = study.base or chosen.experiment
+    data = study.data or moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache)
+    return replace(study, base=base, data=data)
 
 
 def preset(name: str) -> Preset:

@@ -45,6 +45,7 @@ def run(
     """
     store = store if isinstance(store, Store) else Store.open(store)
     planned = plan(study)
+    study = planned.study
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
     progress = Progress(planned, done=len(planned.stages) - len(todo))
     if not todo:

@@ -103,9 +103,9 @@ class Study:
     protocol: str = "dense_map/v1"
     table: Table = Table()
     base: Experiment | None = None
-    """What arms change; the experiment's command line fills in its preset."""
+    """What arms change: of the preset that the command line names, else of `tiny`."""
     data: Any = None
-    """`ssdet.studies.data.Data`; likewise filled in."""
+    """`ssdet.studies.Data`; Moving Shapes by default."""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]

@@ -1,6 +1,7 @@
 """The accelerated parts against the plain ones in float64."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -156,6 +157,13 @@ def test_other_precisions_run_as_before():
     fast = accelerate(copy.deepcopy(plain))
     x = inputs(3, (2, 3, 16, 16)).double()
     assert torch.equal(fast(x), plain(x))
+
+
+def test_can_be_copied_and_pickled():
+    model = accelerate(network()).eval()
+    x = inputs(3, (2, 3, 16, 16))
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
 
 
 def test_batch_that_does_not_divide():

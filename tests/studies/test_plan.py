@@ -125,5 +125,3 @@ def test_studies_that_make_no_sense_are_refused() -> None:
         Study("s", (Arm("a"),), table=Table(baseline="b"))
     with pytest.raises(ValueError, match="distinct"):
         Study("s", (Arm("a"),), seeds=(0, 0))
-    with pytest.raises(ValueError, match="preset"):
-        plan(Study("s", (Arm("a"),)))
