@@ -123,8 +123,7 @@ def _normalise(x: Tensor, weight: Tensor, bias: Tensor, norm: SubBatchNorm3d) ->
     if not norm.training:
         mean, rstd = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt()
         return [_scaled(x, weight, bias, mean, rstd), mean, rstd]
-    n, c = norm.splits_of(x.shape[3]), x.shape[4]
-    norm.num_batches_tracked.add_(1)
+    n, c = norm.begin(x.shape[3]), x.shape[4]
     affine, running = (weight.repeat(n), bias.repeat(n)), (norm.split_mean, norm.split_var)
     y, mean, rstd = torch.native_batch_norm(
         _planes(x, n * c), *affine, *running, True, norm.momentum, norm.eps

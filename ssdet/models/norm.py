@@ -24,7 +24,7 @@ class SubBatchNorm3d(nn.BatchNorm3d):
     Weights, running statistics and their names are those of ``BatchNorm3d``. Two buffers are added,
     ``split_mean`` and ``split_var`` ([splits * C], split-major); a state dict without them loads
     strictly, and they start from the running statistics. Leaving training mode sets the running
-    statistics to those of all splits together.
+    statistics to those of all splits together, if batches were seen since they were loaded.
 
     Raises ValueError in training if N is not a multiple of ``splits``.
     """
@@ -46,24 +46,28 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         """Change the number of splits; their statistics start again from the running ones."""
         if splits < 1:
             raise ValueError(f"splits={splits}: a batch has at least one split")
-        self.splits = splits
+        self.splits, self._seen = splits, False
         for split, running in zip(_SPLIT, _RUNNING, strict=True):
             self.register_buffer(split, getattr(self, running).repeat(splits))
 
-    def splits_of(self, samples: int) -> int:
-        """The number of splits, after a check that a batch of ``samples`` divides into them."""
+    def begin(self, samples: int) -> int:
+        """Count a training batch and return its number of splits.
+
+        Raises ValueError if the batch does not divide into them.
+        """
         if samples % self.splits:
             raise ValueError(
                 f"batch of {samples} samples does not divide into {self.splits} splits: "
                 "change the batch size, drop the last batch or call set_splits(model, n)"
             )
+        self.num_batches_tracked.add_(1)
+        self._seen = True
         return self.splits
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x_NCTHW)
-        (samples, channels), splits = x_NCTHW.shape[:2], self.splits_of(len(x_NCTHW))
-        self.num_batches_tracked.add_(1)
+        (samples, channels), splits = x_NCTHW.shape[:2], self.begin(len(x_NCTHW))
         y = F.batch_norm(
             x_NCTHW.reshape(samples // splits, splits * channels, *x_NCTHW.shape[2:]),
             self.split_mean,
@@ -77,7 +81,8 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         return y.reshape(x_NCTHW.shape)
 
     def train(self, mode: bool = True) -> "SubBatchNorm3d":
-        if self.training and not mode:
+        if self._seen and not mode:
+            self._seen = False
             self.running_mean.copy_(self.split_mean.view(self.splits, -1).mean(0))
             self.running_var.copy_(pooled_variance(self.split_mean, self.split_var, self.splits))
         return super().train(mode)
@@ -88,6 +93,7 @@ class SubBatchNorm3d(nn.BatchNorm3d):
                 start = state_dict[prefix + running].repeat(self.splits)
                 state_dict.setdefault(prefix + split, start)
         super()._load_from_state_dict(state_dict, prefix, *args)
+        self._seen = False
 
 
 def pooled_variance(mean: Tensor, var: Tensor, splits: int) -> Tensor:

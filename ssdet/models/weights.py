@@ -66,7 +66,7 @@ def load_weights(
     another shape differs.
     """
     where, state = _read(source)
-    name = _recognise(state, where) if layout == "auto" else layout
+    name = _recognise(state, model, where) if layout == "auto" else layout
     if name not in _LAYOUTS:
         raise ValueError(f"no layout {name!r}: choose from auto, {', '.join(sorted(_LAYOUTS))}")
     if aggregate:
@@ -135,10 +135,12 @@ def _tensors(content: Any, where: str) -> State:
     return state
 
 
-def _recognise(state: State, where: str) -> str:
+def _recognise(state: State, model: nn.Module, where: str) -> str:
     for name, (recognises, _) in _LAYOUTS.items():
         if recognises(state):
             return name
+    if state.keys() & model.state_dict().keys():
+        return "ssdet"
     raise ValueError(
         f"{where}: names such as {next(iter(state))!r} fit no layout: "
         f"choose from {', '.join(sorted(_LAYOUTS))}"

@@ -183,8 +183,8 @@ def footnotes(table: ResultTable) -> list[str]:
     """What one has to know to read the numbers."""
     notes = [
         f"Protocol {table.protocol} on the test split: {table.videos_scored} of "
-        f"{table.videos_expected} videos, {table.frames} frames. mAP in percent, mean ± standard "
-        f"deviation over {table.seeds} seeds.",
+        f"{table.videos_expected} videos, {table.frames} frames. mAP in percent, "
+        + ("one seed." if table.seeds == 1 else f"mean ± standard deviation, {table.seeds} seeds."),
         f"Difference from “{table.baseline}” with a 95 % interval: paired bootstrap, "
         f"{table.resamples} resamples of videos and seeds.",
     ]

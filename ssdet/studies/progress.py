@@ -30,7 +30,8 @@ class Progress:
     def start(self, where: str, resources: Resources) -> None:
         """Say where stages run and how many at once."""
         each = f" of {resources.workers} workers" if resources.workers > 1 else ""
-        self.line(f"{where}; {resources.concurrent} stages at once{each}")
+        many = "stage" if resources.concurrent == 1 else "stages"
+        self.line(f"{where}; {resources.concurrent} {many} at once{each}")
         self.line(f"{self.done} of {self.total} stages are done already")
         self._started = time.monotonic()
         if self.console.is_terminal:

@@ -27,7 +27,14 @@ ADDRESSES = {
     "worker1": "10.77.0.11",
     "worker2": "10.77.0.12",
 }
-TOOLS = {"ip": "iproute2", "rsync": "rsync", "ssh": "openssh-client", "sshd": "openssh-server"}
+TOOLS = {
+    "curl": "curl",
+    "ip": "iproute2",
+    "pgrep": "procps",
+    "rsync": "rsync",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
+}
 SMALL = "--num-cpus=1 --object-store-memory=100000000 --memory=2000000000"
 
 SSHD = """HostKey {lab}/host_key

@@ -12,7 +12,7 @@ from lab import ADDRESSES, HERE, Lab, check_machine
 DASHBOARD = "http://127.0.0.1:8265"
 NODES = ("head", "worker1", "worker2")
 EXPERIMENT = "python experiments/ablate_cutmix.py --preset smoke --seeds 1"
-TABLE = "runs/tables/ablate_cutmix"
+TABLE = "storage/runs/tables/ablate_cutmix/*.csv"
 
 
 @contextmanager
@@ -28,7 +28,9 @@ def step(title: str) -> Iterator[list[str]]:
 def expect(outcome: tuple[int, str], part: str = "", status: int = 0) -> str:
     code, said = outcome
     if code != status or part not in said:
-        raise SystemExit(f"exit status {code} (expected {status}), expected {part!r} in:\n{said[-3000:]}")
+        raise SystemExit(
+            f"exit status {code} (expected {status}), expected {part!r} in:\n{said[-3000:]}"
+        )
     return said
 
 
@@ -109,13 +111,7 @@ def check_experiment(lab: Lab) -> None:
         hosts = [json.loads(path.read_text())["host"] for path in written]
         notes.append(", ".join(f"{hosts.count(node)} on {node}" for node in NODES))
         assert len(set(hosts)) > 1, hosts
-    with step("the same videos on the laptop, with an own Ray") as notes:
-        videos = "export PYTHONPATH=. SSDET_CACHE=/mnt/ssdet/cache"
-        expect(lab.run("laptop", f"{videos}; {EXPERIMENT} --store /srv/runs"))
-        (ours,) = lab.folder.glob(f"laptop/home/{TABLE}/*.csv")
-        (theirs,) = lab.folder.glob(f"storage/{TABLE}/*.csv")
-        assert ours.read_bytes() == theirs.read_bytes(), (ours.read_text(), theirs.read_text())
-        notes.append("the table is the same, byte for byte")
+        assert list(lab.folder.glob(TABLE))
 
 
 def last_line(said: str) -> str:

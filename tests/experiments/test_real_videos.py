@@ -10,7 +10,8 @@ from ssdet.studies import Arm, Study, Table, augmented, classification
 
 def write_annotations(data: Path, folder: Path) -> tuple[Path, Path]:
     """A table of a few UT-Interaction clips, and three videos of FIR-Action."""
-    clips, videos = folder / "clips.csv", folder / "annotations.json"
+    clips, videos = folder / "up" / "clips.csv", folder / "annotations.json"
+    clips.parent.mkdir()
     with open(clips, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "label", "split"])

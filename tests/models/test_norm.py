@@ -72,6 +72,15 @@ def test_plain_state_dict_loads_strictly_and_survives_evaluation():
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
+def test_loaded_running_statistics_are_what_evaluation_uses():
+    norm = SubBatchNorm3d(3, splits=2)
+    norm(batch())
+    state = norm.state_dict() | {"running_mean": torch.tensor([1.0, 2.0, 3.0])}
+    norm.load_state_dict(state)
+    norm.eval()
+    assert norm.running_mean.tolist() == [1, 2, 3]
+
+
 def test_batch_that_does_not_divide():
     with pytest.raises(ValueError, match=r"6 samples.*4 splits.*set_splits"):
         SubBatchNorm3d(3, splits=4)(batch(6))

@@ -59,9 +59,10 @@ def own_name(name):
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+@pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("shortcut_norm", [False, True], ids=["folded", "kept"])
-def test_released_weights_evaluate_as_published(reference, multigrid, shortcut_norm, fast):
-    model = create("x3d", 6, **TOY, shortcut_norm=shortcut_norm)
+def test_released_weights_evaluate_as_published(reference, multigrid, shortcut_norm, splits, fast):
+    model = create("x3d", 6, **TOY, shortcut_norm=shortcut_norm, norm_splits=splits)
     report = load_weights(model, multigrid)
     assert report.layout == "x3d_multigrid"
     model = (accelerate(model) if fast else model).eval()
