@@ -23,8 +23,8 @@ class SubBatchNorm3d(nn.BatchNorm3d):
 
     Weights, running statistics and their names are those of ``BatchNorm3d``. Two buffers are added,
     ``split_mean`` and ``split_var`` ([splits * C], split-major); a state dict without them loads
-    strictly, and they start from the running statistics. Leaving training mode sets the running
-    statistics to those of all splits together, if batches were seen since they were loaded.
+    strictly, and they start from the running statistics. Evaluation mode sets the running
+    statistics to those of all splits together, where batches were seen or splits were loaded.
 
     Raises ValueError in training if N is not a multiple of ``splits``.
     """
@@ -40,13 +40,15 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, splits: int = 1
     ) -> None:
         super().__init__(num_features, eps, momentum)
+        self.splits, self._fresh = 1, False
         self.set_splits(splits)
 
     def set_splits(self, splits: int) -> None:
         """Change the number of splits; their statistics start again from the running ones."""
         if splits < 1:
             raise ValueError(f"splits={splits}: a batch has at least one split")
-        self.splits, self._seen = splits, False
+        self._aggregate()
+        self.splits = splits
         for split, running in zip(_SPLIT, _RUNNING, strict=True):
             self.register_buffer(split, getattr(self, running).repeat(splits))
 
@@ -61,8 +63,12 @@ class SubBatchNorm3d(nn.BatchNorm3d):
                 "change the batch size, drop the last batch or call set_splits(model, n)"
             )
         self.num_batches_tracked.add_(1)
-        self._seen = True
+        self._fresh = True
         return self.splits
+
+    def keep_running(self) -> None:
+        """Evaluate with the running statistics as they are, until the next training batch."""
+        self._fresh = False
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
         if not self.training:
@@ -81,19 +87,23 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         return y.reshape(x_NCTHW.shape)
 
     def train(self, mode: bool = True) -> "SubBatchNorm3d":
-        if self._seen and not mode:
-            self._seen = False
-            self.running_mean.copy_(self.split_mean.view(self.splits, -1).mean(0))
-            self.running_var.copy_(pooled_variance(self.split_mean, self.split_var, self.splits))
+        if not mode:
+            self._aggregate()
         return super().train(mode)
 
+    def _aggregate(self) -> None:
+        if self._fresh:
+            self._fresh = False
+            self.running_mean.copy_(self.split_mean.view(self.splits, -1).mean(0))
+            self.running_var.copy_(pooled_variance(self.split_mean, self.split_var, self.splits))
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._fresh = prefix + _SPLIT[0] in state_dict
         for split, running in zip(_SPLIT, _RUNNING, strict=True):
             if prefix + running in state_dict:
                 start = state_dict[prefix + running].repeat(self.splits)
                 state_dict.setdefault(prefix + split, start)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._seen = False
 
 
 def pooled_variance(mean: Tensor, var: Tensor, splits: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdet.models.norm import pooled_variance
+from ssdet.models.norm import SubBatchNorm3d, pooled_variance
 
 State = dict[str, Tensor]
 Recogniser = Callable[[State], bool]
@@ -80,6 +80,9 @@ def load_weights(
     loaded = {k: v for k, v in converted.items() if k in own and k not in fresh}
     kept = {k: v for k, v in own.items() if k in fresh and ".split_" not in k}
     model.load_state_dict({**kept, **loaded}, strict=False)
+    if name == "x3d_multigrid":
+        for norm in (m for m in model.modules() if isinstance(m, SubBatchNorm3d)):
+            norm.keep_running()
     restarted = fresh | {k for k in own if ".split_" in k and k not in loaded}
     skipped = [k for k in converted if k not in loaded]
     return LoadReport(name, list(loaded), skipped, sorted(restarted))

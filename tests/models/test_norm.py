@@ -72,13 +72,22 @@ def test_plain_state_dict_loads_strictly_and_survives_evaluation():
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
-def test_loaded_running_statistics_are_what_evaluation_uses():
+def test_state_saved_in_training_evaluates_by_its_splits():
+    norm, again = SubBatchNorm3d(3, splits=2), SubBatchNorm3d(3, splits=2)
+    norm(batch())
+    again.load_state_dict(norm.state_dict())
+    norm.eval()
+    again.eval()
+    assert torch.equal(again.running_var, norm.running_var)
+    assert (again.running_var != 1).all()
+
+
+def test_running_statistics_can_be_kept():
     norm = SubBatchNorm3d(3, splits=2)
     norm(batch())
-    state = norm.state_dict() | {"running_mean": torch.tensor([1.0, 2.0, 3.0])}
-    norm.load_state_dict(state)
+    norm.keep_running()
     norm.eval()
-    assert norm.running_mean.tolist() == [1, 2, 3]
+    assert (norm.running_mean == 0).all()
 
 
 def test_batch_that_does_not_divide():
