@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: install ablate science videos test lint bench cluster-test kill-test clean
+.PHONY: install ablate science test lint bench cluster-test kill-test clean
 
 install: $(VENV)/installed
 

@@ -89,7 +89,7 @@ def main(study: Study, options: Options, console: Console | None = None) -> int:
     try:
         study, store = resolve(study, options), Store.open(options.store)
         planned = plan(study)
-    except (ValueError, OSError) as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.dry_run:
@@ -105,12 +105,15 @@ def main(study: Study, options: Options, console: Console | None = None) -> int:
             options.concurrent,
             options.loaders,
         )
-    except (StagesFailed, ValueError, ConnectionError) as error:
+        table = result_table(planned, store)
+        show_table(table, out)
+        folder = write_results(table, store)
+    except (StagesFailed, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    table = result_table(planned, store)
-    show_table(table, out)
-    folder = write_results(table, store)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
     out.print(f"written to {folder}", soft_wrap=True)
     return 0
 
@@ -124,6 +127,9 @@ def resolve(study: Study, options: Options) -> Study:
             known = ", ".join(arm.name for arm in arms)
             raise ValueError(f"no arm named {', '.join(sorted(unknown))}: choose from {known}")
         wanted = {*options.arms, study.baseline}
+        for arm in arms:
+            if arm.name in options.arms:
+                wanted |= {*arm.members, arm.seeds_of}
         arms = tuple(arm for arm in arms if arm.name in wanted)
     names = {arm.name for arm in arms}
     quoted = {name: value for name, value in study.table.quoted.items() if name in names}

@@ -16,7 +16,8 @@ LAYERS = (
     {"augment", "data", "models"},
     {"evaluation", "training"},
     {"results", "studies"},
-    {"cli", "experiments"},
+    {"cli"},
+    {"experiments"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 SIDEWAYS = {("results", "studies"), ("studies", "results")}

@@ -1,6 +1,6 @@
 """Training clips: which video, which frames, which crop, decided by seed and position alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,9 +181,9 @@ def batches(
     """
     if batch % world:
         raise ValueError(f"batch {batch} does not divide among {world} workers")
-    positions = [
+    positions: Iterable[int] = (
         step * batch + slot for step in range(start, stop) for slot in range(rank, batch, world)
-    ]
+    )
     loader: DataLoader = DataLoader(
         clips, batch // world, sampler=positions, collate_fn=collate, num_workers=loaders
     )

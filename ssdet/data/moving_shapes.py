@@ -70,7 +70,7 @@ class Config:
     def name(self) -> str:
         """Folder name: the format's version and a hash of every field."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"moving_shapes-v1-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"moving_shapes-v2-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _centre(pose: Pose) -> None:
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
     """Encode uint8 [T, H, W, 3] as H.264 (one thread: the bytes depend on the pixels alone)."""
     with av.open(str(path), "w", format="mp4") as container:
-        options = {"crf": "16", "preset": "veryfast", "threads": "1"}
+        options = {"crf": "16", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = "yuv420p"

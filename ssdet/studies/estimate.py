@@ -20,7 +20,8 @@ SCORED_SHARE = 0.15
 def seconds_per_step(plan: Plan) -> dict[str, float]:
     """Seconds of one training step in this process, by kind of training stage.
 
-    Two runs of one and of `STEPS` + 1 steps are compared, so that start-up does not count.
+    A run of one step is compared with one of `STEPS` + 1, after another that warms up, so that
+    start-up does not count.
     """
     torch.set_num_threads(1)
     found = {}

@@ -138,7 +138,10 @@ def plan(study: Study) -> Plan:
 def _distinct(index: int, size: int, seeds: int) -> bool:
     """Whether the window of `size` seeds that starts at `index` is a set of its own."""
     if seeds < size:
-        raise ValueError(f"an ensemble of {size} seeds needs {size} seeds, the study has {seeds}")
+        raise ValueError(
+            f"an ensemble of {size} seeds needs {size} seeds, the study has {seeds}: give it more "
+            "seeds, or leave the arm out"
+        )
     return seeds > size or index == 0
 
 

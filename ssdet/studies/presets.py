@@ -94,7 +94,7 @@ def smoke() -> Preset:
     base = tiny()
     experiment = base.experiment
     assert experiment.pretrain is not None
-    few = OptimRecipe(steps=4, batch=8, lr=0.05, schedule="onecycle")
+    few = OptimRecipe(steps=4, batch=24, lr=0.05, schedule="onecycle")
     return replace(
         base,
         experiment=replace(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import traceback
+import uuid
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 from ssdet.studies.data import ROLES, Data
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.progress import Progress
-from ssdet.studies.session import Resources, Session, connect, plan_resources
+from ssdet.studies.session import Resources, connect, plan_resources
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
+from ssdet.training.loop import share
 
 TRAINING = ("pretrain", "finetune")
 QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -46,6 +48,9 @@ def run(
     store = store if isinstance(store, Store) else Store.open(store)
     planned = plan(study)
     study = planned.study
+    for stage in planned.stages.values():
+        if stage.kind in TRAINING:
+            share(stage.recipe, workers)
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
     progress = Progress(planned, done=len(planned.stages) - len(todo))
     if not todo:
@@ -55,7 +60,7 @@ def run(
         resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=session.capacity)
         progress.start(session.summary(), resources)
         settings = {"loaders": loaders, "checkpoint_every": checkpoint_every}
-        errors = _run_graph(todo, store, study, resources, session, settings, progress)
+        errors = _run_graph(todo, store, study, resources, settings, progress)
     progress.stop()
     if errors:
         raise StagesFailed(errors)
@@ -72,7 +77,6 @@ def _run_graph(
     store: Store,
     study: Study,
     resources: Resources,
-    session: Session,
     settings: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, str]:
@@ -81,7 +85,6 @@ def _run_graph(
     from ssdet.studies.graph import GraphSearch, ProgressCallback
     from ssdet.studies.stages import Job
 
-    threads = 1 if session.owned else max(1, int(resources.cpus_per_worker))
     jobs = {
         name: Job(
             stage,
@@ -89,7 +92,6 @@ def _run_graph(
             study.data,
             workers=resources.workers if stage.kind in TRAINING else 1,
             worker_resources=resources.worker,
-            threads=threads,
             **settings,
         )
         for name, stage in todo.items()
@@ -97,7 +99,7 @@ def _run_graph(
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     search = GraphSearch(todo)
-    name = f"{study.name}-{os.getpid()}"
+    name = f"{study.name}-{uuid.uuid4().hex}"
 
     def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([_trial_resources(config, resources)])
@@ -120,7 +122,10 @@ def _run_graph(
         ),
     )
     tuner.fit()
-    shutil.rmtree(store.root / "ray" / name)  # Tune's notes for a resume that is never asked for
+    # Tune's notes for a resume that is never asked for.
+    shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
+    if any(store.result(stage) is None for stage in todo.keys() - search.errors.keys()):
+        raise KeyboardInterrupt  # Tune stops quietly
     return search.errors
 
 
@@ -136,13 +141,19 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
     An exception of the stage's own code is reported, not raised: to run the stage again would
     raise it again. What Tune tries again is a process that died.
     """
+    import torch
     from ray import tune
 
     from ssdet.studies.stages import run_stage
 
+    job = jobs[config["stage"]]
     try:
-        result = run_stage(jobs[config["stage"]], lambda metrics: tune.report(dict(metrics)))
+        result = run_stage(job, lambda metrics: tune.report(dict(metrics)))
     except Exception as error:
-        tune.report({"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()})
+        path = job.folder / "error.txt"
+        path.write_text(traceback.format_exc())
+        tune.report({"error": f"{type(error).__name__}: {error} (traceback in {path})"})
+        if torch.cuda.is_initialized():
+            os._exit(1)  # a broken CUDA context would fail every stage that this process gets next
         return
     tune.report({"finished": True, **{k: v for k, v in result.items() if isinstance(v, float)}})

@@ -30,6 +30,8 @@ class Store:
                 f"store {uri!r}: stages are locked and written through a file system; "
                 "mount the bucket (or NFS) and give its folder"
             )
+        if parts.netloc not in ("", "localhost"):
+            raise ValueError(f"store {uri!r}: file://{parts.netloc} is another machine; mount it")
         path = Path(unquote(parts.path) if parts.scheme else str(uri)).expanduser().absolute()
         (path / "stages").mkdir(parents=True, exist_ok=True)
         return cls(path)

@@ -14,14 +14,18 @@ class BrokenCheckpoint(ValueError):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint so that `path` holds the old or the new one, whole, at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.stem}.*.partial"):
-        left.unlink(missing_ok=True)  # by a process that was killed
     work = path.with_suffix(f".{os.getpid()}.partial")
     with open(work, "wb") as file:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
     os.replace(work, path)
+
+
+def clean(path: Path) -> None:
+    """Remove what killed processes left beside a checkpoint; no other may be writing it."""
+    for left in path.parent.glob("*.partial"):
+        left.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

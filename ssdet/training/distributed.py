@@ -14,6 +14,9 @@ from torch import nn
 
 from ssdet.training.context import Context
 
+WAIT_SECONDS = 24 * 3600
+"""Longest wait for another worker: rank 0 scores the validation split while the others wait."""
+
 
 def parallel(module: nn.Module, context: Context) -> nn.Module:
     """The module as one of `context.world` replicas that average their gradients."""
@@ -59,10 +62,10 @@ def run_workers(
 
     Must be called where Ray is initialised; inside a Tune trial the workers' reports become the
     trial's. Workers that die are started again, at most three times, and go on from the last
-    checkpoint. Raises RuntimeError with the first worker's error when training fails.
+    checkpoint. Raises RuntimeError with the worker's error when training fails.
     """
     from ray import train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     answer = folder / "workers.json"
@@ -77,7 +80,11 @@ def run_workers(
             device=train.torch.get_device(),
             report=lambda metrics: train.report(dict(metrics)),
         )
-        result = work(context, *arguments)
+        try:
+            result = work(context, *arguments)
+        except (ValueError, ArithmeticError) as error:
+            # Every worker raises these, each time again: what is tried again is a death.
+            result = {"error": f"{type(error).__name__}: {error}"}
         if context.rank == 0:
             answer.write_text(json.dumps(result))
 
@@ -86,6 +93,7 @@ def run_workers(
         callbacks.append(TuneReportCallback())
     trainer = TorchTrainer(
         each,
+        torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=workers,
             use_gpu=bool(resources.get("GPU")),
@@ -104,4 +112,7 @@ def run_workers(
         trainer.fit()
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
-    return json.loads(answer.read_text())
+    result = json.loads(answer.read_text())
+    if "error" in result:
+        raise RuntimeError(result["error"])
+    return result

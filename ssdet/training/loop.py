@@ -36,12 +36,11 @@ def train(
     """
     optim = recipe.optim
     model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
-    share = optim.batch // (context.world * optim.accumulate)
-    set_splits(model, splits_for(share, recipe.model.norm_group))
+    set_splits(model, splits_for(share(recipe, context.world), recipe.model.norm_group))
     state = State(recipe, model, context)
     state.restore()
     scored = parallel(Readout(model, recipe.readout), context)
-    mixing = augment.create(recipe.augment, **recipe.augment_options)
+    mixing = augmentation(recipe)
     data = batches(
         clips, optim.batch, state.step, optim.steps, context.rank, context.world, context.loaders
     )
@@ -66,6 +65,27 @@ def train(
             state.judge(validate)
         state.save_if_due()
     return state.finish()
+
+
+def share(recipe: TrainRecipe, workers: int) -> int:
+    """Clips of one pass of one worker. ValueError where they do not hold whole normalisation
+    groups: the number of workers would then change what is computed."""
+    batch, group = recipe.optim.batch // recipe.optim.accumulate, recipe.model.norm_group
+    each, odd = divmod(batch, workers)
+    if odd or (workers > 1 and each % min(group, batch)):
+        raise ValueError(
+            f"{batch} clips a pass over {workers} workers: each must get a multiple of "
+            f"{min(group, batch)} clips, which share statistics; use fewer workers"
+        )
+    return each
+
+
+def augmentation(recipe: TrainRecipe) -> augment.Augmentation:
+    """The recipe's augmentation; frozen frames are labelled as `recipe.background` says."""
+    options = dict(recipe.augment_options)
+    if recipe.augment in ("freeze", "joint", "joint_single"):
+        options["background"] = "zero" if recipe.background == "zero" else "class"
+    return augment.create(recipe.augment, **options)
 
 
 def network(

@@ -74,6 +74,12 @@ class TrainRecipe:
     def __post_init__(self) -> None:
         if self.readout == "clip" and self.augment != "none":
             raise ValueError(f"augment={self.augment!r} labels frames: it needs readout='frame'")
+        if self.readout == "clip" and self.loss != "soft_ce":
+            raise ValueError(f"loss={self.loss!r} scores frames: readout='clip' takes 'soft_ce'")
+        if "background" in self.augment_options:
+            raise ValueError(
+                "augment_options: the background is the recipe's own field `background`"
+            )
         if self.task == "finetune" and self.augment != "none":
             raise ValueError("volume augmentations belong to pretraining: augment must be 'none'")
 

@@ -44,9 +44,13 @@ class State:
     def restore(self) -> None:
         """Load checkpoint `last` if there is one; ValueError if it is of another recipe."""
         path = self.context.checkpoint("last")
+        if self.context.rank == 0:
+            checkpoint.clean(path)
         if not path.is_file():
             return
         state = checkpoint.load(path, self.context.device)
+        if "recipe" not in state:
+            raise checkpoint.BrokenCheckpoint(f"{path} is not a checkpoint of a run: remove it")
         if state["recipe"] != to_json(self.recipe):
             raise ValueError(f"{path} belongs to another recipe: use another folder, or remove it")
         own = scatter_splits(state["model"], self.context.rank, self.context.world)
@@ -54,7 +58,9 @@ class State:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+            averaged = scatter_splits(state["averaged"], self.context.rank, self.context.world)
+            self.ema.module.load_state_dict(averaged)
+            self.ema.n_averaged.copy_(state["ema"])
         self.step, self.scores, self.replaced = state["step"], state["scores"], state["replaced"]
 
     def update(self) -> None:
@@ -106,7 +112,7 @@ class State:
                 "model": model,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "ema": None if self.ema is None else self.ema.state_dict(),
+                "ema": None if self.ema is None else self.ema.n_averaged,
                 "averaged": averaged,
                 "step": self.step,
                 "scores": self.scores,

@@ -7,9 +7,9 @@ tables byte for byte. Prints what was running at each kill. Takes some minutes o
 """
 
 import argparse
-import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +25,9 @@ COMMAND = [sys.executable, "experiments/ablate_cutmix.py", *OPTIONS.split()]
 def start(store: Path) -> subprocess.Popen:
     """The experiment as a process group of its own, output in STORE.log."""
     log = open(f"{store}.log", "a")  # noqa: SIM115  # lives as long as the process
-    return subprocess.Popen([*COMMAND, "--store", str(store)], cwd=ROOT, stdout=log, stderr=log)
+    return subprocess.Popen(
+        [*COMMAND, "--store", str(store)], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+    )
 
 
 def stages(store: Path) -> dict[str, str]:
@@ -35,7 +37,11 @@ def stages(store: Path) -> dict[str, str]:
         if not folder.is_dir():
             continue
         log = folder / "metrics.jsonl"
-        steps = [json.loads(line)["step"] for line in log.open()] if log.exists() else [0]
+        steps = (
+            [0, *(int(n) for n in re.findall(r'"step": (\d+)', log.read_text()))]
+            if log.exists()
+            else [0]
+        )
         found[folder.name] = "done" if (folder / "DONE").exists() else f"step {max(steps)}"
     return found
 

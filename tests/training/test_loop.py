@@ -11,8 +11,10 @@ import torch
 from ssdet.data import load_manifest
 from ssdet.data.clips import ClipRecipe, Clips
 from ssdet.data.frames import Decoder
+from ssdet.data.sampling import generator_for
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
-from ssdet.training.loop import due, join, network
+from ssdet.training.loop import augmentation, due, join, network, share
+from ssdet.training.losses import pretrain_targets
 
 MODEL = ModelRecipe("x3d_tiny", {"dropout": 0.3})
 OPTIM = OptimRecipe(steps=6, batch=8, lr=0.05, schedule="onecycle")
@@ -152,3 +154,32 @@ def test_groups_with_fewer_components_are_filled_with_nothing() -> None:
     joined = join([part(1), part(2)])
     assert joined.weights.shape == (2, 4, 4)
     torch.testing.assert_close(joined.soft_targets(), torch.ones(4, 3, 4))
+
+
+@pytest.mark.parametrize(("background", "column"), [("class", 0), ("class0", 0), ("zero", None)])
+def test_frozen_frames_are_labelled_as_the_recipe_says(background, column) -> None:
+    recipe = replace(PRETRAIN, augment="freeze", background=background)
+    targets = pretrain_targets(torch.eye(3)[[1, 2]], 8, background)
+    _, mixed = augmentation(recipe)(
+        torch.randn(2, 3, 8, 4, 4, generator=generator_for(0)), targets, generator_for(1)
+    )
+    frozen = (mixed != targets).any(1)
+    assert frozen.any(1).all()
+    labels = mixed.mT[frozen]
+    expected = torch.zeros(labels.shape[1])
+    if column is not None:
+        expected[column] = 1
+    assert (labels == expected).all()
+
+
+@pytest.mark.parametrize(("batch", "accumulate", "workers", "each"), [
+    (16, 1, 1, 16), (16, 1, 2, 8), (16, 1, 4, None), (32, 2, 2, 8), (12, 1, 1, 12),
+    (12, 1, 2, None), (8, 1, 2, None), (24, 1, 3, 8), (24, 1, 2, None), (4, 1, 1, 4),
+])  # fmt: skip
+def test_workers_get_whole_normalisation_groups(batch, accumulate, workers, each) -> None:
+    recipe = replace(PRETRAIN, optim=replace(OPTIM, batch=batch, accumulate=accumulate))
+    if each is not None:
+        assert share(recipe, workers) == each
+    else:
+        with pytest.raises(ValueError, match="fewer workers"):
+            share(recipe, workers)

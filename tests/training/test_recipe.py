@@ -26,6 +26,10 @@ def test_unknown_and_ill_typed_fields_are_named() -> None:
 def test_recipes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="readout='frame'"):
         TrainRecipe("pretrain", readout="clip", augment="mixup")
+    with pytest.raises(ValueError, match="scores frames"):
+        TrainRecipe("pretrain", readout="clip", loss="bce")
+    with pytest.raises(ValueError, match="background"):
+        TrainRecipe("pretrain", augment="freeze", augment_options={"background": "zero"})
     with pytest.raises(ValueError, match="pretraining"):
         TrainRecipe("finetune", augment="mixup")
     with pytest.raises(ValueError, match="does not divide"):
