@@ -9,17 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import ssdet
 
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "ray", "av", "numpy")
 
 
-def provenance(started: float, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Code revision, packages, hardware and time of work begun at `started` (epoch seconds)."""
+def provenance(
+    started: float, gpu: str | None, gpus: float, how: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Code revision, packages, hardware and time of work begun at `started` (epoch seconds).
+
+    gpu, gpus: the device that training workers ran on, and how many of them (or what share) were
+    held. A stage that was stopped and went on counts the time since it went on.
+    """
     seconds = time.time() - started
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "ssdet": ssdet.__version__,
         "revision": revision(),
@@ -30,7 +33,7 @@ def provenance(started: float, how: Mapping[str, Any]) -> dict[str, Any]:
         "gpu": gpu,
         "started": started,
         "seconds": seconds,
-        "gpu_seconds": seconds * how.get("workers", 1) if gpu else 0.0,
+        "gpu_seconds": seconds * gpus if gpu else 0.0,
         **how,
     }
 

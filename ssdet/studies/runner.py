@@ -130,7 +130,10 @@ def _run_graph(
 
 
 def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[str, float]:
-    """A training stage of several workers only drives them; any other does its work itself."""
+    """A training stage of several workers only drives them; any other does its work itself, an
+    ensemble without a GPU."""
+    if str(config["stage"]).startswith("ensemble"):
+        return {"CPU": resources.cpus_per_worker}
     alone = not str(config["stage"]).startswith(TRAINING)
     return resources.worker if alone else resources.trial
 

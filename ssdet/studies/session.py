@@ -193,8 +193,9 @@ def _session(owned: bool = False, dashboard: str = "") -> Session:
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple(_node(resources) for resources in found)
     file = CLUSTER_FILE_ON_HEAD.expanduser()
-    growth = () if owned or not file.exists() else _growth(json.loads(file.read_text()), nodes)
     address = ray.get_runtime_context().gcs_address
+    on_head = not owned and address.rsplit(":", 1)[0] == ray.util.get_node_ip_address()
+    growth = _growth(json.loads(file.read_text()), nodes) if on_head and file.exists() else ()
     return Session(address, owned, nodes, growth, dashboard)
 
 

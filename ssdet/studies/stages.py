@@ -68,7 +68,9 @@ def run_stage(job: Job, report: Report = lambda metrics: None) -> Result:
         started = time.time()
         result = KINDS[job.stage.kind](job, report)
         how = {"workers": job.workers, "threads": job.threads, "loaders": job.loaders}
-        write_json(job.folder / "provenance.json", provenance(started, how))
+        gpus = job.workers * job.worker_resources.get("GPU", 0)
+        gpu = result.pop("gpu", None)
+        write_json(job.folder / "provenance.json", provenance(started, gpu, gpus, how))
         store.finish(job.stage.id, result)
         return result
 
@@ -121,7 +123,8 @@ def train_worker(
         validate = judge(recipe, validation, reader, context.device)
     result = train(recipe, clips, context, initial, validate)
     expected = len(clips.manifest.videos) + len(clips.manifest.missing)
-    return {**result, "videos": len(clips.manifest.videos), "videos_expected": expected}
+    gpu = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
+    return {**result, "gpu": gpu, "videos": len(clips.manifest.videos), "videos_expected": expected}
 
 
 def clip_accuracy(

@@ -30,6 +30,7 @@ def soft_cross_entropy(logits_BKT: Tensor, targets_BKT: Tensor) -> Tensor:
 def released_loss(logits_BKT: Tensor, components: Components) -> Tensor:
     """Loss of the published code: each component's weighted cross entropy over the number of
     frames of the batch in which it is visible, summed over components (MODELS.md 2.3, `compat`).
+    Over several workers each takes its own part of the batch for the batch.
     """
     log_BKT = F.log_softmax(logits_BKT, 1)
     entropy_MBT = -(components.labels * log_BKT).sum(2)
@@ -42,7 +43,8 @@ def localisation_loss(logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor) 
     """½ (BCE of the clip's maximum + BCE of the frames), frames that do not exist left out.
 
     logits at the network's rate are interpolated to the F video frames (paper, Charades
-    Evaluation; MODELS.md 4).
+    Evaluation; MODELS.md 4). Each worker divides by its own number of frames: where videos are
+    shorter than a clip, several workers weigh frames a little differently than one.
     """
     logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2])
     absent = ~mask_BF.unsqueeze(1)
