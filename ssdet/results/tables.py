@@ -135,6 +135,8 @@ def _difference(
         return None
     ours = _predictions(plan, store, arm, readout)
     base = _predictions(plan, store, plan.study.baseline, readout)
+    if len(ours) == 1:  # the one ensemble of all seeds stands against every seed of the baseline
+        ours = dict.fromkeys(base, *ours.values())
     seeds = sorted(ours.keys() & base.keys())
     scored = {name: rows for name, rows in targets.items() if name in base[seeds[0]]}
     return paired_bootstrap(

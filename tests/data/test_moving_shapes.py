@@ -46,15 +46,9 @@ def rendering(cache: Path, die_at: int) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def content(root: Path) -> dict[str, bytes | int]:
-    """Files by name: annotations byte by byte, videos by their number of frames."""
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(root)): probe(path).frames
-        if path.suffix == ".mp4"
-        else path.read_bytes()
-        for path in files
-    }
+def content(root: Path) -> dict[str, bytes]:
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -72,19 +66,15 @@ def videos(rendered: Path) -> Manifest:
     return load_manifest("moving_shapes", rendered, split="downstream")
 
 
-def test_the_seed_decides_pictures_and_annotation(rendered, tmp_path) -> None:
+def test_the_seed_decides_every_byte(rendered, tmp_path) -> None:
     again = prepare(TINY, tmp_path, processes=2)
     other = prepare(replace(TINY, seed=6), tmp_path, processes=1)
     assert again.name == rendered.name != other.name
-    assert content(again) == content(rendered)
+    first, second = content(rendered), content(other)
+    assert content(again) == first and first.keys() == second.keys()
     notes = "downstream/annotations.json"
-    assert (again / notes).read_bytes() != (other / notes).read_bytes()
-    for index in range(8):
-        for render in (render_clip, render_video):
-            assert np.array_equal(render(TINY, index)[0], render(TINY, index)[0])
-            assert not np.array_equal(
-                render(TINY, index)[0], render(replace(TINY, seed=6), index)[0]
-            )
+    assert first[notes] != second[notes]
+    assert not [name for name in first if name.endswith(".mp4") and first[name] == second[name]]
 
 
 ENCODE = """
@@ -98,8 +88,8 @@ for index in range(4):
 """
 
 
-def test_the_seed_decides_every_byte(tmp_path) -> None:
-    """The C library fills fresh memory with a byte of our choice."""
+def test_what_lies_in_memory_decides_none(tmp_path) -> None:
+    """x264's macroblock tree reads what it never wrote; the C library fills that as we choose."""
     found = set()
     for fill in ("1", "170"):
         command = [sys.executable, "-c", ENCODE, str(tmp_path / "clip.mp4")]
