@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ssdet.data.frames import FrameReader
+from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.sampling import generator_for, sample_at, window
 from ssdet.data.video import CorruptVideo
@@ -122,7 +122,7 @@ class Clips(Dataset):
             targets[video.label] = 1
             return targets, torch.ones(1, dtype=torch.bool)
         span = self.recipe.frames * self.recipe.stride
-        dense = self.manifest.frame_targets(video, length, self.reader.fps(video))
+        dense = dense_targets(self.manifest, video, self.reader)
         frames = np.arange(start, start + span)
         columns = torch.from_numpy(dense[:, frames % length])
         return columns.float(), torch.from_numpy(frames < length)

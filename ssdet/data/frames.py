@@ -29,6 +29,17 @@ class FrameReader(Protocol):
         """uint8 [T, H, W, 3]; raises CorruptVideo for a file that cannot be read."""
 
 
+def dense_targets(manifest: Manifest, video: Video, reader: FrameReader) -> np.ndarray:
+    """Labels bool [K, frames] of every frame of a video (dense protocol, specification section 3).
+
+    The rate is the number of frames over the annotated duration, which the times belong to; the
+    file's own where no duration is annotated. Raises CorruptVideo.
+    """
+    frames = reader.frames(video)
+    rate = frames / video.duration if video.duration else reader.fps(video)
+    return manifest.frame_targets(video, frames, rate)
+
+
 class Decoder:
     """Reads every clip from its file, short side scaled to `size` pixels (None: as it is)."""
 

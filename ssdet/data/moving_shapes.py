@@ -70,7 +70,7 @@ class Config:
     def name(self) -> str:
         """Folder name: the format's version and a hash of every field."""
         text = json.dumps(asdict(self), sort_keys=True)
-        return f"moving_shapes-v2-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+        return f"moving_shapes-v3-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -265,7 +265,7 @@ def _write_clip(job: tuple[Config, int, Path]) -> list[str]:
     target = folder / UPSTREAM_CLASSES[label]
     target.mkdir(parents=True, exist_ok=True)
     write_video(target / f"{name}_{0:06d}_{seconds:06d}.mp4", pictures)
-    split = "val" if index % 20 >= 19 else "train"
+    split = "val" if index // len(UPSTREAM_CLASSES) % 20 == 0 else "train"
     return [UPSTREAM_CLASSES[label], name, "0", str(seconds), split]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssdet.data.clips import ClipRecipe, centre_crop, normalise
-from ssdet.data.frames import FrameReader
+from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo
 from ssdet.training.losses import interpolate
@@ -85,8 +85,7 @@ def frame_targets(manifest: Manifest, reader: FrameReader) -> dict[str, np.ndarr
     targets = {name: np.zeros((0, manifest.num_classes), bool) for name in manifest.missing}
     for video in manifest.videos:
         try:
-            frames, fps = reader.frames(video), reader.fps(video)
+            targets[video.id] = dense_targets(manifest, video, reader).T
         except CorruptVideo:
-            frames, fps = 0, 1.0
-        targets[video.id] = manifest.frame_targets(video, frames, fps).T
+            targets[video.id] = np.zeros((0, manifest.num_classes), bool)
     return targets

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssdet.data.frames import FrameReader
+from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
 from ssdet.training.inference import Network, PredictRecipe, passes
@@ -53,7 +53,7 @@ def extract(
     inputs, labels, broken = [], [], {}
     for video in manifest.videos:
         try:
-            dense = manifest.frame_targets(video, reader.frames(video), reader.fps(video))
+            dense = dense_targets(manifest, video, reader)
             rows = [
                 (features(clips)[0].T, torch.from_numpy(dense[:, np.asarray(steps)].T))
                 for steps, clips in passes(video, reader, recipe, device)
@@ -70,10 +70,10 @@ def extract(
 
 def fit(features: Network, inputs_ND: Tensor, labels_NK: Tensor, recipe: ProbeRecipe) -> Probe:
     """Minimise BCE + l2/2 |w|² with L-BFGS: a convex problem, so nothing is drawn."""
-    inputs_ND, labels_NK = inputs_ND.clone(), labels_NK.clone()
+    inputs_ND, labels_NK = inputs_ND.double(), labels_NK.double()  # float32 stops too early
     mean_D, scale_D = inputs_ND.mean(0), 1 / (inputs_ND.std(0) + 1e-6)
     rows = (inputs_ND - mean_D) * scale_D
-    layer = nn.Linear(rows.shape[1], labels_NK.shape[1], device=rows.device)
+    layer = nn.Linear(rows.shape[1], labels_NK.shape[1], device=rows.device, dtype=torch.float64)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     optimizer = torch.optim.LBFGS(
@@ -88,4 +88,5 @@ def fit(features: Network, inputs_ND: Tensor, labels_NK: Tensor, recipe: ProbeRe
         return total
 
     optimizer.step(closure)
-    return Probe(features, mean_D, scale_D, layer.weight.detach(), layer.bias.detach())
+    found = (mean_D, scale_D, layer.weight.detach(), layer.bias.detach())
+    return Probe(features, *(values.float() for values in found))
