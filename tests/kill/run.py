@@ -67,7 +67,7 @@ def main() -> None:
         print(f"undisturbed: {seconds:.0f} s, {len(stages(whole))} stages", flush=True)
         for kill in range(options.kills):
             driver = start(cut)
-            time.sleep(dice.uniform(0.15, 0.8) * seconds)
+            time.sleep(dice.uniform(0.25, 0.45) * seconds)
             if driver.poll() is not None:
                 print("the experiment ended before it was killed")
                 break
