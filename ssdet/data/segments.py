@@ -121,8 +121,10 @@ def _actions(where: str, entry: Any) -> list[Any]:
 
 
 def is_whole(value: Any) -> bool:
+    """Whether a JSON value is an integer, which true and false are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number of seconds that a video can have."""
     return (is_whole(value) or isinstance(value, float)) and -MAX_SECONDS < value < MAX_SECONDS

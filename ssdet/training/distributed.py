@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,25 @@ def average(value: float, context: Context) -> float:
     return total.item() / context.world
 
 
+def _work(
+    folder: Path, answer: Path, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]
+) -> None:
+    """What each Ray Train worker runs; rank 0 leaves the result in the file `answer`."""
+    from ray import train
+
+    place = train.get_context()
+    context = Context(
+        folder,
+        rank=place.get_world_rank(),
+        world=place.get_world_size(),
+        device=train.torch.get_device(),
+        report=lambda metrics: train.report(dict(metrics)),
+    )
+    result = work(context, *arguments)
+    if context.rank == 0:
+        answer.write_text(json.dumps(result))
+
+
 def run_workers(
     workers: int,
     resources: Mapping[str, float],
@@ -61,8 +81,9 @@ def run_workers(
     """Run `work(context, *arguments)` on several Ray Train workers; returns what rank 0 returned.
 
     Must be called where Ray is initialised; inside a Tune trial the workers' reports become the
-    trial's. Workers that die are started again, at most three times, and go on from the last
-    checkpoint. Raises RuntimeError with the worker's error when training fails.
+    trial's. If one dies or raises, all are started again, at most three times, and go on from the
+    last checkpoint: the others wait for it in a collective call and cannot go on without it. Raises
+    RuntimeError with the worker's error when training fails.
     """
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -71,28 +92,11 @@ def run_workers(
     answer = folder / "workers.json"
     answer.unlink(missing_ok=True)
 
-    def each() -> None:
-        place = train.get_context()
-        context = Context(
-            folder,
-            rank=place.get_world_rank(),
-            world=place.get_world_size(),
-            device=train.torch.get_device(),
-            report=lambda metrics: train.report(dict(metrics)),
-        )
-        try:
-            result = work(context, *arguments)
-        except (ValueError, ArithmeticError) as error:
-            # Every worker raises these, each time again: what is tried again is a death.
-            result = {"error": f"{type(error).__name__}: {error}"}
-        if context.rank == 0:
-            answer.write_text(json.dumps(result))
-
     callbacks: list[Any] = []
     with suppress(RuntimeError):  # refuses to exist outside a Tune trial, where none listens
         callbacks.append(TuneReportCallback())
     trainer = TorchTrainer(
-        each,
+        partial(_work, folder, answer, work, arguments),
         torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=workers,
@@ -112,7 +116,4 @@ def run_workers(
         trainer.fit()
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
-    result = json.loads(answer.read_text())
-    if "error" in result:
-        raise RuntimeError(result["error"])
-    return result
+    return json.loads(answer.read_text())
