@@ -20,8 +20,8 @@ LAYERS = (
     {"experiments"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("results", "studies"), ("studies", "results")}
-"""Tables read plans, and the ensemble stage writes with `results.ensemble`."""
+SIDEWAYS = {("results", "studies")}
+"""Tables read plans."""
 
 KNOW_RAY = {
     "ssdet/training/distributed.py": {"ray.train", "ray.tune.integration.ray_train"},

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from ssdet import cli
-from ssdet.cli import Options, resolve
+from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Plan, Study, augmented, classification, plan, progress
 from ssdet.studies.progress import Progress, duration
 from ssdet.studies.session import Resources

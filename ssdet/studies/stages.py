@@ -14,7 +14,7 @@ from ssdet.data.clips import Clips, batches, normalise
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
-from ssdet.results.ensemble import mean_probability
+from ssdet.evaluation.ensemble import mean_probability
 from ssdet.studies.data import Data
 from ssdet.studies.plan import FrozenProbe, Stage
 from ssdet.studies.provenance import provenance

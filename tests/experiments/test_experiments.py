@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ssdet.cli import Options, main
+from ssdet.cli.experiment import Options, main
 from ssdet.studies import Study
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import csv
 import json
 from pathlib import Path
 
-from ssdet.cli import Options, main
+from ssdet.cli.experiment import Options, main
 from ssdet.studies import Arm, Study, Table, augmented, classification
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ssdet.cli import Options, resolve
+from ssdet.cli.experiment import Options, resolve
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.results.tables import cells, footnotes, result_table, write_csv, write_markdown
 from ssdet.studies import Arm, Store, Study, Table, augmented, classification, plan

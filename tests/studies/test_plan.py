@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ssdet.cli import Options, resolve
+from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import (
     Arm,
     Study,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from ssdet.cli import Options, main, resolve
+from ssdet.cli.experiment import Options, main, resolve
 from ssdet.evaluation import PredictionSet
 from ssdet.results.tables import result_table
 from ssdet.studies import Arm, StagesFailed, Store, Study, Table, augmented, pretraining, run

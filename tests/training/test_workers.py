@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssdet.cli import Options, resolve
+from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Study, augmented
 from ssdet.studies.plan import Stage
 from ssdet.studies.stages import Job, run_stage

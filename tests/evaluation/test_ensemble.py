@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ssdet.evaluation import PredictionSet, PredictionWriter
-from ssdet.results.ensemble import mean_probability
+from ssdet.evaluation.ensemble import mean_probability
 
 
 def member(folder, frames, classes=3, seed=0, fps=24.0):

@@ -1,0 +1,5 @@
+"""Commands: what experiments share, and `ssdet COMMAND`."""
+
+from ssdet.cli.experiment import experiment
+
+__all__ = ["experiment"]

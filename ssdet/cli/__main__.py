@@ -1,0 +1,39 @@
+"""`ssdet COMMAND …`: each command is a module with `command(arguments) -> exit status`."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
+    "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
+}
+
+
+def usage() -> str:
+    """What there is, a line each."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: ssdet COMMAND … (--help after any command)", "", *lines])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; exit status 0 done, 1 failed, 2 wrong usage."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if not given or given[0] not in COMMANDS:
+        wrong = f"error: no command {given[0]!r}\n" if given else ""
+        print(wrong + usage(), file=sys.stderr)
+        return 2
+    module, _ = COMMANDS[given[0]]
+    return int(import_module(module).command(given[1:]))
+
+
+def entry() -> None:
+    """The `ssdet` script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()
