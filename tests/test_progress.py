@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ssdet import cli
-from ssdet.cli.experiment import Options, resolve
+from ssdet.cli.experiment import Options, _count, resolve
 from ssdet.studies import Arm, Plan, Study, augmented, classification, plan, progress
 from ssdet.studies.progress import Progress, duration
 from ssdet.studies.session import Resources
@@ -115,7 +114,7 @@ def test_a_terminal_has_bars(planned) -> None:
 
 def test_rendering_tells_a_pipe_ten_times(capsys) -> None:
     for done in range(1, 201):
-        cli._count(done, 200)
+        _count(done, 200)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [f"rendering Moving Shapes: {20 * n} of 200 files" for n in range(1, 11)]
 
