@@ -128,6 +128,16 @@ class Clips(Dataset):
         return columns.float(), torch.from_numpy(frames < length)
 
 
+def centre_clip(video: Video, reader: FrameReader, recipe: ClipRecipe) -> Tensor:
+    """uint8 [T, H, W, C]: the clip from the middle of a video and of its frames, without draws.
+
+    Raises CorruptVideo.
+    """
+    indices = window(reader.frames(video), recipe.frames, recipe.stride, 0.5)
+    pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, indices)))
+    return centre_crop(pictures, recipe.size)
+
+
 def random_crop(
     clip_THWC: Tensor, recipe: ClipRecipe, scale: float, top: float, left: float
 ) -> Tensor:

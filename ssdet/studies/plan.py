@@ -12,7 +12,7 @@ from ssdet.studies.presets import completed
 from ssdet.studies.study import Experiment, Study
 from ssdet.training.recipe import to_json
 
-FORMAT = 2
+FORMAT = 3
 """Version of what stages compute; a change that alters results raises it."""
 
 
