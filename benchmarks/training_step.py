@@ -81,7 +81,7 @@ def main() -> None:
         with part("augment"):
             labels = read.targets_BKF[:, :, 0]
             targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
-            targets, _ = mix(recipe, mixing, pictures, targets, read, number)
+            _, targets, _ = mix(recipe, mixing, pictures, targets, read, number)
         with part("forward"):
             loss = losses.soft_cross_entropy(model(pictures), targets)
         with part("backward"):

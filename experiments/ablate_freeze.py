@@ -1,6 +1,8 @@
-"""Table A.1a: the number of frozen segments in Volume Freeze, and what a frozen frame is called.
+"""Tables 2a and A.1a: the number of frozen segments in Volume Freeze.
 
-python experiments/ablate_freeze.py
+    python experiments/ablate_freeze.py
+
+The paper stops at two; three goes on. What a frozen frame is called: ablate_background.py.
 """
 
 from ssdet.cli import experiment
@@ -13,6 +15,7 @@ STUDY = Study(
         Arm("det", title="detection, no augmentation"),
         Arm("one", augmented("freeze"), "Freeze, one segment"),
         Arm("two", augmented("freeze", segments=2), "Freeze, two segments"),
+        Arm("three", augmented("freeze", segments=3), "Freeze, three segments"),
     ),
     table=Table(
         "Volume Freeze: number of frozen segments",

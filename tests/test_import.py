@@ -27,7 +27,10 @@ KNOW_RAY = {
     "ssdet/training/distributed.py": {"ray.train", "ray.tune.integration.ray_train"},
     "ssdet/studies/session.py": {"ray"},
     "ssdet/studies/runner.py": {"ray.tune"},
-    "ssdet/studies/graph.py": {"ray.tune"},
+    "ssdet/studies/graph.py": {"ray.tune", "ray.air.integrations"},
+    "ssdet/studies/telemetry.py": {"ray", "ray.util.metrics"},
+    "ssdet/studies/proposals.py": {"ray.tune"},
+    "ssdet/studies/searching.py": {"ray.tune", "ray.get", "ray.remote"},
 }
 
 

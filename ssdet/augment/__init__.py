@@ -4,6 +4,7 @@ from ssdet.augment.base import Augmentation, Components
 from ssdet.augment.combine import Joint, JointDraws, JointSingle, NoAugmentation, create
 from ssdet.augment.cutmix import ViewDraws, VolumeCutMix
 from ssdet.augment.freeze import FreezeDraws, VolumeFreeze, freeze
+from ssdet.augment.manifold import draw_level, manifold, mixed_at
 from ssdet.augment.masks import spatial_window, temporal_alpha
 from ssdet.augment.mixup import OverlapDraws, VolumeMixUp, WindowDraws
 
@@ -22,7 +23,10 @@ __all__ = [
     "VolumeMixUp",
     "WindowDraws",
     "create",
+    "draw_level",
     "freeze",
+    "manifold",
+    "mixed_at",
     "spatial_window",
     "temporal_alpha",
 ]

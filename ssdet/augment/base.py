@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ssdet.augment.checks import check_batch, check_generator, destination
+from ssdet.augment.checks import check_batch, check_generator, destination, needs_gradient
 
 COMPATS = ("paper", "released")
 _BLOCK = 8
@@ -50,6 +50,9 @@ class Effect(Protocol):
 
         In place, `own is out`; `other`, the partner, never shares memory with out.
         """
+
+    def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
+        """Clip b after this effect, by differentiable operations: the values that write writes."""
 
     def relabel(self, components: Components) -> Components:
         """The components after this effect."""
@@ -121,7 +124,8 @@ class Augmentation(ABC):
 
         Clips float [B, C, T, H, W], targets float [B, K, T]; both keep shape and dtype. Without
         `out` or `inplace` the result is new memory and nothing given is changed; targets are
-        never changed. Raises TypeError or ValueError where shapes, dtypes or memory do not fit.
+        never changed. Clips that need a gradient, such as the features of a layer, get one through
+        the mixture. Raises TypeError or ValueError where shapes, dtypes or memory do not fit.
         """
         check_batch(clips_BCTHW, targets_BKT)
         batch, _, frames, _, width = clips_BCTHW.shape
@@ -142,18 +146,34 @@ class Augmentation(ABC):
         if not isinstance(draws, self.draws_type):
             expected = self.draws_type.__name__
             raise TypeError(f"{self!r} applies {expected}, got {type(draws).__name__}")
-        out = destination(clips_BCTHW, out, inplace)
+        effects = self.effects(draws, clips_BCTHW)
         components = Components.of(targets_BKT)
-        source = clips_BCTHW
-        with torch.no_grad():
-            for effect in self.effects(draws, clips_BCTHW):
-                components = effect.relabel(components)
-                _run(effect, source, out)
-                source = out
-            if source is not out:
-                out.copy_(clips_BCTHW)
-            targets = components.soft_targets()
-        return (out, targets, components) if return_components else (out, targets)
+        for effect in effects:
+            components = effect.relabel(components)
+        if needs_gradient(clips_BCTHW) and out is None and not inplace:
+            mixed = clips_BCTHW if effects else clips_BCTHW.clone()
+            for effect in effects:
+                mixed = _blended(effect, mixed)
+        else:
+            mixed = destination(clips_BCTHW, out, inplace)
+            _write(effects, clips_BCTHW, mixed)
+        targets = components.soft_targets()
+        return (mixed, targets, components) if return_components else (mixed, targets)
+
+
+def _blended(effect: Effect, clips_BCTHW: Tensor) -> Tensor:
+    clips = clips_BCTHW.unbind()
+    pairs = zip(clips, effect.partner, strict=True)
+    return torch.stack([effect.blend(b, own, clips[p]) for b, (own, p) in enumerate(pairs)])
+
+
+@torch.no_grad()
+def _write(effects: Sequence[Effect], source: Tensor, out: Tensor) -> None:
+    for effect in effects:
+        _run(effect, source, out)
+        source = out
+    if source is not out:
+        out.copy_(source)
 
 
 def _run(effect: Effect, clips_BCTHW: Tensor, out_BCTHW: Tensor) -> None:

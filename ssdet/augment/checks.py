@@ -21,8 +21,13 @@ def check_batch(clips_BCTHW: Tensor, targets_BKT: Tensor) -> None:
         if not tensor.is_floating_point():
             hint = f"convert with {name}.float() (and normalise clips) before augmenting"
             raise TypeError(f"{name}: dtype {tensor.dtype}, expected a floating type: {hint}")
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} require a gradient that augmenting would drop: detach() them")
+    if needs_gradient(targets_BKT):
+        raise ValueError("targets require a gradient that augmenting would drop: detach() them")
+
+
+def needs_gradient(tensor: Tensor) -> bool:
+    """Whether what is made of the tensor now must be differentiable."""
+    return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def destination(clips_BCTHW: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
@@ -33,6 +38,8 @@ def destination(clips_BCTHW: Tensor, out: Tensor | None, inplace: bool) -> Tenso
         return torch.empty_like(clips_BCTHW)
     result = clips_BCTHW if out is None else out
     name = "clips" if out is None else "out"
+    if needs_gradient(clips_BCTHW):
+        raise ValueError(f"clips require a gradient, {name} cannot be overwritten: leave it away")
     expected = (clips_BCTHW.shape, clips_BCTHW.dtype, clips_BCTHW.device)
     if (result.shape, result.dtype, result.device) != expected:
         found = f"{tuple(result.shape)} {result.dtype} on {result.device}"

@@ -32,6 +32,7 @@ class _Combination(Augmentation):
     segments: int = 1
     background: str = "class"
     mask: str = "seamless"
+    ramp: float = 1.0
     window: str = "view"
     delta: float | None = None
     pan: str = "opposite"
@@ -44,7 +45,7 @@ class _Combination(Augmentation):
         """The three augmentations with the options given here."""
         return (
             VolumeFreeze(self.segments, self.background, self.compat),
-            VolumeMixUp(self.mask, self.compat),
+            VolumeMixUp(self.mask, self.compat, self.ramp),
             VolumeCutMix(self.window, self.delta, self.pan, self.compat),
         )
 
@@ -147,6 +148,10 @@ class _Choice:
             self.effects[self.choice[b]].write(b, out, own, other, first)
         elif own is not out:
             out.copy_(own)
+
+    def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
+        choice = self.choice[b]
+        return self.effects[choice].blend(b, own, other) if choice >= 0 else own
 
     def relabel(self, components: Components) -> Components:
         used = sorted({c for c in self.choice if c >= 0})

@@ -61,7 +61,8 @@ class VolumeCutMix(Augmentation):
     window "view": the plane stands in the middle while both clips move behind it, labels half
     and half; pan "opposite" moves the right clip the other way (published code), "same" moves
     both left to right. window "transient": the plane crosses the frame as MixUp's weight changes,
-    labels by area. `delta` is half the soft edge in pixels (default width // 16, 0: hard edge).
+    labels by area. `delta` is half the soft edge in columns (default width // 16, 0: hard edge);
+    as a continuous factor it goes beyond the paper, which calls it a small value.
     compat="released": the published ramps k / (overlap + 1) and, for "transient", windows that
     may leave frames black. Paper: "Volume CutMix", appendix "On the Spatial Mask", Table A.1c.
     """
@@ -183,7 +184,9 @@ class _Cut:
         width = rows_BTW.shape[-1]
         self.left = (rows_BTW == 1).long().cumprod(-1).sum(-1).tolist()
         self.right = (width - (rows_BTW == 0).flip(-1).long().cumprod(-1).sum(-1)).tolist()
-        self.black = (~shares.visible.any(0)).tolist()
+        black_BT = ~shares.visible.any(0)
+        self.black = black_BT.tolist()
+        self.black_BT11 = black_BT.to(clips_BCTHW.device)[..., None, None]
         self.rows_BTW = rows_BTW.to(clips_BCTHW)
         columns_T2W = torch.tensor(self.pans)[..., None] + torch.arange(width)
         self.columns_T2W = (columns_T2W % width).to(clips_BCTHW.device)
@@ -214,14 +217,22 @@ class _Cut:
 
     def _write_whole(self, b: int, out: Tensor, own: Tensor, other: Tensor) -> None:
         """The same by gathers: a few launches per clip instead of a few per frame."""
-        frames = torch.arange(out.shape[1], device=out.device)
-        theirs = other.index_select(1, (frames - self.shift[b]).clamp(min=0))
-        theirs = theirs.take_along_dim(self.columns_T2W[None, :, 1:], -1)
-        mine = own.take_along_dim(self.columns_T2W[None, :, :1], -1)
+        mine, theirs = self._views(b, own, other)
         torch.lerp(theirs, mine, self.rows_BTW[b, :, None], out=out)
         for t, black in enumerate(self.black[b]):
             if black:
                 out[:, t].zero_()
+
+    def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
+        mine, theirs = self._views(b, own, other)
+        mixed = torch.lerp(theirs, mine, self.rows_BTW[b, :, None])
+        return mixed.masked_fill(self.black_BT11[b], 0)
+
+    def _views(self, b: int, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        # Frames that roll around weigh nothing: the partner is not there yet.
+        delayed = other.roll(self.shift[b], 1)
+        mine = own.take_along_dim(self.columns_T2W[None, :, :1], -1)
+        return mine, delayed.take_along_dim(self.columns_T2W[None, :, 1:], -1)
 
 
 def _columns(frame_CHW: Tensor, first: int, count: int) -> Tensor:

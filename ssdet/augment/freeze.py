@@ -133,6 +133,10 @@ class _Freeze:
             if source != t or own is not out:
                 out[:, t].copy_(own[:, source])
 
+    def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
+        frames = own.unbind(1)  # unlike a gather's, its gradient adds repeated frames in one order
+        return torch.stack([frames[source] for source in self.sources[b]], 1)
+
     def relabel(self, components: Components) -> Components:
         labels = components.labels
         source_BT, frozen_BT = (x.to(labels.device) for x in (self.source_BT, self.frozen_BT))

@@ -8,26 +8,44 @@ from ssdet.augment.checks import check_choice
 TEMPORAL_MASKS = ("seamless", "half", "step")
 
 
-def temporal_alpha(n1: int, n2: int, shift: int, frames: int, mask: str = "seamless") -> Tensor:
+def check_mask(mask: str, ramp: float) -> None:
+    """Raise ValueError unless the temporal mask is known and its ramp a share of the overlap."""
+    check_choice("mask", mask, TEMPORAL_MASKS)
+    if not 0 <= ramp <= 1:
+        raise ValueError(f"ramp={ramp}: expected 0 (hard boundary) to 1 (the whole overlap)")
+    if ramp != 1 and mask != "seamless":
+        raise ValueError(f"ramp={ramp}: only mask='seamless' has one, not {mask!r}")
+
+
+def temporal_alpha(
+    n1: int, n2: int, shift: int, frames: int, mask: str = "seamless", ramp: float = 1.0
+) -> Tensor:
     """Weight of clip 1 at each output frame, float64 [frames].
 
     Clip 1 covers frames 1 ... n1, clip 2 frames shift+1 ... shift+n2. If clip 2 ends last the
     result falls from 1 to 0, else it dips and returns to 1. mask "half" is 0.5 wherever both
     clips exist, "step" switches where the seamless weight passes one half.
+
+    `ramp`, beyond the paper, narrows every seamless ramp to this share of its length around its
+    middle: 1/2 + (a - 1/2) / ramp cut to [0, 1], a the paper's weight. At 0 the ramps are steps
+    (a dip shows clip 2 alone for half the overlap), and a frame right on one is half and half,
+    which is the limit of small ramps.
     Raises ValueError for lengths below 1, a negative shift, or a gap (shift > n1).
     Paper: "Volume MixUp" and appendix "On the Truncation Operator"; shift = n1 is a hard cut.
     """
-    check_choice("mask", mask, TEMPORAL_MASKS)
+    check_mask(mask, ramp)
     if min(n1, n2, frames) < 1 or shift < 0:
         found = f"n1={n1}, n2={n2}, shift={shift}, frames={frames}"
         raise ValueError(f"{found}: expected lengths >= 1 and shift >= 0")
     if shift > n1:
         raise ValueError(f"shift={shift} leaves a gap after clip 1 (n1={n1}): use shift <= n1")
     n1_B, n2_B, shift_B = torch.tensor([[n1], [n2], [shift]])
-    return alpha_BT(n1_B, n2_B, shift_B, frames, mask)[0]
+    return alpha_BT(n1_B, n2_B, shift_B, frames, mask, ramp)[0]
 
 
-def alpha_BT(n1_B: Tensor, n2_B: Tensor, shift_B: Tensor, frames: int, mask: str) -> Tensor:
+def alpha_BT(
+    n1_B: Tensor, n2_B: Tensor, shift_B: Tensor, frames: int, mask: str, ramp: float = 1.0
+) -> Tensor:
     """temporal_alpha of a batch, without its checks."""
     t = torch.arange(1, frames + 1, dtype=torch.float64)
     n1, n2, shift = n1_B[:, None], n2_B[:, None], shift_B[:, None]
@@ -38,7 +56,15 @@ def alpha_BT(n1_B: Tensor, n2_B: Tensor, shift_B: Tensor, frames: int, mask: str
     alpha = alpha.masked_fill(t <= shift, 1).masked_fill(t > n1, 0)
     if mask == "half":
         return alpha.masked_fill((t > shift) & (t <= n1) & (t <= n2 + shift), 0.5)
-    return (alpha + 0.5).floor() if mask == "step" else alpha
+    if mask == "step":
+        return (alpha + 0.5).floor()
+    return alpha if ramp == 1 else _narrowed(alpha, ramp)
+
+
+def _narrowed(alpha: Tensor, ramp: float) -> Tensor:
+    if ramp == 0:
+        return ((alpha - 0.5).sign() + 1) / 2
+    return ((alpha - 0.5) / ramp + 0.5).clamp(0, 1)
 
 
 def spatial_window(position: float | Tensor, width: int, delta: float) -> Tensor:

@@ -16,7 +16,7 @@ from ssdet.augment.base import (
     uniform,
 )
 from ssdet.augment.checks import check_choice, check_draw
-from ssdet.augment.masks import TEMPORAL_MASKS, alpha_BT, present_2BT, released_shares
+from ssdet.augment.masks import alpha_BT, check_mask, present_2BT, released_shares
 
 
 @dataclass
@@ -110,6 +110,8 @@ class VolumeMixUp(Augmentation):
     """Mix each clip with a random partner along time, labels in the same proportion.
 
     mask "seamless" ramps through the overlap, "half" mixes it 0.5 / 0.5, "step" cuts mid-overlap.
+    `ramp`, beyond the paper, is the share of the overlap that a seamless ramp takes, 0 a hard
+    boundary in its middle (see temporal_alpha).
     compat="released": windows of the published code, partners unshifted (frame t with frame t),
     ramps k / (L + 1); with an odd T a frame between the windows may be black.
     Paper: "Volume MixUp", Table A.1b.
@@ -117,12 +119,14 @@ class VolumeMixUp(Augmentation):
 
     mask: str = "seamless"
     compat: str = "paper"
+    ramp: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("mask", self.mask, TEMPORAL_MASKS)
+        check_mask(self.mask, self.ramp)
         check_choice("compat", self.compat, COMPATS)
-        if self.compat == "released" and self.mask != "seamless":
-            raise ValueError(f"mask={self.mask!r}: the released MixUp is seamless")
+        if self.compat == "released" and (self.mask != "seamless" or self.ramp != 1):
+            found = f"mask={self.mask!r}, ramp={self.ramp}"
+            raise ValueError(f"{found}: the released MixUp is seamless through the overlap")
 
     @property
     def draws_type(self) -> type:
@@ -147,7 +151,7 @@ class VolumeMixUp(Augmentation):
 
     def _shares(self, draws: OverlapDraws | WindowDraws, frames: int) -> Shares:
         if isinstance(draws, OverlapDraws):
-            own_BT = alpha_BT(draws.n1, draws.n2, draws.shift, frames, self.mask)
+            own_BT = alpha_BT(draws.n1, draws.n2, draws.shift, frames, self.mask, self.ramp)
             visible_2BT = torch.stack([own_BT > 0, own_BT < 1])
             return Shares(draws.partner, draws.shift, own_BT, 1 - own_BT, visible_2BT)
         starts, lengths = stretched(draws, frames)
@@ -166,6 +170,7 @@ class _Fade:
         black_BT = ~shares.visible.any(0)
         self.runs = [_runs(row) for row in shares.own.masked_fill(black_BT, -1).tolist()]
         self.alpha_BT11 = shares.own.to(clips_BCTHW)[..., None, None]
+        self.black_BT11 = black_BT.to(clips_BCTHW.device)[..., None, None]
 
     def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
         shift = self.shift[b]
@@ -180,6 +185,11 @@ class _Fade:
                 torch.lerp(other[:, theirs], own[:, here], alpha, out=out[:, here])
             elif own is not out:
                 out[:, here].copy_(own[:, here])
+
+    def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
+        # Frames that roll around weigh nothing: the partner is not there yet.
+        mixed = torch.lerp(other.roll(self.shift[b], 1), own, self.alpha_BT11[b])
+        return mixed.masked_fill(self.black_BT11[b], 0)
 
 
 def _runs(shares: list[float]) -> list[tuple[int, int, float]]:

@@ -1,10 +1,14 @@
-"""`ssdet COMMAND …`: each command is a module with `command(arguments) -> exit status`."""
+"""`ssdet COMMAND …`: each command is a function `command(arguments) -> exit status`."""
 
 import sys
 from importlib import import_module
 
 COMMANDS = {
+    "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
+    "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
     "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
+    "verify": ("ssdet.cli.verify", "recompute the table of a proof bundle"),
+    "search": ("ssdet.cli.search", "what searches found; tune arms; trust early stopping"),
     "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
 }
 
@@ -26,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         wrong = f"error: no command {given[0]!r}\n" if given else ""
         print(wrong + usage(), file=sys.stderr)
         return 2
-    module, _ = COMMANDS[given[0]]
-    return int(import_module(module).command(given[1:]))
+    module, _, function = COMMANDS[given[0]][0].partition(":")
+    return int(getattr(import_module(module), function or "command")(given[1:]))
 
 
 def entry() -> None:

@@ -2,34 +2,28 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table as RichTable
-from rich.tree import Tree
 
+from ssdet.cli.plan import show_plan
 from ssdet.results.figures import write_figure
-from ssdet.results.tables import (
-    HEADER,
-    ResultTable,
-    cells,
-    footnotes,
-    result_table,
-    write_csv,
-    write_markdown,
-)
+from ssdet.results.layout import footnotes
+from ssdet.results.render import console_table, write_html, write_latex, write_markdown
+from ssdet.results.tables import ResultTable, result_table, write_csv
 from ssdet.studies.data import Data, Source, moving_shapes
-from ssdet.studies.estimate import seconds_per_step, stage_seconds
-from ssdet.studies.plan import Plan, Stage, plan
+from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
-from ssdet.studies.progress import duration
-from ssdet.studies.runner import StagesFailed, run
+from ssdet.studies.runner import BudgetSpent, StagesFailed, run
 from ssdet.studies.store import Store
-from ssdet.studies.study import Experiment, Study
+from ssdet.studies.study import Change, Experiment, Study, declared, declaring
 from ssdet.training.recipe import TrainRecipe
+
+SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
 
 Format = Literal["moving_shapes", "segments", "charades", "multithumos"]
 
@@ -65,6 +59,19 @@ class Options:
     """Optimiser steps of fine-tuning, instead of the preset's."""
     dry_run: bool = False
     """Print the plan and what it would cost; run nothing."""
+    smoke: bool = False
+    """Try everything, table included: two steps a training, eight videos a split, in STORE/smoke.
+    The numbers mean nothing."""
+    budget: float | None = None
+    """GPU-hours (core-hours without GPUs) after which this command starts no more stages."""
+    price: float | None = None
+    """Of one GPU-hour (core-hour without GPUs), for the plan."""
+    dashboard: bool = False
+    """Start Ray's dashboard with an own Ray; a cluster has one."""
+    log: tuple[Literal["mlflow", "wandb"], ...] = ()
+    """Trackers to tell of every stage, beside TensorBoard files in the store."""
+    json: bool = False
+    """Print the plan of --dry-run as JSON."""
     upstream: str | None = None
     """Single-label clips to pretrain on: a CSV or folder of the kinetics format."""
     upstream_videos: str | None = None
@@ -75,19 +82,26 @@ class Options:
     """Folder of the untrimmed videos."""
 
 
-def experiment(study: Study, arguments: list[str] | None = None) -> None:
+Also = Callable[[Plan, Store, Console], None]
+"""What a study reports beside its table: called when that is written. Its ValueError and OSError
+fail the command as those of the table do."""
+
+
+def experiment(study: Study, arguments: list[str] | None = None, also: Also | None = None) -> None:
     """Run a study from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
     options = tyro.cli(
         Options, args=arguments, prog=f"{study.name}.py", description=study.table.title
     )
-    sys.exit(main(study, options))
+    sys.exit(main(study, options, also=also))
 
 
-def main(study: Study, options: Options, console: Console | None = None) -> int:
+def main(
+    study: Study, options: Options, console: Console | None = None, also: Also | None = None
+) -> int:
     """Run a study with these options; returns the exit status."""
     out = console or Console(highlight=False)
     try:
-        study, store = resolve(study, options), Store.open(options.store)
+        study, store = resolve(study, options), store_of(options)
         planned = plan(study)
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -104,11 +118,16 @@ def main(study: Study, options: Options, console: Console | None = None) -> int:
             options.gpus_per_worker,
             options.concurrent,
             options.loaders,
+            budget=options.budget,
+            dashboard=options.dashboard,
+            log=options.log,
         )
         table = result_table(planned, store)
         show_table(table, out)
         folder = write_results(table, store)
-    except (StagesFailed, ValueError, OSError) as error:
+        if also is not None:
+            also(planned, store, out)
+    except (StagesFailed, BudgetSpent, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -132,28 +151,49 @@ def resolve(study: Study, options: Options) -> Study:
                 wanted |= {*arm.members, arm.seeds_of}
         arms = tuple(arm for arm in arms if arm.name in wanted)
     names = {arm.name for arm in arms}
-    quoted = {name: value for name, value in study.table.quoted.items() if name in names}
+    data = data_of(options, chosen)
+    if options.smoke:
+        arms = tuple(replace(arm, change=_hurried(arm.change)) for arm in arms)
+        data = replace(data, limit=SMOKE_VIDEOS)
     return replace(
         study,
         arms=arms,
         seeds=tuple(range(options.seeds)),
-        base=_with_steps(chosen.experiment, options),
-        data=data_of(options, chosen),
-        table=replace(study.table, quoted=quoted),
+        base=_with_steps(chosen.experiment, options.pretrain_steps, options.finetune_steps),
+        data=data,
+        table=study.table.only(names),
     )
 
 
-def _with_steps(base: Experiment, options: Options) -> Experiment:
+def store_of(options: Options) -> Store:
+    """The store of these options; a trial run has one of its own inside it."""
+    store = Store.open(options.store)
+    return Store.open(store.root / "smoke") if options.smoke else store
+
+
+def _hurried(change: Change) -> Change:
+    """The change, and two steps for every training, whatever it makes of the schedule."""
+
+    @declaring(*declared(change))
+    def hurried(base: Experiment) -> Experiment:
+        return _with_steps(change(base), SMOKE_STEPS, SMOKE_STEPS)
+
+    return hurried
+
+
+def _with_steps(base: Experiment, pretrain: int | None, finetune: int | None) -> Experiment:
     """The base with the schedule lengths that were asked for."""
 
-    def lasting(recipe: TrainRecipe | None, steps: int | None) -> TrainRecipe | None:
-        if recipe is None or steps is None:
+    def lasting(recipe: TrainRecipe, steps: int | None) -> TrainRecipe:
+        if steps is None:
             return recipe
         return replace(recipe, optim=replace(recipe.optim, steps=steps))
 
-    tuned = lasting(base.finetune, options.finetune_steps)
-    assert tuned is not None
-    return replace(base, pretrain=lasting(base.pretrain, options.pretrain_steps), finetune=tuned)
+    return replace(
+        base,
+        pretrain=base.pretrain and lasting(base.pretrain, pretrain),
+        finetune=lasting(base.finetune, finetune),
+    )
 
 
 def data_of(options: Options, chosen: Preset) -> Data:
@@ -179,65 +219,20 @@ def _count(done: int, total: int) -> None:
         print(f"rendering Moving Shapes: {done} of {total} files", file=sys.stderr, flush=True)
 
 
-def show_plan(planned: Plan, store: Store, options: Options, out: Console) -> None:
-    """Stages by arm, what is shared and done, and the time that the rest takes here."""
-    shared: dict[str, int] = {}
-    for stage in planned.unshared:
-        shared[stage.id] = shared.get(stage.id, 0) + 1
-    done = {name for name in planned.stages if store.result(name) is not None}
-    study = planned.study
-    tree = Tree(f"{study.name}: {len(study.arms)} arms × {len(study.seeds)} seeds")
-    for arm in planned.study.arms:
-        branch = tree.add(arm.label)
-        for item in planned.of(arm.name):
-            kinds = [stage for stage in _chain(item.predict) + ([item.probe] if item.probe else [])]
-            names = [
-                f"{stage.kind}{' (done)' if stage.id in done else ''}"
-                f"{f' (shared by {shared[stage.id]})' if shared[stage.id] > 1 else ''}"
-                for stage in kinds
-            ]
-            branch.add(f"seed {item.seed}: {' → '.join(names)}")
-    out.print(tree)
-    out.print(
-        f"{len(planned.stages)} stages, {len(done)} done; {len(planned.unshared)} if every run "
-        f"trained its own: sharing saves {len(planned.unshared) - len(planned.stages)}"
-    )
-    rates = seconds_per_step(planned)
-    left = [stage for name, stage in planned.stages.items() if name not in done]
-    seconds = sum(stage_seconds(stage, rates) for stage in left)
-    naive = sum(stage_seconds(stage, rates) for stage in planned.unshared)
-    for kind, rate in rates.items():
-        out.print(f"measured here: {rate:.3f} s a step of {kind}, one process")
-    slots = options.concurrent or max(1, len(os.sched_getaffinity(0)) // options.workers)
-    out.print(
-        f"about {duration(seconds)} of work left ({duration(naive)} without sharing and from "
-        f"nothing), {duration(seconds / slots)} with {slots} at once"
-    )
-
-
-def _chain(stage: Stage) -> list[Stage]:
-    """A stage after its ancestors, in order."""
-    before = [ancestor for parent in stage.parents for ancestor in _chain(parent)]
-    return [*before, stage] if stage.kind != "ensemble" else [*stage.parents, stage]
-
-
 def show_table(table: ResultTable, out: Console) -> None:
-    """Print a table as wide as it is."""
-    shown = RichTable(title=table.title)
-    for name in HEADER:
-        shown.add_column(name, justify="left" if name == "arm" else "right", no_wrap=True)
-    for row in cells(table):
-        shown.add_row(*row)
-    wide = out if out.is_terminal else Console(file=out.file, width=160, highlight=False)
-    wide.print(shown)
+    """Print a table and its footnotes, as wide as the terminal, elsewhere as wide as it needs."""
+    wide = out if out.is_terminal else Console(file=out.file, width=200, highlight=False)
+    wide.print(console_table(table))
     for note in footnotes(table):
-        out.print(note, soft_wrap=True)
+        out.print(note, soft_wrap=True, markup=False)
 
 
 def write_results(table: ResultTable, store: Store) -> Path:
-    """Write `table.md`, `table.csv` and `figure.png`; returns their folder."""
+    """Write `table.md`, `.csv`, `.tex`, `.html` and `figure.png`; returns their folder."""
     folder = store.table_folder(table.study)
     write_markdown(table, folder / "table.md")
     write_csv(table, folder / "table.csv")
+    write_latex(table, folder / "table.tex")
+    write_html(table, folder / "table.html")
     write_figure(table, folder / "figure.png")
     return folder

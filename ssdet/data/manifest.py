@@ -100,6 +100,16 @@ class Manifest:
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
+    def first(self, videos: int) -> "Manifest":
+        """At most this many videos of each split, the first by id; none of the missing ones."""
+        kept: dict[str, int] = {}
+        chosen = []
+        for video in sorted(self.videos, key=lambda v: v.id):
+            kept[video.split] = kept.get(video.split, 0) + 1
+            if kept[video.split] <= videos:
+                chosen.append(video)
+        return replace(self, videos=tuple(chosen), missing=(), missing_splits=())
+
     def split(self, name: str) -> "Manifest":
         """The videos of one split (train, val or test); notes stay those of the whole."""
         wanted = split_name(name, "split")

@@ -58,6 +58,11 @@ class X3D(nn.Module):
         return self.blocks[-1]
 
     @property
+    def layers(self) -> list[nn.Module]:
+        """The stages, whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`)."""
+        return list(self.blocks)[1:-1]
+
+    @property
     def classifier(self) -> str:
         """Prefix of the parameters whose shape depends on the number of classes."""
         return f"blocks.{len(self.blocks) - 1}.proj."

@@ -1,0 +1,19 @@
+"""What studies found: queries, ensembles, tables, figures and reports."""
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssdet.results.query import Results
+
+__all__ = ["open"]
+
+
+def open(uri: str | os.PathLike[str]) -> "Results":
+    """What the store at a path or file:// URI holds now; needs no Ray session.
+
+    FileNotFoundError where there is no store, ValueError for other schemes.
+    """
+    from ssdet.results.query import Results
+
+    return Results.open(uri)

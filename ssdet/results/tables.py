@@ -1,20 +1,32 @@
-"""From finished stages to a table: mean ± sd over seeds, and differences with their uncertainty."""
+"""From finished stages to a table's numbers: scores by seed, and differences with what they prove.
+
+`layout` arranges them, `render` writes them for readers; the CSV, which is the numbers, is here.
+"""
 
 import csv
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssdet.evaluation import PredictionSet, mean_and_sd, paired_bootstrap
+from ssdet.evaluation.comparison import (
+    detectable_difference,
+    effect_size,
+    holm,
+    paired_sd,
+    verdict,
+)
 from ssdet.evaluation.significance import BootstrapResult
-from ssdet.studies.plan import Plan, Run
+from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
+from ssdet.studies.study import Arm, Study, Table
 from ssdet.training.inference import frame_targets
 
 READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
+COSTS = ("parameters", "macs", "pflops")
 
 
 @dataclass(frozen=True)
@@ -25,6 +37,16 @@ class Cell:
     """Score by seed."""
     difference: BootstrapResult | None
     """Against the baseline, over videos and the seeds that both have; None for the baseline."""
+    runs: Mapping[int, str] = field(default_factory=dict)
+    """Stage whose predictions were scored, by seed."""
+    p_adjusted: float | None = None
+    """p-value after Holm's correction over the rows of this read-out."""
+    effect: float | None = None
+    """Hedges' g of the paired seeds; None where they are too few for one."""
+    detectable: float | None = None
+    """Smallest difference that these seeds show with a power of 80 %, at the 5 % level divided by
+    the rows compared; None with fewer than two pairs."""
+    verdict: str = ""
 
     @property
     def mean(self) -> float:
@@ -42,9 +64,19 @@ class Row:
     arm: str
     label: str
     cells: Mapping[str, Cell]
-    """By read-out; an ensemble has no probe."""
+    """By read-out; an ensemble has no probe, an arm that is not built has nothing."""
     quoted: float | None
     """The paper's number in percent."""
+    ensemble: bool = False
+    """Several networks: ranked apart from single ones."""
+    needs: str = ""
+    """What a declared arm waits for."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """Those of `COSTS` that the layout asks for; an ensemble costs what its members do."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Videos that a stage of this arm could not read, and why."""
+    training: tuple[str, ...] = ()
+    """What its seeds trained on where it was not the same, or not all that is annotated."""
 
 
 @dataclass(frozen=True)
@@ -64,45 +96,49 @@ class ResultTable:
     source: str
     unreadable: Mapping[str, str]
     """Videos that some stage could not read, and why."""
+    layout: Table = Table()
 
 
 def result_table(plan: Plan, store: Store, resamples: int = 1000) -> ResultTable:
     """Table of a finished study on its test split.
 
-    Raises ValueError where a stage is not finished, or where scores differ in protocol or in the
-    videos that they were computed on: such numbers do not belong into one column.
+    Raises ValueError where a stage is not finished, or where arms differ in protocol, in the
+    videos that they were scored on, or in their seeds (an ensemble of seeds may have fewer): such
+    numbers do not belong into one column.
     """
     study = plan.study
-    manifest = study.data.split("downstream", "test")
-    targets = frame_targets(manifest, study.data.reader("downstream"))
-    found = {(run.arm, run.seed): _scores(run, store) for run in plan.runs}
-    kinds = {_setting(score) for scores in found.values() for score in scores.values()}
-    if len(kinds) > 1:
-        raise ValueError(f"study {study.name!r} mixes protocols or coverage: {sorted(kinds)}")
-    protocol, scored, expected, frames = kinds.pop()
+    built = [arm for arm in study.arms if not plan.missing(arm)]
+    _check_seeds(plan, built)
+    found = {(run.arm, run.seed): _scores(run, store) for arm in built for run in plan.of(arm.name)}
+    protocol, scored, expected, frames = _common_setting(study.name, found)
     if protocol != study.protocol:
         raise ValueError(f"study {study.name!r} asks for {study.protocol}, scores are {protocol}")
-    rows = []
-    for arm in study.arms:
-        cells = {}
-        for readout in READOUTS:
-            mine = {run.seed: found[arm.name, run.seed] for run in plan.of(arm.name)}
-            scores = {seed: s[readout]["value"] for seed, s in mine.items() if readout in s}
-            if scores:
-                difference = _difference(plan, store, arm.name, readout, targets, resamples)
-                cells[readout] = Cell(scores, difference)
-        rows.append(Row(arm.name, arm.label, cells, study.table.quoted.get(arm.name)))
+    rows = [_row(plan, store, arm, found) for arm in study.arms]
+    rows = _compared(plan, store, rows, resamples)
+    unreadable = {name: why for row in rows for name, why in row.unreadable.items()}
     return ResultTable(
         study.name, study.table.title or study.name, study.baseline, tuple(rows), protocol, scored,
-        expected, frames, len(study.seeds), resamples, study.table.source, _unreadable(plan, store),
+        expected, frames, len(study.seeds), resamples, study.table.source, unreadable, study.table,
     )  # fmt: skip
+
+
+def _check_seeds(plan: Plan, arms: list[Arm]) -> None:
+    seeds = {arm.name: tuple(run.seed for run in plan.of(arm.name)) for arm in arms}
+    wanted = tuple(plan.study.seeds)
+    odd = {arm.name: seeds[arm.name] for arm in arms if not arm.seeds_of}
+    odd = {name: has for name, has in odd.items() if sorted(has) != sorted(wanted)}
+    odd |= {arm.name: () for arm in arms if arm.seeds_of and not seeds[arm.name]}
+    if odd:
+        listed = "; ".join(f"{name!r} has {list(has)}" for name, has in odd.items())
+        raise ValueError(
+            f"study {plan.study.name!r} has seeds {list(wanted)}, but {listed}: run the missing "
+            "seeds, or leave these arms out"
+        )
 
 
 def _scores(run: Run, store: Store) -> dict[str, dict[str, Any]]:
     scores = {}
-    for readout, stage in (("finetuned", run.predict), ("probe", run.probe)):
-        if stage is None:
-            continue
+    for readout, stage in _ends(run):
         result = store.result(stage.id)
         if result is None:
             raise ValueError(f"arm {run.arm!r} seed {run.seed}: {stage.id} is not finished")
@@ -110,17 +146,157 @@ def _scores(run: Run, store: Store) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def _unreadable(plan: Plan, store: Store) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in plan.stages:
-        result = store.result(name) or {}
-        for field in ("replaced", "unreadable", "unreadable_train"):
-            found |= result.get(field, {})
-    return found
+def _ends(run: Run) -> Iterator[tuple[str, Stage]]:
+    """The stages that score a run, by read-out."""
+    for readout, stage in (("finetuned", run.predict), ("probe", run.probe)):
+        if stage is not None:
+            yield readout, stage
 
 
-def _setting(score: Mapping[str, Any]) -> tuple[str, int, int, int]:
-    return score["protocol"], score["videos_scored"], score["videos_expected"], score["frames"]
+Setting = tuple[str, int, int, int]
+
+
+def _common_setting(
+    study: str, found: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]]
+) -> Setting:
+    """Protocol, videos scored and expected, and frames of all scores."""
+    fields = ("protocol", "videos_scored", "videos_expected", "frames")
+    arms: dict[Setting, list[str]] = {}
+    for (arm, seed), scores in found.items():
+        for score in scores.values():
+            arms.setdefault(tuple(score[name] for name in fields), []).append(
+                f"{arm} (seed {seed})"
+            )
+    if not arms:
+        raise ValueError(f"study {study!r}: no arm has a score, so there is no table")
+    if len(arms) > 1:
+        parts = [
+            f"{protocol} on {scored} of {expected} videos, {frames} frames: "
+            + ", ".join(dict.fromkeys(names))
+            for (protocol, scored, expected, frames), names in sorted(arms.items())
+        ]
+        raise ValueError(
+            f"study {study!r} mixes protocols or coverage: {'; '.join(parts)}. Score the arms on "
+            "the same videos (remove the odd stages, they run again), or leave some arms out"
+        )
+    return next(iter(arms))
+
+
+def _row(
+    plan: Plan,
+    store: Store,
+    arm: Arm,
+    found: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
+) -> Row:
+    quoted = plan.study.table.quoted.get(arm.name)
+    ensemble = bool(arm.members or arm.seeds_of)
+    if missing := plan.missing(arm):
+        return Row(arm.name, arm.label, {}, quoted, ensemble, missing)
+    runs = plan.of(arm.name)
+    cells = {}
+    for readout in READOUTS:
+        ids = {run.seed: stage.id for run in runs for name, stage in _ends(run) if name == readout}
+        if ids:
+            scores = {seed: found[arm.name, seed][readout]["value"] for seed in ids}
+            cells[readout] = Cell(scores, None, ids)
+    unreadable, training = _coverage(runs, store)
+    return Row(
+        arm.name, arm.label, cells, quoted, ensemble, "", _costs(plan.study, arm), unreadable,
+        training,
+    )  # fmt: skip
+
+
+def _coverage(runs: list[Run], store: Store) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Videos that these runs could not read, and the parts of data sets that they trained on
+    where seeds differ or something is missing."""
+    unreadable: dict[str, str] = {}
+    trained: dict[str, set[tuple[int, int]]] = {}
+    for run in runs:
+        for _, end in _ends(run):
+            for stage in ancestry(end):
+                result = store.result(stage.id) or {}
+                for name in ("replaced", "unreadable", "unreadable_train"):
+                    unreadable |= result.get(name, {})
+                if "videos_expected" in result:
+                    counts = (result["videos"], result["videos_expected"])
+                    trained.setdefault(stage.kind, set()).add(counts)
+    odd = []
+    for kind, counts_found in trained.items():
+        if len(counts_found) > 1 or any(videos != expected for videos, expected in counts_found):
+            counts_said = " or ".join(f"{v} of {n}" for v, n in sorted(counts_found))
+            odd.append(f"{kind} on {counts_said} videos")
+    return unreadable, tuple(odd)
+
+
+def ancestry(stage: Stage) -> Iterator[Stage]:
+    """A stage and all that it was made from, parents first."""
+    for parent in stage.parents:
+        yield from ancestry(parent)
+    yield stage
+
+
+def _costs(study: Study, arm: Arm) -> dict[str, float]:
+    wanted = [name for name in COSTS if name in study.table.columns]
+    if not wanted:
+        return {}
+    from ssdet.studies.costs import macs, parameter_count, pretraining_pflops
+
+    assert study.base is not None
+    manifests = study.data.manifests
+    upstream, downstream = (manifests[role].num_classes for role in ("upstream", "downstream"))
+    totals = dict.fromkeys(wanted, 0.0)
+    for name in arm.members or [arm.seeds_of or arm.name] * (arm.size if arm.seeds_of else 1):
+        experiment = study.arm(name).change(study.base)
+        for cost in wanted:
+            totals[cost] += {
+                "parameters": lambda e: parameter_count(e, downstream),
+                "macs": lambda e: macs(e, downstream),
+                "pflops": lambda e: pretraining_pflops(e, upstream),
+            }[cost](experiment)
+    return totals
+
+
+def _compared(plan: Plan, store: Store, rows: list[Row], resamples: int) -> list[Row]:
+    """The rows with every read-out compared with the baseline's."""
+    study = plan.study
+    manifest = study.data.split("downstream", "test")
+    targets = frame_targets(manifest, study.data.reader("downstream"))
+    base = next(row for row in rows if row.arm == study.baseline)
+    for readout, cell in base.cells.items():
+        others = [row for row in rows if row is not base and readout in row.cells]
+        differences = [
+            _difference(plan, store, row.arm, readout, targets, resamples) for row in others
+        ]
+        adjusted = holm([difference.p_value for difference in differences])
+        judged = {
+            row.arm: _judged(row.cells[readout], cell, difference, p, len(others))
+            for row, difference, p in zip(others, differences, adjusted, strict=True)
+        }
+        rows = [
+            replace(row, cells={**row.cells, readout: judged[row.arm]})
+            if row.arm in judged
+            else row
+            for row in rows
+        ]
+    return rows
+
+
+def _judged(
+    cell: Cell, base: Cell, difference: BootstrapResult, p_adjusted: float, comparisons: int
+) -> Cell:
+    seeds = len(cell.scores.keys() & base.scores.keys())
+    sd = paired_sd(base.scores, cell.scores)
+    detectable = None if sd is None else detectable_difference(sd, seeds, comparisons=comparisons)
+    return replace(
+        cell,
+        difference=difference,
+        p_adjusted=p_adjusted,
+        effect=effect_size(base.scores, cell.scores),
+        detectable=detectable,
+        verdict=verdict(
+            difference.difference, difference.low, difference.high, p_adjusted, seeds, detectable
+        ),
+    )
 
 
 def _difference(
@@ -130,11 +306,9 @@ def _difference(
     readout: str,
     targets: Mapping[str, np.ndarray],
     resamples: int,
-) -> BootstrapResult | None:
-    if arm == plan.study.baseline:
-        return None
-    ours = _predictions(plan, store, arm, readout)
-    base = _predictions(plan, store, plan.study.baseline, readout)
+) -> BootstrapResult:
+    ours = predictions(plan, store, arm, readout)
+    base = predictions(plan, store, plan.study.baseline, readout)
     if len(ours) == 1:  # the one ensemble of all seeds stands against every seed of the baseline
         ours = dict.fromkeys(base, *ours.values())
     seeds = sorted(ours.keys() & base.keys())
@@ -144,105 +318,66 @@ def _difference(
     )
 
 
-def _predictions(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, PredictionSet]:
-    sets = {}
-    for run in plan.of(arm):
-        stage = run.predict if readout == "finetuned" else run.probe
-        if stage is not None:
-            sets[run.seed] = PredictionSet.open(store.folder(stage.id) / "predictions" / "test")
-    return sets
+def predictions(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, PredictionSet]:
+    """Prediction sets of an arm on the test split, by seed; empty without this read-out."""
+    return {
+        run.seed: PredictionSet.open(store.folder(stage.id) / "predictions" / "test")
+        for run in plan.of(arm)
+        for name, stage in _ends(run)
+        if name == readout
+    }
 
 
-HEADER = ("arm", "mAP, fine-tuned", "difference [95 %]", "mAP, linear probe", "difference [95 %]",
-          "paper (quoted)", "seeds")  # fmt: skip
-
-
-def cells(table: ResultTable) -> list[tuple[str, ...]]:
-    """The table as text, in percent, in the order of `HEADER`."""
-    rows = []
-    for row in table.rows:
-        shown = [row.label]
-        for readout in READOUTS:
-            shown += _texts(row.cells.get(readout), row.arm == table.baseline)
-        quoted = "" if row.quoted is None else f"{row.quoted:.2f}"
-        rows.append((*shown, quoted, str(len(row.cells["finetuned"].scores))))
-    return rows
-
-
-def _texts(cell: Cell | None, baseline: bool) -> list[str]:
-    if cell is None:
-        return ["", ""]
-    spread = "" if cell.sd is None else f" ± {100 * cell.sd:.2f}"
-    value = f"{100 * cell.mean:.2f}{spread}"
-    d = cell.difference
-    if d is None:
-        return [value, "baseline" if baseline else ""]
-    interval = f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}]"
-    return [value, f"{100 * d.difference:+.2f} {interval}"]
-
-
-def footnotes(table: ResultTable) -> list[str]:
-    """What one has to know to read the numbers."""
-    notes = [
-        f"Protocol {table.protocol} on the test split: {table.videos_scored} of "
-        f"{table.videos_expected} videos, {table.frames} frames. mAP in percent, "
-        + ("one seed." if table.seeds == 1 else f"mean ± standard deviation, {table.seeds} seeds."),
-        f"Difference from “{table.baseline}” with a 95 % interval: paired bootstrap, "
-        f"{table.resamples} resamples of videos and seeds.",
-    ]
-    if table.unreadable:
-        listed = ", ".join(f"{name} ({why})" for name, why in sorted(table.unreadable.items())[:5])
-        more = ", …" if len(table.unreadable) > 5 else ""
-        notes.append(
-            f"{len(table.unreadable)} videos could not be read; in training other clips stood in "
-            f"for them: {listed}{more}"
-        )
-    if any(row.quoted is not None for row in table.rows):
-        notes.append(f"Quoted, not measured here: {table.source}")
-    return notes
-
-
-def write_markdown(table: ResultTable, path: Path) -> None:
-    """The table as Markdown with its footnotes."""
-    lines = [f"# {table.title}", "", _line(HEADER), _line(["---"] * len(HEADER))]
-    lines += [_line(row) for row in cells(table)]
-    lines += ["", *(f"- {note}" for note in footnotes(table)), ""]
-    path.write_text("\n".join(lines))
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(texts) + " |"
+HEADER = (
+    "arm", "readout", "mean", "sd", "seeds", "difference", "low", "high", "p_value",
+    "paper_quoted_percent", "protocol", "videos_scored", "videos_expected", "frames",
+    "scores_by_seed", "p_adjusted", "effect", "detectable", "verdict", "needs", "unreadable",
+    *COSTS,
+)  # fmt: skip
 
 
 def write_csv(table: ResultTable, path: Path) -> None:
-    """The numbers as fractions, one line an arm and read-out; equal results are equal files."""
+    """The numbers as fractions, one line an arm and read-out; equal results are equal files.
+
+    A declared arm that is not built has one line without numbers.
+    """
     with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["arm", "readout", "mean", "sd", "seeds", "difference", "low", "high", "p_value",
-             "paper_quoted_percent", "protocol", "videos_scored", "videos_expected", "frames",
-             "scores_by_seed"]
-        )  # fmt: skip
+        writer = csv.DictWriter(file, HEADER, lineterminator="\r\n")
+        writer.writeheader()
         for row in table.rows:
+            shared = _shared(table, row)
+            if row.needs:
+                writer.writerow({**shared, "needs": row.needs})
             for readout, cell in row.cells.items():
-                d = cell.difference
-                differing = (
-                    ["", "", "", ""]
-                    if d is None
-                    else [
-                        _number(d.difference),
-                        _number(d.low),
-                        _number(d.high),
-                        _number(d.p_value),
-                    ]
-                )
-                by_seed = " ".join(f"{seed}:{_number(v)}" for seed, v in cell.scores.items())
-                writer.writerow(
-                    [row.arm, readout, _number(cell.mean), _number(cell.sd), len(cell.scores),
-                     *differing, "" if row.quoted is None else row.quoted, table.protocol,
-                     table.videos_scored, table.videos_expected, table.frames, by_seed]
-                )  # fmt: skip
+                writer.writerow({**shared, "readout": readout, **_numbers(cell)})
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
+def _shared(table: ResultTable, row: Row) -> dict[str, Any]:
+    return {
+        "arm": row.arm,
+        "paper_quoted_percent": "" if row.quoted is None else row.quoted,
+        "protocol": table.protocol,
+        "videos_scored": table.videos_scored,
+        "videos_expected": table.videos_expected,
+        "frames": table.frames,
+        "unreadable": len(row.unreadable),
+        **{name: f"{value:.9g}" for name, value in row.costs.items()},
+    }
+
+
+def _numbers(cell: Cell) -> dict[str, Any]:
+    numbers = {
+        "mean": cell.mean,
+        "sd": cell.sd,
+        "p_adjusted": cell.p_adjusted,
+        "effect": cell.effect,
+        "detectable": cell.detectable,
+    }
+    for name in ("difference", "low", "high", "p_value"):
+        numbers[name] = getattr(cell.difference, name, None)
+    return {
+        **{name: "" if value is None else f"{value:.6f}" for name, value in numbers.items()},
+        "seeds": len(cell.scores),
+        "scores_by_seed": " ".join(f"{seed}:{v:.6f}" for seed, v in cell.scores.items()),
+        "verdict": cell.verdict,
+    }

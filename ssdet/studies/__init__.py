@@ -3,7 +3,8 @@
 from ssdet.studies.data import Data, Source
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.presets import Preset, preset
-from ssdet.studies.runner import StagesFailed, run
+from ssdet.studies.runner import BudgetSpent, StagesFailed, run
+from ssdet.studies.search import Search
 from ssdet.studies.store import Store
 from ssdet.studies.study import (
     Arm,
@@ -12,12 +13,17 @@ from ssdet.studies.study import (
     Table,
     augmented,
     classification,
+    coarser,
+    finetuned_as,
+    from_checkpoint,
+    lasting,
     pretraining,
     scratch,
 )
+from ssdet.studies.tuning import Tuning
 
 __all__ = [
-    "Arm", "Data", "Experiment", "Plan", "Preset", "Source", "Stage", "StagesFailed", "Store",
-    "Study", "Table", "augmented", "classification", "plan", "preset", "pretraining", "run",
-    "scratch",
+    "Arm", "BudgetSpent", "Data", "Experiment", "Plan", "Preset", "Search", "Source", "Stage",
+    "StagesFailed", "Store", "Study", "Table", "Tuning", "augmented", "classification", "coarser",
+    "finetuned_as", "from_checkpoint", "lasting", "plan", "preset", "pretraining", "run", "scratch",
 ]  # fmt: skip

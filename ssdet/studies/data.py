@@ -38,19 +38,30 @@ class Data:
     cache: bool = True
     """Decode everything once into memory-mapped files: right where all frames fit on disk."""
     cache_folder: str = ""
+    limit: int | None = None
+    """Most videos of each split, the first by id; None takes all."""
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
         """Manifest by role."""
         sources = {"upstream": self.upstream, "downstream": self.downstream}
-        return {
+        loaded = {
             role: load_manifest(source.format, Path(source.path), videos=source.videos)
             for role, source in sources.items()
         }
+        if self.limit is None:
+            return loaded
+        return {role: manifest.first(self.limit) for role, manifest in loaded.items()}
+
+    @cached_property
+    def splits(self) -> dict[tuple[str, str], Manifest]:
+        """Manifest by role and split."""
+        names = ("train", "val", "test")
+        return {(r, name): m.split(name) for r, m in self.manifests.items() for name in names}
 
     def split(self, role: str, name: str) -> Manifest:
         """Videos of one split; none where the data set lacks it."""
-        return self.manifests[role].split(name)
+        return self.splits[role, name]
 
     def fingerprint(self, kind: str) -> str:
         """What the files hold that a stage of this kind depends on."""

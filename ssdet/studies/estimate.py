@@ -1,54 +1,188 @@
-"""What a plan would cost, from a few steps of the real thing on this machine."""
+"""What a plan would cost: time, disk and money, from some steps of the real thing here."""
 
+import heapq
+import json
+import os
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from ssdet.data.video import CorruptVideo
+from ssdet.evaluation.comparison import detectable_difference, paired_sd
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
+from ssdet.training.context import default_device
+from ssdet.training.inference import score_video
+from ssdet.training.loop import network
+from ssdet.training.recipe import to_json
 
-STEPS = 6
-SCORED_SHARE = 0.15
-"""Assumed time of predicting and probing as a share of fine-tuning, until it has been seen."""
+STEPS = 20
+PATIENCE = 60.0
+"""Seconds of measuring one kind of work, where 20 steps would take longer."""
+WATCHED = 3
+"""Videos that are scored to see how long a frame takes."""
 
 
-def seconds_per_step(plan: Plan) -> dict[str, float]:
-    """Seconds of one training step in this process, by kind of training stage.
+@dataclass(frozen=True)
+class Rate:
+    """What one kind of training costs here, in one process."""
 
-    A run of one step is compared with one of `STEPS` + 1, after another that warms up, so that
-    start-up does not count.
+    label: str
+    seconds: float
+    """Of one step."""
+    steps: int
+    """That were measured."""
+    checkpoint_bytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of every stage of a plan, by id; a stage is run by one worker on `device`."""
+
+    seconds: Mapping[str, float]
+    bytes: Mapping[str, int]
+    rates: tuple[Rate, ...]
+    device: str
+
+
+def estimate(plan: Plan) -> Estimate:
+    """Train some steps of each kind of work and score a few videos, on this machine's device.
+
+    Kinds differ in network, clips, batch or read-out; an augmentation is measured where a kind
+    has one, and held to cost the same in all arms.
     """
     torch.set_num_threads(1)
-    found = {}
-    for kind in ("pretrain", "finetune"):
-        stages = [stage for stage in plan.stages.values() if stage.kind == kind]
-        if not stages:
-            continue
-        stage = max(stages, key=lambda s: s.recipe.optim.steps)
-        times = [_run_seconds(stage, plan, steps) for steps in (1, 1, STEPS + 1)]
-        found[kind] = max(1e-4, (times[2] - times[1]) / STEPS)
-    return found
+    chosen: dict[str, Stage] = {}
+    for stage in plan.stages.values():
+        if stage.kind in ("pretrain", "finetune"):
+            key = _kind_of_work(stage)
+            if key not in chosen or chosen[key].recipe.augment == "none":
+                chosen[key] = stage
+    rates = {key: _measured(stage, plan) for key, stage in chosen.items()}
+    frame_seconds, frames = _scoring(plan)
+    seconds, sizes = {}, {}
+    classes = plan.study.data.manifests["downstream"].num_classes
+    scored = frames["val"] + frames["test"]
+    for name, stage in plan.stages.items():
+        if stage.kind in ("pretrain", "finetune"):
+            rate = rates[_kind_of_work(stage)]
+            seconds[name] = stage.recipe.optim.steps * rate.seconds
+            sizes[name] = 2 * rate.checkpoint_bytes  # last and best
+        else:
+            read = scored + (frames["train"] if stage.kind == "probe" else 0)
+            seconds[name] = 0.0 if stage.kind == "ensemble" else read * frame_seconds
+            sizes[name] = int(scored * classes * 2)
+    return Estimate(seconds, sizes, tuple(rates.values()), default_device().type)
 
 
-def _run_seconds(stage: Stage, plan: Plan, steps: int) -> float:
+def _kind_of_work(stage: Stage) -> str:
+    recipe = to_json(stage.recipe)
+    optim = {name: recipe["optim"][name] for name in ("batch", "accumulate", "amp", "optimizer")}
+    parts = [stage.kind, recipe["model"], recipe["clip"], recipe["readout"], optim]
+    return json.dumps(parts, sort_keys=True)
+
+
+def _measured(stage: Stage, plan: Plan) -> Rate:
+    """A run of one step is compared with a longer one, after another that warms up, so that
+    start-up does not count."""
+    _short_run(stage, plan, 1)
+    first, _ = _short_run(stage, plan, 1)
+    steps = max(2, min(STEPS, int(PATIENCE / max(first, 1e-3))))
+    longer, size = _short_run(stage, plan, steps + 1)
+    readout = " (classification)" if stage.recipe.readout == "clip" else ""
+    label = f"{stage.kind}{readout}, {stage.recipe.model.name}, batch {stage.recipe.optim.batch}"
+    return Rate(label, max(1e-4, (longer - first) / steps), steps, size)
+
+
+def _short_run(stage: Stage, plan: Plan, steps: int) -> tuple[float, int]:
+    """Seconds of a run from fresh weights, and bytes of its checkpoint."""
     optim = replace(stage.recipe.optim, steps=steps)
     short = Stage(stage.kind, replace(stage.recipe, optim=optim, validations=0), (), "calibration")
     with tempfile.TemporaryDirectory() as folder:
         job = Job(short, str(Store.open(Path(folder)).root), plan.study.data)
         started = time.perf_counter()
         run_stage(job)
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        return seconds, (job.folder / "checkpoints" / "last.pt").stat().st_size
 
 
-def stage_seconds(stage: Stage, rates: Mapping[str, float]) -> float:
-    """Estimated seconds of one stage by one worker."""
-    if stage.kind in rates:
-        return stage.recipe.optim.steps * rates[stage.kind]
-    tuned = next((p for p in stage.parents if p.kind == "finetune"), None)
-    steps = tuned.recipe.optim.steps if tuned is not None else 100
-    return SCORED_SHARE * steps * rates.get("finetune", 0.0)
+def _scoring(plan: Plan) -> tuple[float, dict[str, float]]:
+    """Seconds of scoring a frame, and frames of each split, from a few videos of each."""
+    data, device = plan.study.data, default_device()
+    reader = data.reader("downstream")
+    stage = next(s for s in plan.stages.values() if s.kind == "finetune")
+    recipe = next(s.recipe for s in plan.stages.values() if s.kind == "predict")
+    model = network(stage.recipe, data.manifests["downstream"].num_classes).to(device).eval()
+    frames: dict[str, float] = {}
+    spent, seen = 0.0, 0
+    for split in ("train", "val", "test"):
+        videos = data.split("downstream", split).videos
+        lengths = []
+        for video in videos[:WATCHED]:
+            try:
+                lengths.append(reader.frames(video))
+                started = time.perf_counter()
+                score_video(model, video, reader, recipe, device)
+            except CorruptVideo:
+                continue  # counted where it is scored for good
+            spent, seen = spent + time.perf_counter() - started, seen + lengths[-1]
+        frames[split] = len(videos) * sum(lengths) / len(lengths) if lengths else 0.0
+    return spent / max(1, seen), frames
+
+
+def makespan(
+    stages: Collection[Stage], seconds: Mapping[str, float], slots: int, workers: int = 1
+) -> float:
+    """Seconds until the last of the stages ends, `slots` at once, each as soon as its parents are
+    done, in the given order; `workers` share a training stage evenly, which is the best case."""
+    waiting = {stage.id: stage for stage in stages}
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while waiting or running:
+        busy = {name for _, name in running}
+        for name, stage in list(waiting.items()):
+            if len(running) == slots:
+                break
+            if not any(p.id in waiting or p.id in busy for p in stage.parents):
+                share = workers if stage.kind in ("pretrain", "finetune") else 1
+                heapq.heappush(running, (now + seconds[name] / share, name))
+                busy.add(name)
+                del waiting[name]
+        now, _ = heapq.heappop(running)
+    return now
+
+
+def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[float, int] | None:
+    """Smallest difference (fraction of mAP) from the baseline that the planned seeds detect with
+    80 % power after Holm's correction, given the noise of the finished seeds; and the number of
+    pairs that the noise was seen in. None until two arms have two seeds each, and for one seed.
+
+    The noise is the root mean square of the paired differences' standard deviations over arms.
+    """
+    study = plan.study
+    scores: dict[str, dict[int, float]] = {}
+    for run in plan.runs:
+        stage = run.predict if readout == "predict" else run.probe
+        result = store.result(stage.id) if stage is not None else None
+        if result is not None and "test" in result["scores"]:
+            scores.setdefault(run.arm, {})[run.seed] = result["scores"]["test"]["value"]
+    base = scores.pop(study.baseline, {})
+    found = [
+        (sd, len(base.keys() & s.keys())) for s in scores.values() if (sd := paired_sd(base, s))
+    ]
+    if not found or len(study.seeds) < 2:
+        return None
+    noise = (sum(sd * sd * (n - 1) for sd, n in found) / sum(n - 1 for _, n in found)) ** 0.5
+    others = max(1, len(study.arms) - 1)
+    difference = detectable_difference(noise, len(study.seeds), comparisons=others)
+    return difference, sum(n for _, n in found)
+
+
+def slots_here(workers: int, concurrent: int | None) -> int:
+    """Stages at once on this machine's cores."""
+    return concurrent or max(1, len(os.sched_getaffinity(0)) // workers)

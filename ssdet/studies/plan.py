@@ -9,7 +9,7 @@ from typing import Any
 
 from ssdet.studies.data import Data
 from ssdet.studies.presets import completed
-from ssdet.studies.study import Experiment, Study
+from ssdet.studies.study import Arm, Experiment, Study
 from ssdet.training.recipe import to_json
 
 FORMAT = 3
@@ -104,23 +104,32 @@ class Plan:
         """Runs of one arm in the order of seeds."""
         return [run for run in self.runs if run.arm == arm]
 
+    def missing(self, arm: Arm) -> str:
+        """What an arm without runs needs, empty for one that runs."""
+        return "" if self.of(arm.name) else self.study.needs(arm)
+
 
 def plan(study: Study) -> Plan:
     """Resolve every arm and seed into stages; nothing is trained.
 
     A study without base or data gets those of the preset `tiny`, rendered on first use. The data's
-    files must be there: what they hold is part of the stages' names.
+    files must be there: what they hold is part of the stages' names. An arm that waits for a
+    network has no runs; ValueError where it is the baseline.
     """
     study = completed(study)
+    base = study.arm(study.baseline)
+    if not study.can_run(base):
+        raise ValueError(f"baseline {base.name!r} needs {study.needs(base)}: not built yet")
+    arms = [arm for arm in study.arms if study.can_run(arm)]
     assert study.base is not None
     stage = _stages_of(study.data)
     runs: dict[tuple[str, int], Run] = {}
     for seed in study.seeds:
-        for arm in study.arms:
+        for arm in arms:
             if not arm.members and not arm.seeds_of:
                 experiment = arm.change(study.base).with_seed(seed)
                 runs[arm.name, seed] = _run(stage, arm.name, seed, experiment)
-    for arm in study.arms:
+    for arm in arms:
         for index, seed in enumerate(study.seeds):
             if arm.members:
                 members = [runs[member, seed] for member in arm.members]
@@ -158,8 +167,8 @@ def _stages_of(data: Data) -> Callable[..., Stage]:
 
 def _run(stage: Callable[..., Stage], arm: str, seed: int, experiment: Experiment) -> Run:
     start: tuple[Stage, ...] = ()
-    if experiment.pretrain is not None:
-        start = (stage("pretrain", experiment.pretrain, ()),)
+    for pretraining in experiment.pretrainings:
+        start = (stage("pretrain", pretraining, start),)
     tuned = stage("finetune", experiment.finetune, start)
     probe = None
     if experiment.probe is not None:

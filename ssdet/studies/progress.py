@@ -102,16 +102,14 @@ class Progress:
         return f", about {duration(seconds)} left"
 
 
-def titles(plan: Plan) -> dict[str, str]:
-    """Readable name of each stage: kind, the arms that use it, seed."""
-    arms: dict[str, list[str]] = {}
-    seeds: dict[str, int] = {}
+def names(plan: Plan) -> dict[str, tuple[str, list[str], int]]:
+    """What each stage is: kind, the arms that use it, seed."""
+    found: dict[str, tuple[str, list[str], int]] = {}
 
     def visit(stage: Any, arm: str, seed: int) -> None:
-        names = arms.setdefault(stage.id, [])
-        if arm not in names:
-            names.append(arm)
-        seeds.setdefault(stage.id, seed)
+        _, arms, _ = found.setdefault(stage.id, (stage.kind, [], seed))
+        if arm not in arms:
+            arms.append(arm)
         if stage.kind != "ensemble":
             for parent in stage.parents:
                 visit(parent, arm, seed)
@@ -120,9 +118,14 @@ def titles(plan: Plan) -> dict[str, str]:
         for stage in (run.predict, run.probe):
             if stage is not None:
                 visit(stage, run.arm, run.seed)
+    return found
+
+
+def titles(plan: Plan) -> dict[str, str]:
+    """Readable name of each stage: kind, the arms that use it, seed."""
     return {
-        name: f"{name.split('-')[0]} {'+'.join(used)} seed {seeds[name]}"
-        for name, used in arms.items()
+        stage: f"{kind} {'+'.join(arms)} seed {seed}"
+        for stage, (kind, arms, seed) in names(plan).items()
     }
 
 

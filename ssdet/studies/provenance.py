@@ -4,6 +4,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +15,27 @@ import ssdet
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "ray", "av", "numpy")
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """One process's work on a stage."""
+
+    number: int
+    """1 for the first."""
+    started: float
+    """Epoch seconds."""
+    before: float
+    """Seconds that earlier attempts took, which were killed or failed."""
+
+
 def provenance(
-    started: float, gpu: str | None, gpus: float, how: Mapping[str, Any]
+    attempt: Attempt, gpu: str | None, gpus: float, how: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Code revision, packages, hardware and time of work begun at `started` (epoch seconds).
+    """Code revision, packages, hardware and time of a stage that this attempt has finished.
 
     gpu, gpus: the device that training workers ran on, and how many of them (or what share) were
-    held. A stage that was stopped and went on counts the time since it went on.
+    held. Time counts all attempts, as if each had run on what the last one did.
     """
-    seconds = time.time() - started
+    seconds = attempt.before + time.time() - attempt.started
     return {
         "ssdet": ssdet.__version__,
         "revision": revision(),
@@ -31,7 +44,8 @@ def provenance(
         "host": platform.node(),
         "processor": processor(),
         "gpu": gpu,
-        "started": started,
+        "started": attempt.started,
+        "attempts": attempt.number,
         "seconds": seconds,
         "gpu_seconds": seconds * gpus if gpu else 0.0,
         **how,

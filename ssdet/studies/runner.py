@@ -4,17 +4,22 @@ import os
 import shutil
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ssdet.studies.budget import Budget
 from ssdet.studies.data import ROLES, Data
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.progress import Progress
+from ssdet.studies.record import write_record
 from ssdet.studies.session import Resources, connect, plan_resources
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
 from ssdet.training.loop import share
+
+if TYPE_CHECKING:
+    from ssdet.studies.graph import GraphSearch
 
 TRAINING = ("pretrain", "finetune")
 QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -29,6 +34,10 @@ class StagesFailed(RuntimeError):
         self.errors = dict(errors)
 
 
+class BudgetSpent(RuntimeError):
+    """The budget was spent before all stages had run."""
+
+
 def run(
     study: Study,
     store: str | os.PathLike[str] | Store,
@@ -38,12 +47,17 @@ def run(
     concurrent: int | None = None,
     loaders: int = 0,
     checkpoint_every: float = 20.0,
+    budget: float | None = None,
+    dashboard: bool = False,
+    log: Sequence[str] = (),
 ) -> Plan:
     """Bring every stage of a study to its end, and return the plan whose results are in the store.
 
     Stages that are done are not run again, and stages that were stopped go on, so the same call
     after a crash finishes what is left. Raises StagesFailed after all that could run has run;
-    ValueError where the cluster cannot hold one stage.
+    BudgetSpent where `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner;
+    ValueError where the cluster cannot hold one stage. `dashboard` is for an own Ray, `log` names
+    trackers that are told of stages as well: "mlflow", "wandb".
     """
     store = store if isinstance(store, Store) else Store.open(store)
     planned = plan(study)
@@ -51,38 +65,50 @@ def run(
     for stage in planned.stages.values():
         if stage.kind in TRAINING:
             share(stage.recipe, workers)
+    write_record(store, planned)
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
     progress = Progress(planned, done=len(planned.stages) - len(todo))
     if not todo:
         return planned
-    _fill_caches(study.data, progress)
-    with connect(address) as session:
+    fill_caches(study.data, progress.count)
+    from ssdet.studies.graph import GraphSearch, ProgressCallback, trackers
+    from ssdet.studies.telemetry import Telemetry
+
+    with connect(address, dashboard=dashboard) as session:
         resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=session.capacity)
         progress.start(session.summary(), resources)
         settings = {"loaders": loaders, "checkpoint_every": checkpoint_every}
-        errors = _run_graph(todo, store, study, resources, settings, progress)
+        limit = None if budget is None else Budget(budget, workers, gpus_per_worker)
+        telemetry = Telemetry(planned, store.root / "tensorboard", bool(session.dashboard))
+        callbacks = [ProgressCallback(progress, telemetry), *trackers(log, study.name)]
+        try:
+            search = GraphSearch(todo, store, limit, progress)
+            errors = _run_graph(search, todo, store, study, resources, settings, callbacks)
+        finally:
+            telemetry.close()
     progress.stop()
     if errors:
         raise StagesFailed(errors)
     return planned
 
 
-def _fill_caches(data: Data, progress: Progress) -> None:
+def fill_caches(data: Data, count: Callable[[str, int, int], None]) -> None:
+    """Decode the videos of both roles, where they are kept decoded; tells what, done and total."""
     for role in ROLES:
-        data.reader(role, partial(progress.count, f"decode {role}"))
+        data.reader(role, partial(count, f"decode {role}"))
 
 
 def _run_graph(
+    search: "GraphSearch",
     todo: Mapping[str, Stage],
     store: Store,
     study: Study,
     resources: Resources,
     settings: Mapping[str, Any],
-    progress: Progress,
+    callbacks: list[Any],
 ) -> dict[str, str]:
     from ray import tune
 
-    from ssdet.studies.graph import GraphSearch, ProgressCallback
     from ssdet.studies.stages import Job
 
     jobs = {
@@ -98,7 +124,6 @@ def _run_graph(
     }
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    search = GraphSearch(todo)
     name = f"{study.name}-{uuid.uuid4().hex}"
 
     def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
@@ -109,7 +134,7 @@ def _run_graph(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
-            num_samples=len(todo),
+            num_samples=-1,  # the searcher says when it is finished
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
         ),
@@ -117,14 +142,20 @@ def _run_graph(
             name=name,
             storage_path=str(store.root / "ray"),
             failure_config=tune.FailureConfig(max_failures=3),
-            callbacks=[ProgressCallback(progress)],
+            callbacks=callbacks,
             verbose=0,
         ),
     )
     tuner.fit()
     # Tune's notes for a resume that is never asked for.
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
-    if any(store.result(stage) is None for stage in todo.keys() - search.errors.keys()):
+    left = [s for s in todo.keys() - search.errors.keys() if store.result(s) is None]
+    if left and search.budget is not None and search.budget.spent():
+        raise BudgetSpent(
+            f"{search.budget} spent, {len(left)} stages are left: the same "
+            "command with another --budget goes on from here"
+        )
+    if left:
         raise KeyboardInterrupt  # Tune stops quietly
     return search.errors
 
@@ -151,7 +182,10 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
 
     job = jobs[config["stage"]]
     try:
-        result = run_stage(job, lambda metrics: tune.report(dict(metrics)))
+        result = run_stage(job, lambda metrics: tune.report(dict(metrics)), wait=False)
+    except BlockingIOError:
+        tune.report({"elsewhere": True})  # nobody waits for it holding what it may need
+        return
     except Exception as error:
         path = job.folder / "error.txt"
         path.write_text(traceback.format_exc())

@@ -19,7 +19,7 @@ from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.evaluation.ensemble import mean_probability
 from ssdet.studies.data import Data
 from ssdet.studies.plan import FrozenProbe, Stage
-from ssdet.studies.provenance import provenance
+from ssdet.studies.provenance import Attempt, provenance
 from ssdet.studies.store import Store, write_json
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
@@ -55,26 +55,41 @@ class Job:
         return Store.open(self.store).folder(self.stage.parents[index].id)
 
 
-def run_stage(job: Job, report: Report = lambda metrics: None) -> Result:
+def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True) -> Result:
     """Run a stage, or wait for the process that does, and return its result.
 
     A finished stage is not run again; one that was stopped goes on from its last checkpoint.
+    Without `wait`, BlockingIOError where another process runs it.
     """
     store = Store.open(job.store)
-    with store.lock(job.stage.id):
+    with store.lock(job.stage.id, wait):
         if (result := store.result(job.stage.id)) is not None:
             return result
         torch.set_num_threads(job.threads)
         job.folder.mkdir(parents=True, exist_ok=True)
         write_json(job.folder / "recipe.json", job.stage.identity)
-        started = time.time()
+        attempt = begin_attempt(job.folder)
         result = KINDS[job.stage.kind](job, report)
         how = {"workers": job.workers, "threads": job.threads, "loaders": job.loaders}
         gpus = job.workers * job.worker_resources.get("GPU", 0)
         gpu = result.pop("gpu", None)
-        write_json(job.folder / "provenance.json", provenance(started, gpu, gpus, how))
+        write_json(job.folder / "provenance.json", provenance(attempt, gpu, gpus, how))
         store.finish(job.stage.id, result)
         return result
+
+
+def begin_attempt(folder: Path) -> Attempt:
+    """Note that work on a stage begins; what earlier attempts took is kept, until their last sign
+    of life."""
+    path, now, before, number = folder / "attempt.json", time.time(), 0.0, 1
+    if path.is_file():
+        last = json.loads(path.read_text())
+        newest = max(file.stat().st_mtime for file in folder.rglob("*") if file.is_file())
+        before = last["before"] + max(0.0, newest - last["started"])
+        number = last["number"] + 1
+    attempt = Attempt(number, now, before)
+    write_json(path, asdict(attempt))
+    return attempt
 
 
 def logged(path: Path, report: Report) -> Report:
@@ -89,18 +104,34 @@ def logged(path: Path, report: Report) -> Report:
     return both
 
 
+def with_rungs(recipe: TrainRecipe, report: Report) -> Report:
+    """A report that names each validation of fine-tuning, for what compares trials while they
+    run: `rung` (from 1) of `rungs`, and `map`."""
+    if recipe.task != "finetune":
+        return report
+
+    def named(metrics: Mapping[str, float]) -> None:
+        if "validation" in metrics:
+            rung = int(metrics["step"]) * recipe.validations // recipe.optim.steps
+            place = {"rung": rung, "rungs": recipe.validations}
+            metrics = {**metrics, **place, "map": metrics["validation"]}
+        report(metrics)
+
+    return named
+
+
 def _pretrain(job: Job, report: Report) -> Result:
-    return _train(job, report, "upstream", None)
+    return _train(job, report, "upstream")
 
 
 def _finetune(job: Job, report: Report) -> Result:
+    return _train(job, report, "downstream")
+
+
+def _train(job: Job, report: Report, role: str) -> Result:
     initial = None
     if job.stage.parents:
         initial = checkpoint.load_weights(job.parent() / "checkpoints" / "last.pt")
-    return _train(job, report, "downstream", initial)
-
-
-def _train(job: Job, report: Report, role: str, initial: Mapping[str, Tensor] | None) -> Result:
     if job.workers == 1:
         return train_worker(Context(job.folder, report=report), job, role, initial)
     resources = job.worker_resources
@@ -112,9 +143,10 @@ def train_worker(
 ) -> Result:
     """The training loop of a job in this process, alone or as one of several workers."""
     torch.set_num_threads(job.threads)
+    recipe: TrainRecipe = job.stage.recipe
+    context.report = with_rungs(recipe, context.report)
     if context.rank == 0:
         context.report = logged(job.folder / "metrics.jsonl", context.report)
-    recipe: TrainRecipe = job.stage.recipe
     context.loaders, context.checkpoint_every = job.loaders, job.checkpoint_every
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
@@ -213,10 +245,10 @@ def _trained(folder: Path, recipe: TrainRecipe, classes: int) -> nn.Module:
 
 
 def _score(job: Job, network: Network, recipe: PredictRecipe, device: torch.device) -> Result:
-    """Predictions and scores of the validation and test videos."""
+    """Predictions and scores of the validation videos and, but for `validate`, the test videos."""
     reader = job.data.reader("downstream")
     result: Result = {"scores": {}, "unreadable": {}}
-    for name in ("val", "test"):
+    for name in ("val",) if job.stage.kind == "validate" else ("val", "test"):
         manifest = job.data.split("downstream", name)
         if not manifest.videos and not manifest.missing:
             continue
@@ -246,6 +278,7 @@ KINDS: dict[str, Callable[[Job, Report], Result]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
     "predict": _predict,
+    "validate": _predict,
     "probe": _probe,
     "ensemble": _ensemble,
 }

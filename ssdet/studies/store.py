@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import re
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 STAGE_ID = re.compile(r"[a-z_]+-[0-9a-f]{16}")
@@ -17,13 +19,21 @@ STAGE_ID = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 @dataclass(frozen=True)
 class Store:
     """Stage folders `stages/ID` with `recipe.json`, `metrics.jsonl`, `checkpoints/`,
-    `predictions/SPLIT/`, `provenance.json` and, written last, `DONE`; tables in `tables/STUDY`."""
+    `predictions/SPLIT/`, `provenance.json` and, written last, `DONE`; tables in `tables/STUDY`,
+    the plans of what ran in `studies/STUDY`."""
 
     root: Path
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> "Store":
         """Store at a path or file:// URI, created if absent. ValueError for other schemes."""
+        store = cls.at(uri)
+        (store.root / "stages").mkdir(parents=True, exist_ok=True)
+        return store
+
+    @classmethod
+    def at(cls, uri: str | os.PathLike[str]) -> "Store":
+        """The same, but nothing is created."""
         parts = urlsplit(str(uri))
         if parts.scheme not in ("", "file"):
             raise ValueError(
@@ -32,9 +42,7 @@ class Store:
             )
         if parts.netloc not in ("", "localhost"):
             raise ValueError(f"store {uri!r}: file://{parts.netloc} is another machine; mount it")
-        path = Path(unquote(parts.path) if parts.scheme else str(uri)).expanduser().absolute()
-        (path / "stages").mkdir(parents=True, exist_ok=True)
-        return cls(path)
+        return cls(Path(unquote(parts.path) if parts.scheme else str(uri)).expanduser().absolute())
 
     def folder(self, stage_id: str) -> Path:
         """Folder of a stage; ValueError for what is no stage id."""
@@ -60,16 +68,68 @@ class Store:
             raise ValueError(f"{path} is damaged: remove the folder, and it runs again")
         return result
 
+    def provenance(self, stage_id: str) -> dict[str, Any] | None:
+        """How a finished stage ran, None where nothing says so. ValueError for a damaged file."""
+        path = self.folder(stage_id) / "provenance.json"
+        try:
+            found = json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): remove it") from error
+        return found if isinstance(found, dict) else None
+
     @contextmanager
-    def lock(self, stage_id: str) -> Iterator[None]:
+    def lock(self, stage_id: str, wait: bool = True) -> Iterator[None]:
         """Wait until no other process works on the stage, and keep others out.
 
-        The system releases the lock of a process that dies.
+        The system releases the lock of a process that dies. Without `wait`, BlockingIOError where
+        another process holds it.
         """
-        path = self.folder(stage_id).with_suffix(".lock")
-        with open(path, "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder(stage_id).with_suffix(".lock"), wait):
             yield
+
+    def busy(self, stage_id: str) -> bool:
+        """Whether a process works on the stage now."""
+        if not self.folder(stage_id).with_suffix(".lock").exists():
+            return False
+        try:
+            with self.lock(stage_id, wait=False):
+                return False
+        except BlockingIOError:
+            return True
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Held while a study is recorded and while stages are removed: what a record that is
+        being written will need is not removed meanwhile."""
+        self.studies.mkdir(parents=True, exist_ok=True)
+        with locked(self.studies / ".lock"):
+            yield
+
+    def remove(self, stage_id: str) -> None:
+        """Remove a stage's folder; it vanishes at once, whole.
+
+        BlockingIOError where a process works on it.
+        """
+        folder = self.folder(stage_id)
+        with self.lock(stage_id, wait=False):
+            if folder.is_dir():
+                self.discard(folder)
+            folder.with_suffix(".lock").unlink()
+
+    def discard(self, folder: Path) -> None:
+        """Remove a folder of the store so that a kill leaves no half of it where it was."""
+        trash = self.root / "trash"
+        trash.mkdir(exist_ok=True)
+        gone = trash / f"{folder.name}.{uuid.uuid4().hex}"
+        os.replace(folder, gone)
+        shutil.rmtree(gone)
+
+    @property
+    def studies(self) -> Path:
+        """Folder of the records of studies."""
+        return self.root / "studies"
 
     def finish(self, stage_id: str, result: Mapping[str, Any]) -> None:
         """Mark a stage as finished, with its result."""
@@ -80,6 +140,27 @@ class Store:
         folder = self.root / "tables" / study
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold a file's exclusive lock; without `wait`, BlockingIOError where another process does.
+
+    Who holds the lock may remove the file.
+    """
+    while True:
+        with open(path, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is_at(file, path):  # else it was removed while this process waited for it
+                yield
+                return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: Any) -> None:

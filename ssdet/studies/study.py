@@ -1,9 +1,11 @@
 """What a study is: arms times seeds over a base, a protocol and a table."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ssdet.data.clips import ClipRecipe
+from ssdet.models import available
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import TrainRecipe
@@ -19,14 +21,43 @@ class Experiment:
     predict: PredictRecipe = PredictRecipe()
     probe: ProbeRecipe | None = ProbeRecipe()
     """Second read-out, a linear classifier on the frozen pretrained features; None for none."""
+    start: TrainRecipe | None = None
+    """An earlier pretraining whose end `pretrain` starts from, with a fresh classifier."""
+
+    def __post_init__(self) -> None:
+        if self.start is not None and self.pretrain is None:
+            raise ValueError("start is what pretrain goes on from: give pretrain, or no start")
+
+    @property
+    def pretrainings(self) -> tuple[TrainRecipe, ...]:
+        """What happens before fine-tuning, each going on from the one before."""
+        return tuple(recipe for recipe in (self.start, self.pretrain) if recipe is not None)
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same with this seed for weights, data order and augmentation."""
+        start = self.start and replace(self.start, seed=seed)
         pretrain = self.pretrain and replace(self.pretrain, seed=seed)
-        return replace(self, pretrain=pretrain, finetune=replace(self.finetune, seed=seed))
+        finetune = replace(self.finetune, seed=seed)
+        return replace(self, start=start, pretrain=pretrain, finetune=finetune)
 
 
 Change = Callable[[Experiment], Experiment]
+
+
+def declaring(*fields: str) -> Callable[[Change], Change]:
+    """Mark a change with the recipe fields that it is meant to alter, such as `pretrain.augment`:
+    the audit reports any other in which its arm differs."""
+
+    def mark(change: Change) -> Change:
+        change.__dict__["declares"] = fields
+        return change
+
+    return mark
+
+
+def declared(change: Change) -> tuple[str, ...]:
+    """The fields that a change was marked with; none for a plain function."""
+    return tuple(getattr(change, "declares", ()))
 
 
 def unchanged(experiment: Experiment) -> Experiment:
@@ -34,11 +65,13 @@ def unchanged(experiment: Experiment) -> Experiment:
     return experiment
 
 
+@declaring("start", "pretrain")
 def scratch(experiment: Experiment) -> Experiment:
     """No pretraining."""
-    return replace(experiment, pretrain=None)
+    return replace(experiment, pretrain=None, start=None)
 
 
+@declaring("pretrain.readout", "pretrain.augment", "pretrain.augment_options")
 def classification(experiment: Experiment) -> Experiment:
     """Pretraining on the clip's averaged features, one label a clip: the paper's baseline."""
     return pretraining(readout="clip", augment="none")(experiment)
@@ -47,6 +80,7 @@ def classification(experiment: Experiment) -> Experiment:
 def pretraining(**fields: Any) -> Change:
     """Change these fields of the pretraining recipe."""
 
+    @declaring(*(f"pretrain.{name}" for name in fields))
     def change(experiment: Experiment) -> Experiment:
         if experiment.pretrain is None:
             raise ValueError(f"pretraining({fields}): this experiment has no pretraining to change")
@@ -58,6 +92,64 @@ def pretraining(**fields: Any) -> Change:
 def augmented(name: str, **options: Any) -> Change:
     """Detection pretraining with a volume augmentation of `ssdet.augment.create`."""
     return pretraining(augment=name, augment_options=options)
+
+
+def lasting(share: float, change: Change = unchanged) -> Change:
+    """A change whose pretraining takes this share of its steps, one at least."""
+
+    @declaring("pretrain.optim.steps", *declared(change))
+    def changed(experiment: Experiment) -> Experiment:
+        experiment = change(experiment)
+        if experiment.pretrain is None:
+            raise ValueError(f"lasting({share}): this experiment has no pretraining to change")
+        optim = experiment.pretrain.optim
+        optim = replace(optim, steps=max(1, round(share * optim.steps)))
+        return pretraining(optim=optim)(experiment)
+
+    return changed
+
+
+def from_checkpoint(start: Change, change: Change) -> Change:
+    """A change whose pretraining goes on from where another one ended.
+
+    The other one is the very stage that an arm with the change `start` has.
+    """
+
+    @declaring("start", *declared(change))
+    def changed(experiment: Experiment) -> Experiment:
+        return replace(change(experiment), start=start(experiment).pretrain)
+
+    return changed
+
+
+def coarser(factor: int, change: Change = unchanged) -> Change:
+    """A change whose clips hold, after pretraining, every factor-th frame of the same stretch."""
+
+    def cut(clip: ClipRecipe) -> ClipRecipe:
+        return replace(clip, stride=clip.stride * factor, frames=clip.frames // factor)
+
+    @declaring("finetune.clip", "predict.clip", "probe.predict.clip", *declared(change))
+    def changed(experiment: Experiment) -> Experiment:
+        experiment, probe = change(experiment), experiment.probe
+        predict = replace(experiment.predict, clip=cut(experiment.predict.clip))
+        if probe is not None:
+            probe = replace(probe, predict=replace(probe.predict, clip=cut(probe.predict.clip)))
+        finetune = replace(experiment.finetune, clip=cut(experiment.finetune.clip))
+        return replace(experiment, finetune=finetune, predict=predict, probe=probe)
+
+    return changed
+
+
+def finetuned_as(model: str, change: Change = unchanged) -> Change:
+    """A change that is fine-tuned as another network, which takes over the pretrained weights."""
+
+    @declaring("finetune.model", *declared(change))
+    def changed(experiment: Experiment) -> Experiment:
+        experiment = change(experiment)
+        network = replace(experiment.finetune.model, name=model)
+        return replace(experiment, finetune=replace(experiment.finetune, model=network))
+
+    return changed
 
 
 @dataclass(frozen=True)
@@ -74,15 +166,30 @@ class Arm:
     """Arm whose predictions of `size` seeds are averaged: what an ensemble of equal size gets
     from seeds alone."""
     size: int = 3
+    needs: str = ""
+    """Network that the change asks for. While it is not among `ssdet.models.available()` the plan
+    and the table list the arm and say so, and nothing of it runs."""
+    declares: tuple[str, ...] = ()
+    """Recipe fields in which the arm may differ from others; what its change declares by
+    default."""
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        return self.declares or declared(self.change)
 
     @property
     def label(self) -> str:
         return self.title or self.name
 
 
+COLUMNS = (
+    "finetuned", "probe", "difference", "quoted", "seeds", "parameters", "macs", "pflops"
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Table:
-    """How a study's result is laid out."""
+    """How a study's result is laid out; ValueError for unknown columns or an arm in two groups."""
 
     title: str = ""
     baseline: str = ""
@@ -91,6 +198,36 @@ class Table:
     """The paper's own numbers in percent, by arm; printed in a column of their own."""
     source: str = ""
     """Where the quoted numbers stand, and on what they were measured."""
+    columns: tuple[str, ...] = ("finetuned", "probe", "difference", "quoted", "seeds")
+    """Some of `COLUMNS`, in order; `difference` (interval, p-value and verdict) stands behind
+    every read-out."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Sub-headings with the arms below them; arms of no group stand first."""
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.columns if name not in COLUMNS]:
+            raise ValueError(f"table: no column {unknown}, choose from {', '.join(COLUMNS)}")
+        if not {"finetuned", "probe"} & {*self.columns}:
+            raise ValueError(f"table: columns {self.columns} show no score: add 'finetuned'")
+        placed = [arm for arms in self.groups.values() for arm in arms]
+        if twice := sorted({arm for arm in placed if placed.count(arm) > 1}):
+            raise ValueError(f"table: {', '.join(twice)} in several groups, name each arm once")
+
+    @property
+    def arms(self) -> set[str]:
+        """Every arm that the layout names."""
+        named = {*self.quoted, *(arm for arms in self.groups.values() for arm in arms)}
+        return named | ({self.baseline} if self.baseline else set())
+
+    def only(self, arms: Collection[str]) -> "Table":
+        """The same layout for some of the arms."""
+        groups = {
+            heading: kept
+            for heading, members in self.groups.items()
+            if (kept := tuple(arm for arm in members if arm in arms))
+        }
+        quoted = {arm: value for arm, value in self.quoted.items() if arm in arms}
+        return replace(self, quoted=quoted, groups=groups)
 
 
 @dataclass(frozen=True)
@@ -115,7 +252,7 @@ class Study:
             raise ValueError(
                 f"study {self.name!r}: seeds {self.seeds} must be distinct, at least 1"
             )
-        wanted = {self.table.baseline or names[0], *self.table.quoted}
+        wanted = self.table.arms
         for arm in self.arms:
             wanted |= {*arm.members, *([arm.seeds_of] if arm.seeds_of else [])}
         if unknown := wanted - set(names):
@@ -124,6 +261,15 @@ class Study:
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
         return next(arm for arm in self.arms if arm.name == name)
+
+    def needs(self, arm: Arm) -> str:
+        """Networks that the arm or its members declare a need of, separated by commas."""
+        used = [arm, *map(self.arm, (*arm.members, *filter(None, [arm.seeds_of])))]
+        return ", ".join(dict.fromkeys(member.needs for member in used if member.needs))
+
+    def can_run(self, arm: Arm) -> bool:
+        """Whether all that the arm needs is built."""
+        return all(available(name) for name in self.needs(arm).split(", ") if name)
 
     @property
     def baseline(self) -> str:

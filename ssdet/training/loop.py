@@ -1,13 +1,14 @@
 """The training loop, for pretraining and fine-tuning, alone or as one of several workers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssdet import augment
+from ssdet.augment.checks import needs_gradient
 from ssdet.data.clips import Batch, Clips, batches, normalise
 from ssdet.data.sampling import generator_for
 from ssdet.models import create
@@ -111,16 +112,29 @@ def network(
 
 
 class Readout(nn.Module):
-    """A network as the loss sees it: frame logits [B, K, T], or clip logits [B, K]."""
+    """A network as the loss sees it: frame logits [B, K, T], or clip logits [B, K].
+
+    With `mix` the frames are those of mixed clips; a generator draws the level where they are mixed
+    (`augment.manifold`), without one it is the input.
+    """
 
     def __init__(self, model: nn.Module, readout: str) -> None:
         super().__init__()
         self.model, self.readout = model, readout
 
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
+    def forward(
+        self,
+        clips_BCTHW: Tensor,
+        mix: Callable[[Tensor], Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         if self.readout == "clip":
             return self.model.classify(clips_BCTHW)  # type: ignore[operator]
-        return self.model(clips_BCTHW)
+        if mix is None:
+            return self.model(clips_BCTHW)
+        level = 0 if generator is None else augment.draw_level(self.model, generator)
+        with augment.mixed_at(self.model, level, mix):
+            return self.model(clips_BCTHW)
 
 
 def batch_loss(
@@ -140,13 +154,21 @@ def batch_loss(
     targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
     if recipe.readout == "clip":
         return losses.soft_cross_entropy(scored(clips), targets[:, :, 0])
-    targets, components = mix(recipe, mixing, clips, targets, batch, step)
-    logits = scored(clips)
+    labelled: list[Any] = []
+
+    def mixed(features: Tensor) -> Tensor:
+        features, *labelled[:] = mix(recipe, mixing, features, targets, batch, step)
+        return features
+
+    # By the step alone: one level for a batch, all its parts and every worker.
+    deep = recipe.mix_depth == "random"
+    logits = scored(clips, mixed, generator_for(recipe.seed, "level", step) if deep else None)
+    soft, components = labelled
     if recipe.loss == "released":
         return losses.released_loss(logits, components)
     if recipe.loss == "bce":
-        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
-    return losses.soft_cross_entropy(logits, targets)
+        return nn.functional.binary_cross_entropy_with_logits(logits, soft)
+    return losses.soft_cross_entropy(logits, soft)
 
 
 def mix(
@@ -156,36 +178,41 @@ def mix(
     targets_BKT: Tensor,
     batch: Batch,
     step: int,
-) -> tuple[Tensor, augment.Components]:
-    """Augment the clips in place, normalisation group by group.
+) -> tuple[Tensor, Tensor, augment.Components]:
+    """Augment clips (in place) or features (which need a gradient), normalisation group by group.
 
     A group is what shares batch statistics, so clips are mixed with the same partners and by the
     same draws on any number of workers.
     """
     groups = splits_for(len(batch), recipe.model.norm_group)
-    parts = []
+    deep = needs_gradient(clips_BCTHW)
+    pictures, parts = [], []
     mixed = torch.empty_like(targets_BKT)
     for group in range(groups):
         members = slice(group, None, groups)
         draws_of = generator_for(recipe.seed, "mix", step, int(batch.positions_B[group]))
-        _, targets, components = mixing(
-            clips_BCTHW[members], targets_BKT[members], draws_of, inplace=True,
+        clips, targets, components = mixing(
+            clips_BCTHW[members], targets_BKT[members], draws_of, inplace=not deep,
             return_components=True,
         )  # fmt: skip
         mixed[members] = targets
+        pictures.append(clips)
         parts.append(components)
-    return mixed, join(parts)
+    if deep:
+        clips_BCTHW = torch.stack(pictures, 1).flatten(0, 1)
+    return clips_BCTHW, mixed, join(parts)
 
 
 def join(parts: Sequence[augment.Components]) -> augment.Components:
-    """Components of several groups as those of one batch; a group that has fewer gets empty ones,
-    which weigh nothing."""
+    """Components of several groups as those of one batch, whose clip i is of group i mod groups; a
+    group that has fewer gets empty ones, which weigh nothing."""
     most = max(len(part.weights) for part in parts)
     padded = [
         [torch.cat([field, field.new_zeros(most - len(field), *field.shape[1:])]) for field in part]
         for part in parts
     ]
-    return augment.Components(*(torch.cat(fields, 1) for fields in zip(*padded, strict=True)))
+    whole = (torch.stack(fields, 2).flatten(1, 2) for fields in zip(*padded, strict=True))
+    return augment.Components(*whole)
 
 
 def due(step: int, steps: int, times: int) -> bool:

@@ -1,12 +1,16 @@
 """What is trained and how: frozen, typed, and the same thing in Python, in JSON and in a hash."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
 from ssdet.data.clips import ClipRecipe
+
+LATER = {"later": True}
+"""Metadata of a field that recipes have gained since results were first kept: at its default it is
+left out of their JSON, and so out of the names of stages, which stay what they were."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class TrainRecipe:
     """Pretraining loss; fine-tuning always takes localisation and classification BCE."""
     augment: str = "none"
     augment_options: Mapping[str, Any] = field(default_factory=dict)
+    mix_depth: Literal["input", "random"] = field(default="input", metadata=LATER)
+    """Where clips are mixed: as they are, or at a random level of the network, drawn per batch."""
     background: Literal["class", "zero", "class0"] = "class"
     """Frozen frames: an extra class 0, no class at all, or (as released) the first action."""
     validations: int = 2
@@ -76,6 +82,8 @@ class TrainRecipe:
             raise ValueError(f"augment={self.augment!r} labels frames: it needs readout='frame'")
         if self.readout == "clip" and self.loss != "soft_ce":
             raise ValueError(f"loss={self.loss!r} scores frames: readout='clip' takes 'soft_ce'")
+        if self.mix_depth == "random" and self.augment == "none":
+            raise ValueError("mix_depth='random' mixes clips: it needs an augmentation (augment=…)")
         if "background" in self.augment_options:
             raise ValueError(
                 "augment_options: the background is the recipe's own field `background`"
@@ -92,8 +100,19 @@ Recipe = TypeVar("Recipe")
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
-    """Recipe as plain JSON values."""
-    return TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    """Recipe as plain JSON values, without `LATER` fields that are at their default."""
+    values = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    _drop_later(recipe, values)
+    return values
+
+
+def _drop_later(recipe: Any, values: dict[str, Any]) -> None:
+    for entry in fields(recipe):
+        value = getattr(recipe, entry.name)
+        if entry.metadata == LATER and value == entry.default:
+            del values[entry.name]
+        elif is_dataclass(value):
+            _drop_later(value, values[entry.name])
 
 
 def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:

@@ -147,5 +147,8 @@ class Progress:
         mean = average(sum(self._losses) / len(self._losses), self.context)
         rate = self._clips / max(seconds, 1e-9)
         count = {"step": step + 1, "steps": self.steps}
-        self.context.report({**count, "loss": mean, "lr": lr, "clips_per_second": rate})
+        told = {**count, "loss": mean, "lr": lr, "clips_per_second": rate}
+        if self.context.device.type == "cuda":
+            told["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.context.device)
+        self.context.report(told)
         self._losses, self._clips, self._since = [], 0, time.monotonic()

@@ -58,7 +58,7 @@ def test_released_golden(golden, seed):
     assert torch.equal(targets, expected)
 
 
-@pytest.mark.parametrize(("frames", "segments"), [(16, 2), (17, 3), (9, 4), (7, 1)])
+@pytest.mark.parametrize(("frames", "segments"), [(16, 2), (16, 3), (17, 3), (9, 4), (7, 1)])
 def test_segments_stay_in_their_windows_and_consume_frames_in_order(frames, segments):
     aug = VolumeFreeze(segments=segments, background="zero")
     draws = aug.draw(40, frames, 4, torch.Generator().manual_seed(1))

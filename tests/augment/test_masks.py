@@ -58,6 +58,45 @@ def test_hard_masks_by_hand():
         assert temporal_alpha(3, 5, 3, 6, mask=mask).tolist() == [1, 1, 1, 0, 0, 0]
 
 
+def test_ramps_by_hand():
+    falling = [1, 1, 0.75, 0.5, 0.25, 0, 0, 0]
+    assert temporal_alpha(6, 6, 2, 8, ramp=1.0).tolist() == falling
+    assert temporal_alpha(6, 6, 2, 8, ramp=0.75).tolist() == pytest.approx(
+        [1, 1, 5 / 6, 0.5, 1 / 6, 0, 0, 0]
+    )
+    assert temporal_alpha(6, 6, 2, 8, ramp=0.5).tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    assert temporal_alpha(6, 6, 2, 8, ramp=0).tolist() == [1, 1, 1, 0.5, 0, 0, 0, 0]
+    # Clip 2 in frames 2 to 9: V from 1 to 0 at frame 5 and back to 1 at frame 9.
+    dipping = [1, 0.75, 0.5, 0.25, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert temporal_alpha(10, 8, 1, 10).tolist() == dipping
+    half = [1, 1, 0.5, 0, 0, 0, 0.5, 1, 1, 1]
+    assert temporal_alpha(10, 8, 1, 10, ramp=0.5).tolist() == half
+    assert temporal_alpha(10, 8, 1, 10, ramp=0).tolist() == half
+    # Without an overlap there is nothing to narrow.
+    assert temporal_alpha(3, 5, 3, 6, ramp=0.2).tolist() == [1, 1, 1, 0, 0, 0]
+
+
+@given(st.data())
+def test_a_ramp_lies_between_a_cut_and_the_paper_s(data):
+    frames = data.draw(st.integers(2, 40))
+    n1 = data.draw(st.integers(1, frames))
+    r = data.draw(st.integers(0, n1))
+    n2 = data.draw(st.integers(max(1, frames - r if n1 < frames else 1), frames))
+    ramp = data.draw(st.floats(0.01, 1))
+    whole, cut, alpha = (temporal_alpha(n1, n2, r, frames, ramp=x) for x in (1, 0, ramp))
+    expected = [min(1.0, max(0.0, 0.5 + (a - 0.5) / ramp)) for a in whole.tolist()]
+    assert alpha.tolist() == pytest.approx(expected, abs=1e-12)
+    between = torch.stack([whole, cut]).sort(0).values
+    assert ((alpha >= between[0] - 1e-12) & (alpha <= between[1] + 1e-12)).all()
+    # Continuous in the factor: the weight moves by no more than it would at the steepest frame.
+    near = temporal_alpha(n1, n2, r, frames, ramp=min(1, ramp * 1.001))
+    assert (near - alpha).abs().max() <= 0.001
+    small = temporal_alpha(n1, n2, r, frames, ramp=1e-9)
+    torch.testing.assert_close(small, cut, rtol=0, atol=1e-12)
+    step = temporal_alpha(n1, n2, r, frames, mask="step")
+    assert torch.equal(cut[whole != 0.5], step[whole != 0.5])
+
+
 @given(st.data())
 def test_seamless_alpha_never_jumps(data):
     frames = data.draw(st.integers(2, 40))
@@ -78,6 +117,9 @@ def test_seamless_alpha_never_jumps(data):
         ((8, 0, 0, 16), "lengths >= 1"),
         ((8, 8, -1, 16), "shift >= 0"),
         ((8, 8, 4, 16, "seemless"), "did you mean 'seamless'"),
+        ((8, 8, 4, 16, "seamless", 1.5), r"ramp=1.5: expected 0 .* to 1"),
+        ((8, 8, 4, 16, "seamless", math.nan), "ramp=nan"),
+        ((8, 8, 4, 16, "half", 0.5), "only mask='seamless' has one"),
     ],
 )
 def test_alpha_refuses(arguments, message):

@@ -13,17 +13,20 @@ def batch(frames: int, count: int = 5, dtype: torch.dtype = torch.float64):
     return clips, targets / targets.sum(1, keepdim=True)
 
 
-@pytest.mark.parametrize("mask", ["seamless", "half", "step"])
+@pytest.mark.parametrize(
+    ("mask", "ramp"),
+    [("seamless", 1), ("seamless", 0.4), ("seamless", 0), ("half", 1), ("step", 1)],
+)
 @pytest.mark.parametrize("frames", [2, 3, 7, 16])
-def test_equals_frame_by_frame_reference(frames, mask):
+def test_equals_frame_by_frame_reference(frames, mask, ramp):
     clips, targets = batch(frames)
-    aug = VolumeMixUp(mask=mask)
+    aug = VolumeMixUp(mask=mask, ramp=ramp)
     for seed in range(12):
         draws = aug.draw(5, frames, 3, torch.Generator().manual_seed(seed))
         mixed, labels = aug.apply(clips, targets, draws)
         for b in range(5):
             n1, n2, r = (int(x[b]) for x in (draws.n1, draws.n2, draws.shift))
-            p, alpha = int(draws.partner[b]), temporal_alpha(n1, n2, r, frames, mask)
+            p, alpha = int(draws.partner[b]), temporal_alpha(n1, n2, r, frames, mask, ramp)
             for t in range(frames):
                 a = float(alpha[t])
                 picture, label = a * clips[b, :, t], a * targets[b, :, t]
@@ -136,8 +139,11 @@ def test_evaluation_draws():
 
 
 def test_refuses():
-    with pytest.raises(ValueError, match="seamless"):
-        VolumeMixUp(mask="half", compat="released")
+    for options in ({"mask": "half"}, {"ramp": 0.5}):
+        with pytest.raises(ValueError, match="released MixUp is seamless"):
+            VolumeMixUp(**options, compat="released")
+    with pytest.raises(ValueError, match="ramp=-0.1"):
+        VolumeMixUp(ramp=-0.1)
     clips, targets = batch(8, count=1)
     one = torch.tensor([0])
     for n1, n2, r, message in ((4, 8, 5, "shift"), (4, 3, 4, "n1, shift"), (9, 8, 0, "n1")):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from ssdet.evaluation import dense_map, mean_and_sd, paired_bootstrap
+from ssdet.evaluation import dense_map, mean_and_sd, paired_bootstrap, significance
 
 
 def arms(videos=12, frames=15, classes=4, gains=(1.0, 1.3), seeds=1, rate=0.2, seed=0):
@@ -78,8 +78,7 @@ def test_classes_whose_positives_vanish_leave_both_arms():
 
 
 @pytest.mark.parametrize("clustered", [False, True])
-def test_bins_stay_within_the_stated_bound(clustered):
-    """More distinct positives than bins, as at the size of Charades."""
+def test_as_many_distinct_positives_as_at_the_size_of_charades(clustered):
     ((a,), (b,)), targets = arms(videos=30, frames=3000, classes=1, rate=0.3, gains=(0.6, 0.7))
     if clustered:  # neighbours in the ranking come from one video
         for i, video in enumerate(targets):
@@ -87,9 +86,50 @@ def test_bins_stay_within_the_stated_bound(clustered):
     result = paired_bootstrap(a, b, targets, 12, torch.Generator().manual_seed(3))
     drawn = list(slow_differences([a], [b], targets, 12, 3))
     whole = slow_map(b, targets, targets) - slow_map(a, targets, targets)
-    assert result.difference == pytest.approx(whole, abs=1e-4)
-    assert result.low == pytest.approx(np.quantile(drawn, 0.025), abs=1e-4)
-    assert result.high == pytest.approx(np.quantile(drawn, 0.975), abs=1e-4)
+    assert result.difference == pytest.approx(whole, abs=result.error_bound)
+    assert result.low == pytest.approx(np.quantile(drawn, 0.025), abs=result.error_bound)
+    assert result.high == pytest.approx(np.quantile(drawn, 0.975), abs=result.error_bound)
+
+
+def squeezed(scores, values):
+    """The same ranking on few values, on one, or on neighbours that differ in the last bit."""
+    if values == "one":
+        return np.full_like(scores, 0.5)
+    if values == "neighbours":
+        return (np.float32(0.5) + np.floor(scores * 1e4) * np.float32(2**-24)).astype(np.float32)
+    if values == "half":
+        return (1 / (1 + np.exp(6 - scores))).astype(np.float16)
+    return np.floor(scores).clip(0, 2)
+
+
+@pytest.mark.parametrize("values", ["one", "few", "half", "neighbours"])
+@pytest.mark.parametrize("counts", [10, None], ids=["float64", "float32"])
+def test_every_resample_is_within_the_stated_bound(values, counts, monkeypatch):
+    """One resample at a time, on ties, on all frames at one score and on the least of gaps."""
+    if counts:
+        monkeypatch.setattr(significance, "EXACT_COUNTS", counts)
+    ((a,), (b,)), targets = arms(videos=9, frames=700, classes=2, gains=(0.3, 0.9))
+    b = {v: squeezed(s, values) for v, s in b.items()}
+    for seed in range(6):
+        result = paired_bootstrap(a, b, targets, 1, torch.Generator().manual_seed(seed))
+        (drawn,) = slow_differences([a], [b], targets, 1, seed)
+        assert result.error_bound <= 1e-6
+        assert result.low == result.high == pytest.approx(drawn, abs=result.error_bound)
+
+
+def test_positives_ranked_last_count_every_frame():
+    """An average precision by hand: the positives are the last k of n, one of them tied."""
+    n, k = 5000, 2000
+    targets = {"u": np.arange(n + 1)[:, None] >= n + 1 - k}
+    targets["u"][n] = False
+    scores = {"u": np.append(np.linspace(1, 0, n), 0)[:, None]}  # the last two frames score 0
+    perfect = {"u": targets["u"].astype(np.float32)}
+    hits, ranks = np.arange(1, k), np.arange(n - k + 2, n + 1)
+    ranks[-1] += 1  # of a tie, the end counts
+    expected = (hits / ranks).mean() - 1
+    result = paired_bootstrap(perfect, scores, targets, 3)
+    assert result.difference == pytest.approx(expected, abs=result.error_bound)
+    assert result.low == result.high == result.difference  # one video, drawn every time
 
 
 def test_equal_arms_differ_by_nothing():
@@ -121,6 +161,19 @@ def test_the_generator_decides_and_the_default_is_fixed():
     assert runs[0] == runs[1] and runs[0].low != other.low
     torch.manual_seed(99)
     assert paired_bootstrap(a, b, targets, 50) == runs[0]
+
+
+def test_threads_change_nothing_and_are_given_back():
+    ((a,), (b,)), targets = arms(classes=20)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(paired_bootstrap(a, b, targets, 70))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == results[1]
 
 
 def test_a_wider_confidence_gives_a_wider_interval():

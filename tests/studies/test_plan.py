@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import pytest
@@ -13,10 +14,18 @@ from ssdet.studies import (
     Table,
     augmented,
     classification,
+    coarser,
+    finetuned_as,
+    from_checkpoint,
+    lasting,
     plan,
     pretraining,
     scratch,
 )
+from ssdet.studies.plan import FrozenProbe, Stage
+from ssdet.studies.record import record_of
+from ssdet.training.probe import ProbeRecipe
+from ssdet.training.recipe import TrainRecipe
 
 ARMS = (
     Arm("scratch", scratch),
@@ -78,6 +87,67 @@ def test_everything_that_decides_a_result_is_in_the_id(study) -> None:
         {"optim": replace(study.base.pretrain.optim, lr=0.051)},
     ):
         assert not changed(**fields) & ids, fields
+
+
+def test_stages_keep_the_names_that_results_are_stored_under(monkeypatch) -> None:
+    """Names given by format 2 of an earlier version: a new field of a recipe must not change them
+    while it is at its default (`ssdet.training.recipe.LATER`)."""
+    monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "FORMAT", 2)
+    recipe = TrainRecipe("pretrain", augment="mixup", augment_options={"mask": "half"}, seed=3)
+    pretrained = Stage("pretrain", recipe, (), "files")
+    tuned = Stage("finetune", TrainRecipe("finetune"), (pretrained,), "files")
+    probe = Stage("probe", FrozenProbe(ProbeRecipe(), TrainRecipe("finetune")), (), "files")
+    assert pretrained.id == "pretrain-98b6cda6b223eefb"
+    assert tuned.id == "finetune-a2c66cb8130a5100"
+    assert probe.id == "probe-aa1b5b155a313347"
+    deep = replace(recipe, mix_depth="random")
+    assert Stage("pretrain", deep, (), "files").id != pretrained.id
+
+
+def test_a_checkpoint_is_the_stage_of_the_arm_that_trains_it(study) -> None:
+    chained = from_checkpoint(classification, lasting(1 / 2, augmented("mixup")))
+    arms = (*ARMS, Arm("chain", chained))
+    planned = plan(replace(study, arms=arms))
+    before = plan(study)
+    for seed, run in enumerate(planned.of("chain")):
+        tuned = run.predict.parents[0]
+        last = tuned.parents[0]
+        assert run.probe.parents == (last,)
+        assert last.recipe.augment == "mixup" and last.recipe.optim.steps == 2
+        assert last.recipe.seed == last.parents[0].recipe.seed == seed
+        assert last.parents == planned.of("cls")[seed].predict.parents[0].parents
+    # Its own pretraining, fine-tuning, prediction and probe; the start is there already.
+    assert len(planned.stages) == len(before.stages) + 4 * 3
+    alone = lasting(1 / 2, augmented("mixup"))(study.base)
+    assert chained(study.base) == replace(alone, start=classification(study.base).pretrain)
+    assert scratch(chained(study.base)).pretrainings == ()
+    recorded = record_of(planned, 0.0).plan().study
+    assert recorded.arm("chain").change(recorded.base) == chained(study.base).with_seed(0)
+    with pytest.raises(ValueError, match="give pretrain"):
+        replace(chained(study.base), pretrain=None)
+
+
+def test_an_arm_that_needs_an_unbuilt_network_has_no_runs(study) -> None:
+    slow = Arm("slow", finetuned_as("slowfast_det"), needs="slowfast_det")
+    arms = (*ARMS, slow, Arm("mean", members=("cls", "slow")), Arm("fits", needs="x3d_tiny"))
+    planned = plan(replace(study, arms=arms))
+    missing = {arm.name: planned.missing(arm) for arm in arms}
+    waiting = {"slow": "slowfast_det", "mean": "slowfast_det"}
+    assert missing == dict.fromkeys(missing, "") | waiting
+    assert not planned.of("slow") and not planned.of("mean") and planned.of("fits")
+    assert set(plan(study).stages) <= set(planned.stages)
+    with pytest.raises(ValueError, match="'slow' needs slowfast_det: not built yet"):
+        plan(replace(study, arms=arms, table=Table(baseline="slow")))
+
+
+def test_coarser_clips_cover_the_same_stretch(study) -> None:
+    change = coarser(4, augmented("mixup"))
+    coarse = change(study.base)
+    assert coarse.pretrain == augmented("mixup")(study.base).pretrain
+    for recipe in (coarse.finetune, coarse.predict, coarse.probe.predict):
+        assert (recipe.clip.frames, recipe.clip.stride) == (4, 4)
+    with pytest.raises(ValueError, match="1 frames"):
+        coarser(16)(study.base)
 
 
 def test_where_data_lie_does_not_matter_what_they_hold_does(study, shapes, tmp_path) -> None:

@@ -1,6 +1,8 @@
 """Studies on Ray: the whole way to a table, once; then nothing twice."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -105,3 +107,58 @@ def test_a_cluster_that_is_too_small_is_refused_before_anything_runs(finished, o
     study = replace(resolve(STUDY, options), seeds=(7,))
     with pytest.raises(ValueError, match="GPU"):
         run(study, finished, gpus_per_worker=8)
+
+
+def test_a_spent_budget_starts_nothing_more_and_the_next_command_goes_on(
+    options, tmp_path, capsys
+) -> None:
+    study = Study("runner_test", ARMS[:1])
+    modest = replace(options, seeds=1, store=str(tmp_path), concurrent=1, budget=1e-7)
+    assert main(study, modest) == 1
+    assert "core-hours spent, 3 stages are left" in capsys.readouterr().err
+    store = Store.open(tmp_path)
+    done = [p.parent.name.split("-")[0] for p in (tmp_path / "stages").glob("*/DONE")]
+    assert done == ["pretrain"]  # what had been started came to its end
+    assert main(study, replace(modest, budget=None)) == 0
+    assert (store.root / "tables" / "runner_test" / "table.csv").is_file()
+
+
+def test_a_smoke_run_tries_the_whole_plan_beside_the_real_one(options, tmp_path) -> None:
+    def longer(experiment):
+        optim = replace(experiment.pretrain.optim, steps=10**6)
+        return pretraining(optim=optim)(experiment)
+
+    study = Study("runner_test", (ARMS[0], Arm("long", longer)))
+    quick = replace(options, seeds=1, store=str(tmp_path), smoke=True)
+    assert main(study, quick) == 0
+    assert not list((tmp_path / "stages").iterdir())
+    smoke = tmp_path / "smoke"
+    for path in smoke.glob("stages/*/recipe.json"):
+        stage = json.loads(path.read_text())
+        if stage["kind"] in ("pretrain", "finetune"):
+            assert stage["recipe"]["optim"]["steps"] == 2
+    rows = (smoke / "tables" / "runner_test" / "table.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["cls", "cls", "long", "long"]
+
+
+DECLARED = (
+    "import sys; from ssdet.cli.experiment import Options, main;"
+    "from ssdet.studies import Arm, Study, classification;"
+    "STUDY = Study('both', (Arm('cls', classification),))"
+)
+
+
+def test_two_drivers_share_the_work_and_run_no_stage_twice(options, tmp_path) -> None:
+    """The second has stages of its own, and waits for the first's without holding a slot."""
+    settings = {"preset": "smoke", "seeds": 2, "store": str(tmp_path), "concurrent": 1}
+    code = f"{DECLARED}; sys.exit(main(STUDY, Options(**{settings!r})))"
+    drivers = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [driver.communicate(timeout=300)[1] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    attempts = [json.loads(p.read_text())["number"] for p in tmp_path.glob("stages/*/attempt.json")]
+    assert attempts == [1] * 8
+    for text in told:  # each saw all of the plan come to its end
+        assert "[8/8] done" in text

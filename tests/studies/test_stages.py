@@ -11,7 +11,6 @@ from ssdet.data.video import CorruptVideo
 from ssdet.studies.stages import clip_accuracy
 from ssdet.training.recipe import TrainRecipe
 
-
 CLIP = ClipRecipe(4, 1, 6, (6, 6), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 

@@ -9,11 +9,20 @@ import pytest
 import torch
 
 from ssdet.data import load_manifest
-from ssdet.data.clips import ClipRecipe, Clips
+from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
 from ssdet.data.frames import Decoder
 from ssdet.data.sampling import generator_for
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
-from ssdet.training.loop import augmentation, due, join, network, share
+from ssdet.training.loop import (
+    Readout,
+    augmentation,
+    batch_loss,
+    due,
+    join,
+    mix,
+    network,
+    share,
+)
 from ssdet.training.losses import pretrain_targets
 
 MODEL = ModelRecipe("x3d_tiny", {"dropout": 0.3})
@@ -59,6 +68,9 @@ VARIANTS = {
     "joint, released": replace(
         PRETRAIN, augment="joint", augment_options={"compat": "released"}, loss="released"
     ),
+    "random depth": replace(
+        PRETRAIN, optim=replace(OPTIM, batch=16, accumulate=2), augment="joint", mix_depth="random"
+    ),
 }
 
 
@@ -80,6 +92,55 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, upstream, downstream, n
     momenta = [s["optimizer"]["state"][0] for s in (whole, cut)]
     for key, value in momenta[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(momenta[1][key])), key
+
+
+@pytest.mark.parametrize("name", ["mixup", "joint"])
+def test_features_are_mixed_the_same_by_any_number_of_workers(name) -> None:
+    recipe = replace(PRETRAIN, augment=name, augment_options={}, mix_depth="random")
+    features = torch.randn(16, 4, 6, 3, 5, generator=generator_for(1))
+    targets = torch.eye(16)[:, :, None].repeat(1, 1, 6)
+
+    def mixed(members: slice, gradient: bool = True):
+        mine = features[members].clone().requires_grad_(gradient)
+        nothing = torch.empty(len(mine))
+        batch = Batch(nothing, nothing, nothing, torch.arange(16)[members], {})
+        result, labels, parts = mix(
+            recipe, augmentation(recipe), mine, targets[members], batch, step=5
+        )
+        if gradient:
+            result.square().sum().backward()
+        return result.detach(), labels, parts.soft_targets(), mine.grad
+
+    whole = mixed(slice(None))
+    torch.testing.assert_close(mixed(slice(None), gradient=False)[0], whole[0])
+    torch.testing.assert_close(whole[1], whole[2])
+    for rank in range(2):
+        part = mixed(slice(rank, None, 2))
+        for mine, all_of_them in zip(part, whole, strict=True):
+            torch.testing.assert_close(mine, all_of_them[rank::2], rtol=0, atol=1e-6)
+
+
+def test_a_batch_has_one_level_whatever_its_parts_and_workers(upstream) -> None:
+    recipe = replace(PRETRAIN, mix_depth="random", optim=replace(OPTIM, batch=16))
+    clips = Clips(upstream, Decoder(), recipe.clip, recipe.seed)
+    batch = next(batches(clips, 16, 0, 1, 0, 1))
+    seen: dict[int, set[int]] = {}
+
+    class Watched(Readout):
+        def forward(self, clips_BCTHW, mix=None, generator=None):
+            def noted(features):
+                seen.setdefault(step, set()).add(features.shape[-1])
+                return mix(features)
+
+            return super().forward(clips_BCTHW, noted, generator)
+
+    scored = Watched(network(recipe, 12), "frame")
+    for step in range(24):
+        for part in batch.split(2):
+            loss = batch_loss(recipe, scored, augmentation(recipe), part, step, Context(Path()))
+            assert loss.isfinite()
+    assert all(len(widths) == 1 for widths in seen.values())
+    assert set().union(*seen.values()) == {24, 6, 3}  # the last two stages are equally wide
 
 
 def test_loss_falls(tmp_path, upstream) -> None:

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from ssdet.studies.plan import FrozenProbe
 from ssdet.studies.presets import preset
+from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import OptimRecipe, TrainRecipe, from_json, to_json
 
 
@@ -32,8 +34,22 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         TrainRecipe("pretrain", augment="freeze", augment_options={"background": "zero"})
     with pytest.raises(ValueError, match="pretraining"):
         TrainRecipe("finetune", augment="mixup")
+    with pytest.raises(ValueError, match="needs an augmentation"):
+        TrainRecipe("pretrain", mix_depth="random")
     with pytest.raises(ValueError, match="does not divide"):
         OptimRecipe(batch=10, accumulate=4)
+
+
+def test_a_later_field_shows_only_where_it_is_not_at_its_default() -> None:
+    plain = TrainRecipe("pretrain", augment="mixup")
+    deep = TrainRecipe("pretrain", augment="mixup", mix_depth="random")
+    assert "mix_depth" not in to_json(plain) and to_json(deep)["mix_depth"] == "random"
+    assert {**to_json(deep), "mix_depth": "input"} == {**to_json(plain), "mix_depth": "input"}
+    for recipe in (plain, deep):
+        assert from_json(TrainRecipe, to_json(recipe)) == recipe
+    # Inside another recipe, as a probe of a fresh network holds one.
+    assert "mix_depth" not in to_json(FrozenProbe(ProbeRecipe(), plain))["fresh"]
+    assert to_json(FrozenProbe(ProbeRecipe(), deep))["fresh"]["mix_depth"] == "random"
 
 
 def test_background_adds_a_class_to_pretraining_alone() -> None:

@@ -15,7 +15,8 @@ from ssdet.training import ModelRecipe, OptimRecipe, checkpoint
 
 
 @pytest.mark.timeout(900)
-def test_two_workers_are_one(shapes, ray_session, tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", ["input", "random"])
+def test_two_workers_are_one(shapes, ray_session, tmp_path: Path, depth) -> None:
     study = resolve(Study("workers", (Arm("a", augmented("mixup")),)), Options(preset="smoke"))
     recipe = replace(
         augmented("mixup")(study.base).pretrain,
@@ -23,6 +24,7 @@ def test_two_workers_are_one(shapes, ray_session, tmp_path: Path) -> None:
         # Sums in another order differ in the last bit, and large steps make that grow.
         optim=OptimRecipe(steps=20, batch=16, lr=0.002, schedule="onecycle"),
         validations=1,
+        mix_depth=depth,
     )
     stage = Stage("pretrain", recipe, (), "test")
     curves, results, states = {}, {}, {}

@@ -1,0 +1,139 @@
+"""The plan of a study as a user reads it, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.tree import Tree
+
+from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
+from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.progress import duration
+from ssdet.studies.store import Store
+
+if TYPE_CHECKING:
+    from ssdet.cli.experiment import Options
+
+
+def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None:
+    """Stages by arm, what is shared and done, and what the rest costs here."""
+    costs = summary(planned, store, estimate(planned), asked)
+    if asked.json:
+        out.print_json(json.dumps(costs))
+        return
+    out.print(tree(planned, store))
+    for line in lines(costs):
+        out.print(line, soft_wrap=True)
+
+
+def tree(planned: Plan, store: Store) -> Tree:
+    """Arms, seeds and their stages; what is done, and how many runs share a stage."""
+    shared: dict[str, int] = {}
+    for stage in planned.unshared:
+        shared[stage.id] = shared.get(stage.id, 0) + 1
+
+    def told(stage: Stage) -> str:
+        done = " (done)" if store.result(stage.id) is not None else ""
+        return stage.kind + done + (f" (shared by {n})" if (n := shared[stage.id]) > 1 else "")
+
+    study = planned.study
+    root = Tree(f"{study.name}: {len(study.arms)} arms × {len(study.seeds)} seeds")
+    for arm in study.arms:
+        needs = planned.missing(arm)
+        branch = root.add(arm.label + (f": needs {needs}, not built yet" if needs else ""))
+        if missing := planned.missing(arm):
+            branch.add(f"needs {missing}: not built yet")
+        for run in planned.of(arm.name):
+            stages = [*_chain(run.predict), *([run.probe] if run.probe else [])]
+            branch.add(f"seed {run.seed}: {' → '.join(map(told, stages))}")
+    return root
+
+
+def _chain(stage: Stage) -> list[Stage]:
+    """A stage after its ancestors, in order."""
+    if stage.kind == "ensemble":
+        return [*stage.parents, stage]
+    return [*(ancestor for parent in stage.parents for ancestor in _chain(parent)), stage]
+
+
+def summary(planned: Plan, store: Store, cost: Estimate, asked: Options) -> dict[str, Any]:
+    """The plan's figures as JSON values; times in seconds."""
+    left = [s for name, s in planned.stages.items() if store.result(name) is None]
+    slots = slots_here(asked.workers, asked.concurrent)
+    work = sum(cost.seconds[stage.id] for stage in left)
+    unit = asked.gpus_per_worker or 1.0
+    hours = work * unit / 3600
+    found = detectable(planned, store)
+    measured = cost.device == "cuda" or not asked.gpus_per_worker
+    return {
+        "study": planned.study.name,
+        "stages": len(planned.stages),
+        "done": len(planned.stages) - len(left),
+        "unshared": len(planned.unshared),
+        "work_seconds": work,
+        "unshared_seconds": sum(cost.seconds[stage.id] for stage in planned.unshared),
+        "device": cost.device,
+        "at_once": slots,
+        "workers": asked.workers,
+        "wall_seconds": makespan(left, cost.seconds, slots, asked.workers),
+        "device_hours": hours if measured else None,
+        "device_hours_unit": "GPU-hours" if asked.gpus_per_worker else "core-hours",
+        "money": None if asked.price is None or not measured else hours * asked.price,
+        "budget": asked.budget,
+        "disk_bytes": sum(cost.bytes[stage.id] for stage in left),
+        "detectable_difference": found and found[0],
+        "noise_from_pairs": found[1] if found else 0,
+        "seeds": len(planned.study.seeds),
+        "measured": [asdict(rate) for rate in cost.rates],
+    }
+
+
+def lines(costs: dict[str, Any]) -> list[str]:
+    """The figures in words."""
+    told = [
+        f"{costs['stages']} stages, {costs['done']} done; {costs['unshared']} if every run trained "
+        f"its own: sharing saves {costs['unshared'] - costs['stages']}"
+    ]
+    for rate in costs["measured"]:
+        told.append(
+            f"measured here ({costs['device']}, one process, {rate['steps']} steps): "
+            f"{rate['seconds']:.3f} s a step of {rate['label']}"
+        )
+    told.append(
+        f"about {duration(costs['work_seconds'])} of work left "
+        f"({duration(costs['unshared_seconds'])} without sharing and from nothing), "
+        f"{duration(costs['wall_seconds'])} with {costs['at_once']} at once"
+        + (f" of {costs['workers']} workers, if they scale" if costs["workers"] > 1 else "")
+    )
+    told.append(_devices(costs) + f", {costs['disk_bytes'] / 1e6:.0f} MB of disk")
+    told.append(_power(costs))
+    return told
+
+
+def _devices(costs: dict[str, Any]) -> str:
+    if costs["device_hours"] is None:
+        return "GPU-hours: unknown, this machine has none to measure on; plan on a node with a GPU"
+    text = f"{costs['device_hours']:.2g} {costs['device_hours_unit']}"
+    if costs["money"] is not None:
+        text += f", {costs['money']:.2f} in money"
+    if costs["budget"] is not None and costs["budget"] < costs["device_hours"]:
+        text += f" (the budget of {costs['budget']:g} will end it sooner)"
+    return text
+
+
+def _power(costs: dict[str, Any]) -> str:
+    if costs["seeds"] < 2:
+        return "one seed: no difference can be told from noise; use --seeds 3 or more"
+    if costs["detectable_difference"] is None:
+        return (
+            "smallest difference that the seeds can detect: unknown until two seeds of two arms "
+            "are done in this store"
+        )
+    return (
+        f"{costs['seeds']} seeds can detect {100 * costs['detectable_difference']:.1f} points of "
+        "mAP (80 % power, paired t test, corrected for all arms), going by the noise of "
+        f"{costs['noise_from_pairs']} finished pairs"
+    )

@@ -1,0 +1,296 @@
+"""`ssdet results`: list, show, compare, pack and remove what a store holds."""
+
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from ssdet.results.bundle import write_bundle
+from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
+from ssdet.results.query import Results
+from ssdet.results.rows import COLUMNS
+from ssdet.studies.store import STAGE_ID, Store
+
+Named = Annotated[str, tyro.conf.Positional]
+AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
+Where = Annotated[
+    str, tyro.conf.arg(help="Folder or file:// URI of the store (SSDET_STORE, else ./runs).")
+]
+SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "finished")
+
+
+def command(arguments: list[str]) -> int:
+    """Run one of the subcommands; exit status 0 done, 1 failed, 2 wrong usage."""
+    commands: dict[str, Callable[..., None]] = {
+        "ls": ls, "show": show, "best": best, "compare": compare, "bundle": bundle, "rm": rm,
+        "gc": gc,
+    }  # fmt: skip
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands,
+            args=arguments,
+            prog="ssdet results",
+            description=__doc__,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _store() -> str:
+    return os.environ.get("SSDET_STORE", "runs")
+
+
+def _open(store: str) -> Results:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told here in plain lines
+        results = Results.open(store or _store())
+    for name, why in results.faults.items():
+        print(f"warning: left out {name}: {why}", file=sys.stderr)
+    return results
+
+
+def _existing(store: str) -> Store:
+    return _open(store).store
+
+
+def ls(study: str = "", store: Where = "", as_json: AsJson = False) -> None:
+    """List finished runs.
+
+    Args:
+        study: Only runs of this study.
+    """
+    results = _open(store)
+    frame = results.where(studies=study) if study else results.runs
+    rows = [results.rows[name] for name in frame["id"]]
+    if as_json:
+        _print_json(rows)
+        return
+    shown = [[_cell(name, row[name]) for name in SHOWN] for row in rows]
+    _print_table(SHOWN, shown)
+    studies = sorted({record.name for record in results.records})
+    print(f"{len(rows)} runs, {len(results.entries)} finished stages; studies: "
+          f"{', '.join(studies) or 'none'}")  # fmt: skip
+
+
+def show(name: Named, store: Where = "", as_json: AsJson = False) -> None:
+    """Show a run or stage by its id, or a study by its name.
+
+    Args:
+        name: Stage id, or name of a study.
+    """
+    results = _open(store)
+    told = _stage(results, name) if STAGE_ID.fullmatch(name) else _study(results, name)
+    if as_json:
+        _print_json(told)
+    else:
+        for key, value in told.items():
+            _print_entry(key, value)
+
+
+def _stage(results: Results, name: str) -> dict[str, Any]:
+    folder = results.store.folder(name)
+    if name not in results.entries:
+        state = "not finished" if folder.is_dir() else "not there"
+        raise ValueError(f"stage {name} is {state} in {results.store.root}")
+    children, studies = dependents(results.store, name)
+    path = folder / "provenance.json"
+    return {
+        **results.rows.get(name, {"id": name}),
+        **results.entries[name].identity,
+        "result": results.store.result(name),
+        "provenance": json.loads(path.read_bytes()) if path.is_file() else None,
+        "needed by": [*studies, *children],
+        "folder": str(folder),
+    }
+
+
+def _study(results: Results, name: str) -> dict[str, Any]:
+    record = results.record(name)
+    tables = results.store.root / "tables" / name
+    runs = [
+        {"arm": run.arm, "seed": run.seed, "id": run.predict,
+         **{key: results.rows.get(run.predict, {}).get(key) for key in ("dense_map", "probe_map")}}
+        for run in record.runs
+    ]  # fmt: skip
+    return {
+        "study": name,
+        "plan": record.digest,
+        "written": _time(record.written),
+        **{key: value for key, value in record.study.items() if key != "name"},
+        "stages": f"{len(results.entries.keys() & record.stages.keys())} of "
+        f"{len(record.stages)} finished",
+        "tables": str(tables) if tables.is_dir() else None,
+        "runs": runs,
+    }
+
+
+def best(
+    metric: Annotated[
+        Literal["dense_map", "probe_map", "ensemble_map"], tyro.conf.Positional
+    ] = "dense_map",
+    where: tuple[str, ...] = (),
+    split: Literal["test", "val"] = "test",
+    store: Where = "",
+    as_json: AsJson = False,
+) -> None:
+    """The best run. To choose by the test split is not a rule to report scores with.
+
+    Args:
+        metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles.
+        where: Only runs with these values: COLUMN=VALUE.
+        split: Split to choose by.
+    """
+    results = _open(store)
+    run = results.best(metric, split, **dict(map(_condition, where)))
+    told = {**run.row, "folder": str(run.folder)}
+    if run.kind != "ensemble":
+        with suppress(FileNotFoundError):  # scores outlive weights
+            told["checkpoint"] = str(run.checkpoint)
+    if as_json:
+        _print_json(told)
+    else:
+        for key, value in told.items():
+            _print_entry(key, value)
+
+
+def _condition(text: str) -> tuple[str, Any]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise ValueError(f"--where {text}: expected COLUMN=VALUE; columns: {', '.join(COLUMNS)}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def compare(
+    arm_a: Named,
+    arm_b: Named,
+    study: str | None = None,
+    readout: Literal["finetuned", "probe"] = "finetuned",
+    resamples: int = 1000,
+    store: Where = "",
+    as_json: AsJson = False,
+) -> None:
+    """Difference of two arms: paired bootstrap over videos and common seeds.
+
+    Args:
+        arm_a: The arm to compare with.
+        arm_b: The arm whose gain is asked for.
+        study: Their study, where several have them.
+        readout: Scores to compare.
+        resamples: How often videos and seeds are drawn.
+    """
+    found = _open(store).compare(arm_a, arm_b, study, readout, resamples)
+    if as_json:
+        _print_json(asdict(found))
+        return
+    d = found.bootstrap
+    print(
+        f"{found.arm_b} - {found.arm_a}: {100 * d.difference:+.2f} points "
+        f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], p = {d.p_value:.3g}\n"
+        f"{found.arm_a} {100 * found.mean_a:.2f}, {found.arm_b} {100 * found.mean_b:.2f} "
+        f"({READ[found.readout]}, {found.protocol}, {found.videos_scored} of "
+        f"{found.videos_expected} test videos, seeds {', '.join(map(str, found.seeds))})"
+    )
+
+
+READ = {"finetuned": "fine-tuned", "probe": "linear probe"}
+
+
+def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Where = "") -> None:
+    """Pack what a study's table follows from into a zip file for `ssdet verify`.
+
+    Args:
+        study: Name of the study.
+        out: File to write.
+    """
+    write_bundle(_open(store), study, out)
+    print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
+
+
+def rm(name: Named, force: bool = False, store: Where = "", as_json: AsJson = False) -> None:
+    """Remove a study's records and tables (its stages stay until gc), or one stage.
+
+    Args:
+        name: Name of a study, NAME/PLAN for one of its records, or a stage id.
+        force: Remove a stage that kept results need.
+    """
+    place = _existing(store)
+    if STAGE_ID.fullmatch(name):
+        children, studies = dependents(place, name)
+        for needing in [*studies, *children]:
+            print(f"{name} is needed by {needing}", file=sys.stderr)
+        _told(remove_stage(place, name, force), "removed", as_json)
+    else:
+        _told(remove_study(place, name), "removed", as_json)
+
+
+def gc(dry_run: bool = False, store: Where = "", as_json: AsJson = False) -> None:
+    """Remove stages that no study and no search needs, stale partial files and locks.
+
+    Args:
+        dry_run: Only print what would be removed.
+    """
+    done = "would be removed" if dry_run else "removed"
+    _told(collect(_existing(store), dry_run), done, as_json)
+
+
+def _told(removed: Removed, done: str, as_json: bool) -> None:
+    if as_json:
+        _print_json({**asdict(removed), "bytes": removed.bytes})
+        return
+    for path, size in removed.sizes.items():
+        print(f"{size:>14,}  {path}")
+    for name in removed.busy:
+        print(f"{name} is being run: left alone")
+    print(f"{removed.bytes:,} bytes in {len(removed.sizes)} places {done}")
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _print_entry(key: str, value: Any) -> None:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        print(f"{key}:")
+        _print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
+    elif isinstance(value, Mapping | list):
+        print(f"{key}: {json.dumps(value)}")
+    elif value is not None:
+        print(f"{key}: {_cell(key, value)}")
+
+
+def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*row)
+    terminal = Console(highlight=False)
+    (terminal if terminal.is_terminal else Console(width=200, highlight=False)).print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if "_map" in name:
+        return f"{100 * value:.2f}"
+    if name == "finished":
+        return _time(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

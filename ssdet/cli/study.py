@@ -1,0 +1,49 @@
+"""`ssdet plan FILE` and `ssdet run FILE`: an experiment file by its path."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from ssdet.cli.experiment import experiment
+from ssdet.studies.study import Study
+
+
+def plan(arguments: list[str]) -> int:
+    """Print the plan of an experiment file."""
+    return _start("plan", arguments, ["--dry-run"])
+
+
+def run(arguments: list[str]) -> int:
+    """Run an experiment file."""
+    return _start("run", arguments, [])
+
+
+def _start(command: str, arguments: list[str], more: list[str]) -> int:
+    if not arguments or arguments[0].startswith("-"):
+        print(f"usage: ssdet {command} EXPERIMENT.py [options of the file]", file=sys.stderr)
+        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+    try:
+        module = load(Path(arguments[0]))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    experiment(module.STUDY, [*arguments[1:], *more], getattr(module, "also", None))
+    return 0
+
+
+def load(path: Path) -> ModuleType:
+    """An experiment file as a module; ValueError where it declares no study.
+
+    The file is Python and is executed.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such experiment file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path}: expected a Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not isinstance(getattr(module, "STUDY", None), Study):
+        raise ValueError(f"{path}: declares no STUDY (see experiments/ for examples)")
+    return module

@@ -1,0 +1,133 @@
+"""Prediction sets of several runs on one grid of frames, read block by block."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ssdet.evaluation.average_precision import Array
+from ssdet.evaluation.predictions import PredictionSet
+
+ROW_BLOCK = 2048
+Grid = Mapping[str, tuple[int, float]]
+"""Frames, and frames per second, of each video; frame i is at i / fps seconds."""
+Videos = Literal["equal", "common"]
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Members that can be read row by row beside each other; made by `align`."""
+
+    members: tuple[PredictionSet, ...]
+    grid: Grid
+    """Of the videos that every member has, in the order of the first."""
+    left_out: tuple[str, ...]
+    """Videos that some member lacks."""
+
+    @property
+    def classes(self) -> int:
+        return self.members[0].classes
+
+    def blocks(self, video: str, member: int) -> Iterator[torch.Tensor]:
+        """A member's float16 scores [at most 2048, K] of one video on the grid, in order."""
+        frames, fps = self.grid[video]
+        scores_TK, own_fps = self.members[member][video], self.members[member].fps(video)
+        for start in range(0, frames, ROW_BLOCK):
+            rows = slice(start, min(start + ROW_BLOCK, frames))
+            if own_fps == fps:
+                yield torch.tensor(scores_TK[rows])
+            else:
+                yield _interpolated(scores_TK, rows, own_fps / fps)
+
+    def check(self, targets: Mapping[str, Array]) -> None:
+        """Raise ValueError naming a video that the targets lack, or have with another shape."""
+        for video, (frames, _) in self.grid.items():
+            found = targets[video].shape if video in targets else None
+            if found != (frames, self.classes):
+                raise ValueError(
+                    f"video {video!r}: targets {found}, the members' grid is "
+                    f"{(frames, self.classes)}: score the split that was predicted, on its grid"
+                )
+
+
+def align(
+    members: Sequence[PredictionSet], grid: Grid | None = None, videos: Videos = "equal"
+) -> Alignment:
+    """Members on the frames of ``grid``, by default those of the first member.
+
+    A member of another rate is interpolated linearly in time (its last frame holds beyond its
+    end) and rounded to float16; one of the same rate is read as it is. ``videos="common"`` keeps
+    the videos that all (and the grid) have and counts the others. Raises ValueError without a
+    member or video, for altered data, and naming what differs: videos, classes, or the length of
+    a video (by more than a frame of the lower rate; at one rate, by any).
+    """
+    if not members:
+        raise ValueError("an ensemble needs at least one member")
+    if videos not in ("equal", "common"):
+        raise ValueError(f"videos={videos!r}: choose 'equal' or 'common'")
+    first = members[0]
+    shared = [video for video in first if all(video in member for member in members)]
+    if grid is not None and videos == "common":
+        shared = [video for video in shared if video in grid]
+    left_out = sorted({video for member in members for video in member} - set(shared))
+    if videos == "equal" or not shared:
+        for member in members:
+            _check_videos(first, member)
+    if not shared:
+        raise ValueError("the members and the grid have no video in common")
+    wanted = grid or grid_of(first)
+    if unknown := [video for video in shared if video not in wanted]:
+        raise ValueError(f"the grid lacks {len(unknown)} videos ({', '.join(unknown[:5])})")
+    aligned = Alignment(tuple(members), {v: wanted[v] for v in shared}, tuple(left_out))
+    for member in {member.folder.resolve(): member for member in members}.values():
+        _check(member, aligned)
+        member.verify()
+    return aligned
+
+
+def grid_of(member: PredictionSet) -> Grid:
+    """The frames and rates that a prediction set has itself."""
+    return {video: (member.frames(video), member.fps(video)) for video in member}
+
+
+def _check(member: PredictionSet, aligned: Alignment) -> None:
+    first = aligned.members[0]
+    if member.classes != first.classes:
+        raise ValueError(
+            f"{member.folder}: {member.classes} classes, {first.folder} has {first.classes}"
+        )
+    for video, expected in aligned.grid.items():
+        found = (member.frames(video), member.fps(video))
+        if not _same_length(found, expected):
+            raise ValueError(
+                f"{member.folder}: video {video!r} has (frames, fps) {found}, expected "
+                f"{expected} as in {first.folder}: predict the same videos with every member"
+            )
+
+
+def _check_videos(first: PredictionSet, member: PredictionSet) -> None:
+    if missing := sorted(set(first) ^ set(member)):
+        raise ValueError(
+            f"{first.folder} and {member.folder} differ in {len(missing)} videos "
+            f"({', '.join(missing[:5])}): predict the same split with every member"
+        )
+
+
+def _same_length(found: tuple[int, float], expected: tuple[int, float]) -> bool:
+    (frames, fps), (other_frames, other_fps) = found, expected
+    if fps == other_fps:
+        return frames == other_frames
+    slack = 1 / min(fps, other_fps) + 1e-6
+    return abs(frames / fps - other_frames / other_fps) <= slack
+
+
+def _interpolated(scores_TK: Array, rows: slice, ratio: float) -> torch.Tensor:
+    """Rows of the grid from a member with ``ratio`` times its frames."""
+    at_N = np.arange(rows.start, rows.stop) * ratio
+    low_N = np.minimum(at_N.astype(np.int64), len(scores_TK) - 1)
+    high_N = np.minimum(low_N + 1, len(scores_TK) - 1)
+    share_N1 = torch.from_numpy(at_N - low_N).float()[:, None]
+    low_NK, high_NK = (torch.from_numpy(scores_TK[index]).float() for index in (low_N, high_N))
+    return torch.lerp(low_NK, high_NK, share_N1).half()

@@ -1,0 +1,225 @@
+"""Fairness: whether the arms of a study differ in anything that they do not declare."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ssdet.studies.costs import macs, parameter_count
+from ssdet.studies.plan import Plan, Run, Stage
+from ssdet.studies.store import Store
+from ssdet.studies.study import Experiment
+from ssdet.training.recipe import to_json
+
+HOW = ("revision", "packages", "processor", "gpu", "workers", "threads")
+"""What of a stage's provenance should be the same in all arms, though it is no part of a recipe."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field of the recipes in which an arm is not as the baseline."""
+
+    arm: str
+    field: str
+    """Dotted, from `start`, `pretrain`, `finetune`, `predict` or `probe` on."""
+    baseline: Any
+    value: Any
+    declared: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an arm had, over all its seeds."""
+
+    arm: str
+    iterations: Mapping[str, int]
+    """Optimiser steps by stage, pretraining first."""
+    batch: Mapping[str, int]
+    """Samples per optimiser step, by stage."""
+    seeds: tuple[int, ...]
+    selection: str
+    """Which weights are scored."""
+    coverage: tuple[int, int]
+    """Videos scored and expected, of the worst seed; (0, 0) before anything is scored."""
+    unreadable: int
+    """Videos that some stage of the arm could not read."""
+    parameters: int | None = None
+    """Learnable weights of the fine-tuned network; None for an ensemble."""
+    macs: int | None = None
+    """Multiply-adds of its convolutions on one clip of fine-tuning; None for an ensemble."""
+    how: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Code revisions, hardware and so on that its stages ran with."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All differences from the baseline, and what else is unequal."""
+
+    baseline: str
+    facts: tuple[Facts, ...]
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...]
+    """Whatever is unequal and not declared, in words; empty where the comparison is fair."""
+
+    @property
+    def fair(self) -> bool:
+        return not self.notes
+
+
+def audit(plan: Plan, store: Store | None = None) -> Audit:
+    """Compare the recipes of all arms, and with a store also how their stages ran.
+
+    An arm may differ from the baseline in the fields that it or the baseline declares
+    (`Arm.declared`). An ensemble is judged by its members.
+    """
+    study = plan.study
+    arms = [arm for arm in study.arms if plan.of(arm.name)]
+    single = [arm for arm in arms if not arm.members and not arm.seeds_of]
+    recipes = {arm.name: _recipes(plan.of(arm.name)[0]) for arm in single}
+    base = recipes.get(study.baseline, {})
+    allowed = {arm.name: {*arm.declared, *study.arm(study.baseline).declared} for arm in single}
+    differences = tuple(
+        Difference(arm.name, name, old, new, _covers(allowed[arm.name], name))
+        for arm in single
+        for name, old, new in _unequal(base, recipes[arm.name])
+    )
+    facts = tuple(_facts(arm.name, plan, store) for arm in arms)
+    notes = [
+        f"{d.arm} differs from {study.baseline} in {d.field}, which it does not declare: "
+        f"{d.value!r} instead of {d.baseline!r}"
+        for d in differences
+        if not d.declared
+    ]
+    notes += [f"{arm.name}: {text}" for arm in single for text in _uneven(plan.of(arm.name))]
+    return Audit(study.baseline, facts, differences, (*notes, *_unlike(facts, study.baseline)))
+
+
+def _recipes(run: Run) -> dict[str, Any]:
+    """Every field of a run's recipes by dotted name, without seeds."""
+    chain = _chain(run.predict)
+    named = {"predict": run.predict, "finetune": chain[-1] if chain else None}
+    named |= dict(zip(("pretrain", "start"), chain[-2::-1], strict=False))
+    if run.probe is not None:
+        named["probe"] = run.probe
+    found: dict[str, Any] = {}
+    for name, stage in named.items():
+        if stage is not None:
+            found |= dict(_flat(to_json(stage.recipe), name))
+    # A network that nothing has pretrained is the fine-tuning's own, said once more.
+    return {
+        key: value
+        for key, value in found.items()
+        if not key.endswith(".seed") and not key.startswith("probe.fresh")
+    }
+
+
+def _chain(predict: Stage) -> list[Stage]:
+    """Training stages of a run, first to last."""
+    found: list[Stage] = []
+    stage = predict
+    while stage.parents and stage.kind != "ensemble":
+        stage = stage.parents[0]
+        found.insert(0, stage)
+    return found
+
+
+def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{at}.{name}")
+        else:
+            yield f"{at}.{name}", value
+
+
+def _unequal(base: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that differ; a whole stage that one of them lacks is one difference."""
+    stages = {key.partition(".")[0] for key in {*base, *own}}
+    lacking = {
+        stage
+        for stage in stages
+        if any(not any(key.startswith(f"{stage}.") for key in side) for side in (base, own))
+    }
+    for stage in sorted(lacking):
+        has = any(key.startswith(f"{stage}.") for key in own)
+        yield stage, "absent" if has else "present", "present" if has else "absent"
+    for key in sorted({*base, *own}):
+        if key.partition(".")[0] not in lacking and base.get(key) != own.get(key):
+            yield key, base.get(key), own.get(key)
+
+
+def _covers(declared: set[str], name: str) -> bool:
+    return any(name == path or name.startswith(f"{path}.") for path in declared)
+
+
+def _uneven(runs: list[Run]) -> list[str]:
+    """Fields in which the seeds of one arm differ."""
+    first = _recipes(runs[0])
+    unequal = {name for run in runs[1:] for name, _, _ in _unequal(first, _recipes(run))}
+    return [f"its seeds differ in {name}" for name in sorted(unequal)]
+
+
+def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
+    runs = plan.of(arm)
+    chain = _chain(runs[0].predict)
+    names = ["start", "pretrain", "finetune"][-len(chain) :] if chain else []
+    recipes = dict(zip(names, (stage.recipe for stage in chain), strict=True))
+    averaged = any(recipe.optim.ema for recipe in recipes.values())
+    results = [store.result(run.predict.id) for run in runs] if store is not None else []
+    scores = [result["scores"]["test"] for result in results if result is not None]
+    covered = [(score["videos_scored"], score["videos_expected"]) for score in scores]
+    unreadable: set[str] = set()
+    how: dict[str, set[str]] = {name: set() for name in HOW}
+    for stage in {stage.id for run in runs for stage in _family(run.predict)} if store else ():
+        result = store.result(stage) or {}  # type: ignore[union-attr]
+        for name in ("replaced", "unreadable", "unreadable_train"):
+            unreadable |= {*result.get(name, {})}
+        seen = store.provenance(stage)  # type: ignore[union-attr]
+        for name in HOW if seen else ():
+            how[name].add(str(seen[name]))
+    size: tuple[int | None, int | None] = (None, None)
+    if chain:
+        experiment = Experiment(chain[-1].recipe)
+        classes = plan.study.data.manifests["downstream"].num_classes
+        size = parameter_count(experiment, classes), macs(experiment, classes)
+    return Facts(
+        arm,
+        {name: recipe.optim.steps for name, recipe in recipes.items()},
+        {name: recipe.optim.batch for name, recipe in recipes.items()},
+        tuple(run.seed for run in runs),
+        "moving average at the last step" if averaged else "weights of the last step",
+        min(covered, default=(0, 0)),
+        len(unreadable),
+        *size,
+        {name: tuple(sorted(values)) for name, values in how.items() if values},
+    )
+
+
+def _family(stage: Stage) -> list[Stage]:
+    """A stage and all that it rests on."""
+    return [stage, *(older for parent in stage.parents for older in _family(parent))]
+
+
+def _unlike(facts: tuple[Facts, ...], baseline: str) -> list[str]:
+    """Coverage, seeds and ways of running in which arms are unequal."""
+    (base,) = (one for one in facts if one.arm == baseline)
+    notes = []
+    for one in facts:
+        if one.coverage != base.coverage:
+            notes.append(
+                f"{one.arm} was scored on {one.coverage[0]} of {one.coverage[1]} videos, "
+                f"{baseline} on {base.coverage[0]} of {base.coverage[1]}"
+            )
+        if one.unreadable != base.unreadable:
+            notes.append(
+                f"{one.arm} could not read {one.unreadable} videos, {baseline} {base.unreadable}"
+            )
+        if one.seeds != base.seeds and one.parameters is not None:
+            notes.append(f"{one.arm} has the seeds {one.seeds}, {baseline} {base.seeds}")
+        if one.selection != base.selection and one.parameters is not None:
+            notes.append(f"{one.arm} is scored with {one.selection}, {baseline} {base.selection}")
+        for name in one.how.keys() & base.how.keys():
+            if one.how[name] != base.how[name]:
+                notes.append(
+                    f"{one.arm} ran with {name} {' and '.join(one.how[name])}, {baseline} with "
+                    f"{' and '.join(base.how[name])}"
+                )
+    return sorted(notes)

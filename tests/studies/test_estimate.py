@@ -1,0 +1,86 @@
+"""What a plan costs: the order of stages, the noise of seeds, and a budget's end."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ssdet.evaluation.comparison import detectable_difference
+from ssdet.studies import estimate as costs
+from ssdet.studies.budget import Budget
+from ssdet.studies.plan import Stage
+from ssdet.training.recipe import ModelRecipe
+
+
+def chain(*names: str) -> list[Stage]:
+    """Stages in a row, each the parent of the next."""
+    made: list[Stage] = []
+    for name in names:
+        made.append(Stage(name.split("_")[0], ModelRecipe(name), tuple(made[-1:]), "data"))
+    return made
+
+
+def test_a_plan_lasts_as_long_as_its_stages_can_overlap() -> None:
+    first, second = chain("pretrain_a", "finetune_a"), chain("pretrain_b", "finetune_b")
+    stages = [*first, *second]
+    seconds = dict(zip([s.id for s in stages], [10.0, 4.0, 6.0, 5.0], strict=True))
+    assert costs.makespan(stages, seconds, slots=1) == 25
+    # a: 0-10, its child 10-14; b: 0-6, its child 6-11.
+    assert costs.makespan(stages, seconds, slots=2) == 14
+    assert costs.makespan(stages, seconds, slots=9) == 14
+    assert costs.makespan(stages, seconds, slots=2, workers=2) == 7
+    assert costs.makespan(first[1:], seconds, slots=1) == 4  # its parent is done
+    assert costs.makespan([], {}, slots=1) == 0
+
+
+def planned(scores: dict[str, list[float | None]]):
+    """A plan whose stages are called ARM-SEED, and a store that holds the given scores."""
+    results = {
+        f"{arm}-{seed}": {"scores": {"test": {"value": value}}}
+        for arm, values in scores.items()
+        for seed, value in enumerate(values)
+        if value is not None
+    }
+    seeds = tuple(range(max(map(len, scores.values()))))
+    runs = [
+        SimpleNamespace(arm=arm, seed=s, predict=SimpleNamespace(id=f"{arm}-{s}"), probe=None)
+        for arm in scores
+        for s in seeds
+    ]
+    study = SimpleNamespace(arms=list(scores), seeds=seeds, baseline="base")
+    return SimpleNamespace(study=study, runs=runs), SimpleNamespace(result=results.get)
+
+
+def test_seeds_seen_say_what_the_planned_ones_can_detect() -> None:
+    plan, store = planned({"base": [0.5, 0.6, None], "a": [0.52, 0.64, None], "b": [None] * 3})
+    found = costs.detectable(plan, store)
+    assert found is not None
+    # Differences 0.02 and 0.04: their standard deviation is 0.02 / sqrt(2).
+    expected = detectable_difference(0.02 / 2**0.5, seeds=3, comparisons=2)
+    assert found == (pytest.approx(expected), 2)
+
+
+@pytest.mark.parametrize("known", [[0.5, None], [0.5]])
+def test_one_pair_of_seeds_says_nothing_of_noise(known) -> None:
+    assert costs.detectable(*planned({"base": known, "a": known})) is None
+
+
+def test_a_budget_counts_what_stages_hold(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ssdet.studies.budget.time.monotonic", lambda: now[0])
+    budget = Budget(2.0, workers=4, gpus_per_worker=0.5)
+    pretrain, _, predict = chain("pretrain_a", "finetune_a", "predict_a")
+    budget.start(pretrain)
+    now[0] = 1800  # half an hour of four workers that hold half a GPU each: one GPU-hour
+    assert not budget.spent()
+    budget.stop(pretrain.id)
+    now[0] = 9000  # nothing runs, nothing is spent
+    budget.start(predict)
+    now[0] += 7199  # half a GPU for two hours
+    assert not budget.spent()
+    now[0] += 2
+    assert budget.spent() and str(budget) == "budget of 2 GPU-hours"
+
+
+def test_a_budget_must_be_a_time() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Budget(0)

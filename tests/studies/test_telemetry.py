@@ -1,0 +1,88 @@
+"""What those who watch from outside can see."""
+
+import json
+import re
+import struct
+from pathlib import Path
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from ssdet.studies import Arm, Study, classification, plan
+from ssdet.studies.data import moving_shapes
+from ssdet.studies.graph import trackers
+from ssdet.studies.presets import preset
+from ssdet.studies.telemetry import GAUGES, NAMESPACE, TAGS, Telemetry
+
+ROOT = Path(__file__).resolve().parents[2]
+STEP = {"step": 10, "steps": 40, "loss": 0.5, "lr": 0.1, "clips_per_second": 88.0}
+
+
+@pytest.fixture(scope="module")
+def planned(shapes):
+    arms = (Arm("cls", classification), Arm("same/again", classification), Arm("det"))
+    base = preset("smoke")
+    data = moving_shapes(base.shapes)
+    return plan(Study("watched", arms, seeds=(3,), base=base.experiment, data=data))
+
+
+def scalars(path: Path) -> list[tuple[str, int, float]]:
+    """(name, step, value) of an event file, read record by record."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        event = Event()
+        event.ParseFromString(data[12 : 12 + length])
+        found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+        data = data[16 + length :]
+    return found
+
+
+def test_a_stage_is_told_to_files_and_to_an_actor_of_its_name(planned, ray_session, tmp_path):
+    import ray
+
+    told = Telemetry(planned, tmp_path, actors=True)
+    stage = next(name for name in planned.stages if name.startswith("pretrain"))
+    told.update(stage, STEP)
+    told.update(stage, {"step": 20, "validation": 0.25})
+    actor = ray.get_actor("watched: pretrain cls+same/again seed 3", namespace=NAMESPACE)
+    state = ray.get(actor.get.remote(), timeout=60)
+    assert state["validation"] == 0.25 and state["arm"] == "cls+same/again"
+    told.update(stage, {"finished": True})
+    (file,) = tmp_path.glob("watched/*/events*")
+    assert file.parent.name == f"pretrain-cls+same_again-seed3-{stage[-6:]}"
+    assert scalars(file) == [
+        ("loss", 10, 0.5), ("lr", 10, pytest.approx(0.1)), ("clips_per_second", 10, 88.0),
+        ("validation", 20, 0.25),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="watched"):
+        ray.get_actor("watched: pretrain cls+same/again seed 3", namespace=NAMESPACE)
+    told.close()
+
+
+def test_stages_that_report_nothing_leave_no_files(planned, ray_session, tmp_path) -> None:
+    told = Telemetry(planned, tmp_path, actors=False)
+    for stage in planned.stages:
+        told.update(stage, {"training_iteration": 1})
+        told.update(stage, {"error": "gone"})
+    told.close()
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_the_shipped_dashboard_asks_for_gauges_that_exist() -> None:
+    text = (ROOT / "clusters" / "grafana.json").read_text()
+    asked = set(re.findall(r"ray_ssdet_(\w+)", text))
+    assert asked - {"running"} <= GAUGES.keys() and {"loss", "validation", "running"} <= asked
+    board = json.loads(text)
+    expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    labels = set(re.findall(r"(\w+)=~", " ".join(expressions)))
+    assert labels <= {*TAGS} and len({panel["id"] for panel in board["panels"]}) == len(
+        board["panels"]
+    )
+
+
+def test_trackers_that_are_unknown_or_absent_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose mlflow or wandb"):
+        trackers(["tensorbored"], "study")
+    with pytest.raises(ImportError, match="pip install mlflow"):
+        trackers(["mlflow"], "study")
