@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: install ablate science test lint bench cluster-test kill-test clean
+.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm clean
 
 install: $(VENV)/installed
 
@@ -35,6 +35,9 @@ bench: install  ## side-by-side ratios
 
 kill-test: install  ## kill -9 of the driver at random moments: the same table
 	$(RUN) tests/kill/run.py
+
+kill-storm: install  ## ten kill -9 of drivers, trials and workers
+	$(RUN) tests/kill/run.py --storm
 
 cluster-test: install  ## `ray up` of three nodes in network namespaces (root, Linux)
 	$(RUN) tests/cluster/run.py

@@ -9,6 +9,7 @@ COMMANDS = {
     "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
     "verify": ("ssdet.cli.verify", "recompute the table of a proof bundle"),
     "search": ("ssdet.cli.search", "what searches found; tune arms; trust early stopping"),
+    "report": ("ssdet.cli.report", "a finished study as one HTML page"),
     "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
 }
 

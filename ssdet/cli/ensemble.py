@@ -5,17 +5,19 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ssdet.cli.conditions import conditions
 from ssdet.evaluation import BootstrapResult, mean_and_sd
 from ssdet.evaluation.alignment import Videos
 from ssdet.evaluation.ensemble import Method
 from ssdet.results.ensembles import Ensemble, EnsembleResult, Query, build
 from ssdet.results.query import Results
+from ssdet.results.rows import COLUMNS
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def command(arguments: list[str]) -> int:
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet ensemble", config=config)
     try:
-        where = dict(map(_condition, options.where))
+        where = conditions(options.where, COLUMNS)
         fit = None if options.fit == "none" else options.fit
         query = Query(
             where, options.size, options.method, fit, not options.pool, options.held_out,
@@ -72,16 +74,6 @@ def command(arguments: list[str]) -> int:
         wide = Console(width=160, highlight=False, soft_wrap=True)
         show(found, terminal if terminal.is_terminal else wide)
     return 0
-
-
-def _condition(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f"--where {text}: expected COLUMN=VALUE")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def show(found: EnsembleResult, out: Console) -> None:

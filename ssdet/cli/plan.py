@@ -12,6 +12,7 @@ from rich.tree import Tree
 from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.progress import duration
+from ssdet.studies.record import record_of
 from ssdet.studies.store import Store
 
 if TYPE_CHECKING:
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 
 
 def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None:
-    """Stages by arm, what is shared and done, and what the rest costs here."""
+    """Stages by arm, what is shared and done, and what the rest costs here.
+
+    The figures are kept in the store, where a report sets them beside what it took.
+    """
     costs = summary(planned, store, estimate(planned), asked)
+    store.keep_estimate(record_of(planned, 0.0).digest, costs)
     if asked.json:
         out.print_json(json.dumps(costs))
         return

@@ -15,6 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ssdet.cli.conditions import conditions
 from ssdet.results.bundle import write_bundle
 from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
 from ssdet.results.query import Results
@@ -154,7 +155,7 @@ def best(
         split: Split to choose by.
     """
     results = _open(store)
-    run = results.best(metric, split, **dict(map(_condition, where)))
+    run = results.best(metric, split, **conditions(where, COLUMNS))
     told = {**run.row, "folder": str(run.folder)}
     if run.kind != "ensemble":
         with suppress(FileNotFoundError):  # scores outlive weights
@@ -164,16 +165,6 @@ def best(
     else:
         for key, value in told.items():
             _print_entry(key, value)
-
-
-def _condition(text: str) -> tuple[str, Any]:
-    name, found, value = text.partition("=")
-    if not found:
-        raise ValueError(f"--where {text}: expected COLUMN=VALUE; columns: {', '.join(COLUMNS)}")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
 
 
 def compare(

@@ -1,4 +1,4 @@
-"""`ssdet search`: what searches found, arms tuned alike, whether early stopping is to be trusted."""
+"""`ssdet search`: what searches found, arms tuned alike, whether to trust early stopping."""
 
 import json
 import os
@@ -96,7 +96,7 @@ def search_experiment(search: Search, arguments: list[str] | None = None) -> Non
 
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
     """Run a search with these options; returns the exit status, 1 where no trial finished."""
-    out = console or Console(highlight=False)
+    out = console or _console()
     try:
         search, study = _resolved(search, options)
         store = store_of(options)
@@ -151,7 +151,7 @@ def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = F
         ranked = item.ranked()
         best = f"{ranked[0].values['map']:.4f}" if ranked else "-"
         table.add_row(item.name, counted(item), best)
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def show(
@@ -172,7 +172,7 @@ def show(
         }
         print(json.dumps(values))
         return
-    report(found, Console(highlight=False), top)
+    report(found, _console(), top)
 
 
 def report(found: SearchResult, out: Console, top: int = 10) -> None:
@@ -192,7 +192,8 @@ def report(found: SearchResult, out: Console, top: int = 10) -> None:
     finished = [trial for trial in found.ranked() if len(trial.rungs) > 1]
     if len(finished) > 1:
         out.print(f"first validation against result: {trust_of_search(found)}", soft_wrap=True)
-    out.print("scores are of the validation split, one seed each: run the best as arms of a study")
+    told = "scores are of the validation split, one seed each: run the best as arms of a study"
+    out.print(told, soft_wrap=True)
     out.print(f"optuna-dashboard sqlite:///{found.folder / 'optuna.db'}", soft_wrap=True)
 
 
@@ -228,7 +229,7 @@ def tune(arguments: list[str]) -> int:
     }
     try:
         both = tuned(study, store, tuning, **means)
-        show_choices(choices(store, study.name), Console(highlight=False))
+        show_choices(choices(store, study.name), _console())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -291,3 +292,9 @@ def _from_file(name: str, arguments: list[str], kind: type[Any]) -> tuple[Study,
 
 def _store(given: str) -> Store:
     return Store.at(given or os.environ.get("SSDET_STORE", "runs"))
+
+
+def _console() -> Console:
+    """As wide as the terminal, elsewhere as wide as tables need."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=200)

@@ -33,8 +33,9 @@ class Removed:
 
 
 def collect(store: Store, dry_run: bool = False) -> Removed:
-    """Remove stages that no record of any study reaches, partial files that nobody writes any
-    more, locks of stages that are not there, and what a killed removal left.
+    """Remove stages that no record of any study reaches, combinations of runs that are not kept,
+    partial files that nobody writes any more, locks of stages that are not there, and what a
+    killed removal left.
 
     What a record or a search's trial needs stays, and so does what a process works on. `dry_run`
     only looks. ValueError where a record cannot be read or a search runs: what they need is not
@@ -42,28 +43,18 @@ def collect(store: Store, dry_run: bool = False) -> Removed:
     """
     sizes: dict[str, int] = {}
     with store.guard(), _searches_at_rest(store):
-        busy = [name for name in _stages(store) if _is_busy(store, name)]
+        busy = [name for name in _stages(store) if store.busy(name)]
         reached = _reached(store) | _before(store, busy)
         for name in _stages(store):
             with suppress(BlockingIOError):  # has become busy
                 sizes |= _clean(store, name, name in reached, dry_run)
-        for path in _leftovers(store):
+        for path in (*_leftovers(store), *_orphans(store, reached)):
             sizes[_name(store, path)] = size(path)
             if not dry_run and path.is_dir():
                 store.discard(path)
             elif not dry_run:
                 path.unlink()
     return Removed(sizes, tuple(busy))
-
-
-def _is_busy(store: Store, name: str) -> bool:
-    if not store.folder(name).with_suffix(".lock").exists():
-        return False
-    try:
-        with store.lock(name, wait=False):
-            return False
-    except BlockingIOError:
-        return True
 
 
 def _before(store: Store, stages: Iterable[str]) -> set[str]:
@@ -125,12 +116,20 @@ def _clean(store: Store, name: str, needed: bool, dry_run: bool) -> dict[str, in
     return found
 
 
+def _orphans(store: Store, kept: set[str]) -> Iterator[Path]:
+    """Ensembles by query of which a member goes; they are made again when asked for."""
+    for path in store.root.glob("ensembles/*/ensemble.json"):
+        members = json.loads(path.read_bytes())["members"]
+        if not {run for run, _ in members} <= kept:
+            yield path.parent
+
+
 def _leftovers(store: Store) -> Iterator[Path]:
     """What a killed removal or write left, beside the stages."""
     trash = store.root / "trash"
     yield from trash.iterdir() if trash.is_dir() else ()
     yield from store.studies.glob("*/*.partial")  # written under the guard, which is held here
-    for path in store.root.glob("*.partial"):
+    for path in (*store.root.glob("*.partial"), *store.root.glob("ensembles/*.partial")):
         with suppress(FileNotFoundError):  # renamed into place meanwhile
             if time.time() - path.stat().st_mtime > STALE:
                 yield path

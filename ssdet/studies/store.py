@@ -135,6 +135,20 @@ class Store:
         """Mark a stage as finished, with its result."""
         write_json(self.folder(stage_id) / "DONE", result)
 
+    def keep_estimate(self, digest: str, costs: Mapping[str, Any]) -> None:
+        """Keep what a plan (by the digest of its record) was expected to cost."""
+        folder = self.root / "estimates"
+        folder.mkdir(exist_ok=True)
+        write_json(folder / f"{digest}.json", costs)
+
+    def estimate(self, digest: str) -> dict[str, Any] | None:
+        """What `keep_estimate` kept; None where no plan was made, or nothing readable is left."""
+        try:
+            found = json.loads((self.root / "estimates" / f"{digest}.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if isinstance(found, dict) else None
+
     def table_folder(self, study: str) -> Path:
         """Folder of a study's tables, created if absent."""
         folder = self.root / "tables" / study

@@ -49,8 +49,7 @@ STORM = (
     ),
     Trouble(
         "ablate_cutmix",
-        "--preset smoke --seeds 1 --pretrain-steps 300 --finetune-steps 100 --arms view "
-        "--workers 2",
+        "--preset tiny --seeds 1 --pretrain-steps 120 --finetune-steps 60 --arms view --workers 2",
         kills=2,
         victims=("worker",),
     ),

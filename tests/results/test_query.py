@@ -330,3 +330,16 @@ def test_the_guide_does_what_it_says(finished, tmp_path, monkeypatch, capsys) ->
                 assert main(shlex.split(line)[1:]) == 0, line
     assert space["run"].id == finished.id("view") and space["table"].study == "ablate_cutmix"
     assert "the table holds" in capsys.readouterr().out
+
+
+def test_gc_takes_ensembles_along_of_which_a_member_goes(finished) -> None:
+    store = finished.store
+    kept = [finished.id("cls"), finished.id("view")]
+    for name, members in {"stays": kept, "goes": [kept[0], "predict-0123456789abcdef"]}.items():
+        folder = store.root / "ensembles" / name
+        folder.mkdir(parents=True)
+        described = {"members": [[member, None] for member in members]}
+        (folder / "ensemble.json").write_text(json.dumps(described))
+    removed = collect(store)
+    assert [name for name in removed.sizes if "ensembles" in name] == ["ensembles/goes"]
+    assert [path.name for path in (store.root / "ensembles").iterdir()] == ["stays"]

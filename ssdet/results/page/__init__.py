@@ -1,4 +1,4 @@
-"""One HTML page out of templates, a style sheet and a script, none of which it asks a network for."""
+"""One HTML page of a template, a style sheet and a script, which asks no network for anything."""
 
 import base64
 import hashlib
@@ -10,7 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-IN_SCRIPT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+IN_SCRIPT = {
+    "<": "\\u003c",
+    ">": "\\u003e",
+    "&": "\\u0026",
+    "\u2028": "\\u2028",
+    "\u2029": "\\u2029",
+}
 """Characters that could end a script element or a JavaScript string, as JSON escapes."""
 
 

@@ -1,0 +1,392 @@
+"""The report page: read by a parser that knows nothing of it, and shown by a real browser."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssdet.cli.__main__ import main
+from ssdet.evaluation import PredictionSet
+from ssdet.results.page import embedded
+from ssdet.results.page.costs import costs
+from ssdet.results.page.graph import draw, nodes
+from ssdet.results.page.viewer import quantised, viewer
+from ssdet.results.page.words import compared, outcomes, warnings
+from ssdet.results.report import write_report
+from ssdet.results.tables import result_table
+from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
+from ssdet.studies.audit import audit
+from ssdet.studies.plan import Plan
+from ssdet.studies.store import Store, write_json
+from ssdet.studies.study import from_checkpoint, lasting
+
+EVIL = '</script><script>document.title = "broken"</script><b id="evil">&amp;'
+FEW = {"videos": 3, "resamples": 20}
+
+
+@pytest.fixture(scope="module")
+def store(made, tmp_path_factory) -> Store:
+    """The finished study with full provenance and logs."""
+    root = tmp_path_factory.mktemp("report") / "store"
+    shutil.copytree(made.store.root, root)
+    found = Store(root)
+    for number, (name, stage) in enumerate(made.plan.stages.items()):
+        how = {"revision": "abc", "packages": {"torch": "2"}, "processor": "P", "gpu": None,
+               "workers": 1, "threads": 1, "host": "alices-laptop", "attempts": 1}  # fmt: skip
+        times = {"started": 1000.0 + number, "seconds": 2.0, "gpu_seconds": 0.0}
+        write_json(found.folder(name) / "provenance.json", {**how, **times})
+        if stage.kind in ("pretrain", "finetune"):
+            lines = [{"step": step, "loss": 1 / step, "validation": 0.1 * step} for step in (2, 4)]
+            log = found.folder(name) / "metrics.jsonl"
+            log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+@pytest.fixture(scope="module")
+def odd(made) -> Plan:
+    """The same plan, every text that users give as hostile as it can be."""
+    study = made.plan.study
+    data = replace(study.data, cache=False)
+    named = {
+        role: replace(one, classes=tuple(f"{k} {EVIL}" for k in range(one.num_classes)))
+        for role, one in study.data.manifests.items()
+    }
+    data.__dict__["manifests"] = named
+    arms = tuple(replace(arm, title=f"{arm.name} {EVIL}") for arm in study.arms)
+    table = replace(study.table, title=f"Title {EVIL}", source=EVIL)
+    return Plan(replace(study, arms=arms, data=data, table=table), made.plan.runs)
+
+
+@pytest.fixture(scope="module")
+def page(odd, store, tmp_path_factory) -> Path:
+    return write_report(odd, store, tmp_path_factory.mktemp("page") / "r.html", **FEW).path
+
+
+@dataclass
+class Seen(HTMLParser):
+    """What a page holds."""
+
+    text: str
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    scripts: list[str] = field(default_factory=list)
+    words: str = ""
+    inside: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag) -> None:
+        self.inside = ""
+
+    def handle_data(self, data) -> None:
+        if self.inside == "script":
+            self.scripts.append(data)
+        elif self.inside != "style":
+            self.words += data
+
+    def all(self, name: str) -> list[str]:
+        return [
+            value or ""
+            for _, attributes in self.tags
+            for n, value in attributes.items()
+            if n == name
+        ]
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def seen(page) -> Seen:
+    return Seen(page.read_text())
+
+
+def test_ids_are_unique_and_links_lead_somewhere(seen, made) -> None:
+    ids = seen.all("id")
+    assert len(ids) == len(set(ids))
+    links = [one["href"] for one in seen.of("a")]
+    assert links and all(link.startswith("#") and link[1:] in ids for link in links)
+    for name in [*seen.all("for"), *seen.all("aria-labelledby"), *seen.all("aria-describedby")]:
+        assert name in ids
+    scored = {stage.id for run in made.plan.runs for stage in (run.predict, run.probe) if stage}
+    assert {f"run-{name}" for name in scored} <= set(ids)
+    assert {name for cell in seen.all("data-runs") for name in cell.split()} == scored
+    assert {f"stage-{name}" for name in made.plan.stages} <= set(ids)
+
+
+def test_nothing_is_fetched_and_the_policy_forbids_it(seen, page) -> None:
+    assert all(value.startswith("data:") for value in seen.all("src"))
+    assert {tag for tag, _ in seen.tags}.isdisjoint({"iframe", "object", "embed", "base", "form"})
+    assert [one["href"] for one in seen.of("link")] == ["data:,"]
+    assert not [
+        a for _, attributes in seen.tags for a in attributes if a == "style" or a[:2] == "on"
+    ]
+    policy = next(m["content"] for m in seen.of("meta") if "http-equiv" in m)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    code = [text for text in seen.scripts if "addEventListener" in text]
+    digest = base64.b64encode(hashlib.sha256("".join(code).encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    style = re.search(r"<style>(.*?)</style>", page.read_text(), re.S)
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    assert f"style-src 'sha256-{digest}'" in policy and "url(" not in style[1]
+
+
+def test_everything_has_a_name(seen) -> None:
+    assert seen.of("html")[0]["lang"] == "en" and seen.of("title")
+    labelled = seen.all("for")
+    for tag in ("select", "input"):
+        assert seen.of(tag) and all(one["id"] in labelled for one in seen.of(tag))
+    assert len(seen.of("img")) == 4 and all(len(one["alt"]) > 40 for one in seen.of("img"))
+    for one in [*seen.of("canvas"), *(o for o in seen.of("div") if o.get("role") == "region")]:
+        assert one.get("aria-label")
+    assert all("aria-labelledby" in one for one in seen.of("svg"))
+    headings = [int(tag[1]) for tag, _ in seen.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings[0] == 1 and all(
+        b - a <= 1 for a, b in zip(headings, headings[1:], strict=False)
+    )
+    assert seen.of("a")[0]["href"] == "#main"
+
+
+def test_texts_of_users_stay_texts(seen, made) -> None:
+    assert "evil" not in seen.all("id") and not seen.of("b")
+    assert len(seen.of("script")) == 2
+    assert f"cls {EVIL}" in seen.words.replace("\n", " ") and f"Title {EVIL}" in seen.words
+    data = json.loads(seen.scripts[0])
+    assert data["classes"][3] == f"3 {EVIL}"
+    assert json.loads(embedded({"V</script>": "<!--\u2028"})) == {"V</script>": "<!--\u2028"}
+    assert "<" not in embedded({"V</script>": "<!--"})
+
+
+def test_same_store_same_bytes(page, odd, store, tmp_path) -> None:
+    again = write_report(odd, store, tmp_path / "new" / "again.html", **FEW)
+    assert again.path.read_bytes() == page.read_bytes()
+    assert again.bytes == page.stat().st_size
+    assert "alices-laptop" not in page.read_text() and str(store.root) not in page.read_text()
+
+
+def test_the_viewer_has_truth_and_scores(made, store) -> None:
+    found = viewer(made.plan, store, "pair", 3, 10**6)
+    assert (found.videos, found.of, found.for_size, found.stepped) == (3, 8, 0, 0)
+    video, runs = found.data["videos"][1], found.data["runs"]
+    shape = len(video["classes"]), video["frames"]
+    raw = np.frombuffer(base64.b64decode(video["truth"]), np.uint8).reshape(shape)
+    truth = made.targets["test"][video["id"]]
+    assert np.array_equal(raw.T.astype(bool), truth[:, video["classes"]])
+    for place, run in enumerate(runs):
+        scores = PredictionSet.open(store.folder(run["id"]) / "predictions" / "test")[video["id"]]
+        raw = np.frombuffer(base64.b64decode(video["scores"][place]), np.uint8).reshape(shape)
+        assert abs(raw.T / 255 - scores[:, video["classes"]]).max() <= 0.5 / 255 + 1e-6
+    pair = next(run for run in runs if run["arm"] == "pair" and run["seed"] == 1)
+    members = [(runs[m]["arm"], runs[m]["seed"]) for m in pair["members"]]
+    assert members == [("classification", 1), ("view", 1)]
+    assert video["pictures"]["uri"].startswith("data:image/jpeg;base64,")
+
+
+def test_scores_are_rounded_to_the_nearest_of_256() -> None:
+    assert quantised(np.array([0, 0.0019, 0.00197, 0.5, 0.999, 1.0])).tolist() == [
+        0,
+        0,
+        1,
+        128,
+        255,
+        255,
+    ]
+
+
+def test_a_small_page_says_what_it_leaves_out(made, store, tmp_path) -> None:
+    whole = write_report(made.plan, store, tmp_path / "whole.html", 8, 4, 20)
+    size = (whole.bytes - 30_000) / 1e6
+    small = write_report(made.plan, store, tmp_path / "small.html", 8, size, 20)
+    assert whole.viewer.for_size == 0 and whole.viewer.without_pictures == 0
+    assert small.viewer.without_pictures + small.viewer.for_size > 0
+    assert small.bytes <= 1e6 * size + 5_000
+    none = write_report(made.plan, store, tmp_path / "none.html", 8, 0.001, 20)
+    assert none.viewer.videos == 0 and none.viewer.for_size == 8
+    assert "8 videos were asked for, and none fits" in none.path.read_text()
+
+
+def test_the_words_say_what_came_out(made, store) -> None:
+    table = result_table(made.plan, store, 50)
+    told = compared(made.plan, table)
+    assert "3 arms and 1 ensemble, 3 seeds (0, 1, 2)" in told[0] and "“classification”" in told[0]
+    assert "8 of 8 videos" in told[1] and "4 steps (2 passes)" in told[-1]  # 24 of 48 clips a step
+    checked = audit(made.plan, store)
+    assert warnings(made.plan, table, checked, store) == [
+        "Trial run: trainings of 4 steps show that everything works. The numbers mean nothing."
+    ]
+    found = {outcome.readout: outcome for outcome in outcomes(table)}["fine-tuned"]
+    names = [one.label for one in (*found.better, *found.worse, *found.undecided)]
+    assert sorted(names) == ["fresh", "pair", "view"]
+    for outcome, word in ((found.better, "better"), (found.worse, "worse")):
+        assert all(one.verdict == word for one in outcome)
+
+
+def test_unfair_arms_and_unread_videos_are_warned_of(made, store) -> None:
+    table = result_table(made.plan, store, 20)
+    table = replace(table, unreadable={"V": "why"}, videos_scored=7)
+    checked = replace(audit(made.plan, store), notes=("view differs in lr",))
+    said = " ".join(warnings(made.plan, table, checked, store))
+    assert "Not a fair comparison: 1 difference" in said and "view differs in lr" in said
+    assert "1 of 8 test videos have no score" in said and "1 video could not be read" in said
+
+
+@pytest.fixture(scope="module")
+def sharing(shown) -> Plan:
+    """Two arms go on from what a third ends with; a fourth has nothing in common with them."""
+    half = lasting(0.5, augmented("cutmix"))
+    arms = (
+        Arm("cls", classification),
+        Arm("on", from_checkpoint(classification, half)),
+        Arm("same", from_checkpoint(classification, half), "the same again"),
+        Arm("mix", augmented("mixup")),
+        Arm("both", members=("cls", "mix")),
+        Arm("slow", needs="a_network_that_is_not_built"),
+    )
+    base = preset("smoke").experiment
+    return plan(Study("s", arms, (0, 1, 2, 3, 4), table=Table("T"), base=base, data=shown[0]))
+
+
+def test_the_graph_has_every_stage_once(sharing) -> None:
+    found = nodes(sharing)
+    assert sorted(s for node in found for s in node.stages) == sorted(sharing.stages)
+    assert all(len(node.stages) == 5 for node in found)
+    start = next(n for n in found if n.kind == "pretrain" and n.column == 0 and "cls" in n.arms)
+    assert start.arms == ("cls", "on", "the same again") and start.text == "pretrain ×5, 3 arms"
+    assert [n.column for n in found if n.kind == "pretrain"].count(1) == 1
+    both = next(n for n in found if n.kind == "ensemble")
+    assert {found[p].arms[0] for p in both.parents} == {"cls", "mix"}
+    drawn = draw(sharing, found)
+    corners = [(box.x, box.y) for box in drawn.boxes]
+    assert len(corners) == len(set(corners))
+    assert len(drawn.lines) == sum(len(node.parents) for node in found)
+    assert [one.needs for one in drawn.labels][-1] == "a_network_that_is_not_built"
+
+
+def test_costs_add_up(made, store) -> None:
+    found = costs(made.plan, store)
+    # Three seeds: cls and view have four stages each and fresh, without pretraining, three; pair
+    # averages the predictions of the first two.
+    assert found.all.stages == 3 * (4 + 4 + 3 + 1) and found.all.total == 2.0 * 36
+    assert {one.label: one.stages / 3 for one in found.arms} == {
+        "classification": 4, "view": 4, "fresh": 3, "pair": 7,
+    }  # fmt: skip
+    assert found.unshared.stages == 3 * 18 and found.saved == 2.0 * 3 * 6
+    assert (found.first, found.last, found.again, found.unknown) == (1000.0, 1037.0, 0, 0)
+
+
+def test_planned_costs_stand_beside_the_actual_ones(made, store, tmp_path) -> None:
+    estimate = {"stages": 36, "done": 0, "at_once": 2, "work_seconds": 75.0,
+                "unshared_seconds": 90.0, "wall_seconds": 40.0}  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(estimate))
+    done = write_report(
+        made.plan, store, tmp_path / "r.html", 0, resamples=20, planned=tmp_path / "plan.json"
+    )
+    assert "<td>1 min 15 s</td><td>1 min 12 s</td>" in done.path.read_text()
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"plan\.json: expected what `ssdet plan"):
+        write_report(made.plan, store, tmp_path / "r.html", planned=tmp_path / "plan.json")
+
+
+def test_the_command_writes_beside_the_tables(finished, store, capsys) -> None:
+    shutil.copytree(store.root, finished.store.root, dirs_exist_ok=True)
+    arguments = ["report", "ablate_cutmix", "--store", str(finished.store.root)]
+    assert main([*arguments, "--videos", "2", "--resamples", "20"]) == 0
+    path = finished.store.root / "tables" / "ablate_cutmix" / "report.html"
+    assert path.is_file() and "timelines of 2 of 8 test videos" in capsys.readouterr().out
+    assert main([*arguments[:1], "unknown", *arguments[2:]]) == 1
+    assert "no record of study 'unknown'" in capsys.readouterr().err
+    assert main([*arguments, "--videos", "-1"]) == 1
+    (finished.store.folder(finished.id("view")) / "DONE").unlink()
+    assert main(arguments) == 1
+    assert "is not finished" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """A real Chromium; tests that need it are skipped where there is none."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip(f"no browser found (looked for {', '.join(names)})")
+    with driver.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def shown_at(browser, page: Path, width: int, **how) -> tuple:
+    """The page in a window, and what it asked for and complained of."""
+    context = browser.new_context(viewport={"width": width, "height": 800}, **how)
+    tab = context.new_page()
+    faults: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: faults.append(message.text))
+    tab.on("pageerror", lambda error: faults.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    return tab, faults, asked
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (375, "dark")])
+def test_a_browser_shows_it(browser, page, tmp_path, width, scheme) -> None:
+    tab, faults, asked = shown_at(browser, page, width, color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.title().startswith("Title </script>")
+    slider, strips = tab.locator("#viewer-frame"), tab.locator("#viewer-strips")
+    frames = int(slider.get_attribute("max")) + 1
+    assert strips.get_attribute("data-frame") == "0"
+    slider.focus()
+    for key, frame in (("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", frames - 1),
+                       ("ArrowRight", frames - 1), ("PageDown", frames - 11), ("Home", 0)):  # fmt: skip
+        tab.keyboard.press(key)
+        assert strips.get_attribute("data-frame") == str(frame), key
+    box = strips.bounding_box()
+    tab.mouse.click(box["x"] + box["width"] - 3, box["y"] + box["height"] / 2)
+    assert strips.get_attribute("data-frame") == str(frames - 1)
+    assert f"Frame {frames} of {frames}" in slider.get_attribute("aria-valuetext")
+    tab.locator("#viewer-arm").select_option(index=3)  # the ensemble, with two members beside it
+    assert tab.locator("#viewer-head th").count() == 2 + 1 + 2 + 1
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.evaluate("[...document.images].every((one) => one.naturalWidth > 100)")
+    picture = tab.screenshot(full_page=True, path=tmp_path / f"{width}.png")
+    assert len(picture) > 50_000
+    assert faults == [] and [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_the_shown_scores_are_those_of_the_frame(browser, page, odd, store) -> None:
+    tab, _, _ = shown_at(browser, page, 1280)
+    tab.locator("#viewer-arm").select_option(index=1)
+    tab.locator("#viewer-seed").select_option(label="2")
+    tab.locator("#viewer-video").select_option(index=1)
+    tab.locator("#viewer-frame").focus()
+    for _ in range(5):
+        tab.keyboard.press("ArrowRight")
+    video = tab.locator("#viewer-video option:checked").inner_text()
+    run = next(run for run in odd.runs if (run.arm, run.seed) == ("view", 2))
+    scores = PredictionSet.open(store.folder(run.predict.id) / "predictions" / "test")[video][5]
+    cells = tab.locator("#viewer-scores tr td:nth-child(3)").all_inner_texts()
+    assert np.allclose([float(text) for text in cells], scores, atol=0.5 / 255 + 0.005 + 1e-6)
+
+
+def test_it_can_be_read_without_javascript(browser, page) -> None:
+    tab, _, _ = shown_at(browser, page, 375, java_script_enabled=False)
+    assert not tab.locator("#viewer").is_visible()
+    assert tab.locator("noscript p").is_visible()
+    for name in ("summary", "table", "figures", "plan", "fairness", "coverage", "costs", "runs"):
+        assert tab.locator(f"#{name} h2").is_visible()
+    tab.keyboard.press("Tab")
+    assert tab.evaluate is not None and tab.locator(".skip:focus").count() == 1
