@@ -10,6 +10,7 @@ COMMANDS = {
     "verify": ("ssdet.cli.verify", "recompute the table of a proof bundle"),
     "search": ("ssdet.cli.search", "what searches found; tune arms; trust early stopping"),
     "report": ("ssdet.cli.report", "a finished study as one HTML page"),
+    "lens": ("ssdet.cli.lens", "what an augmentation makes of clips, as a picture"),
     "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
 }
 

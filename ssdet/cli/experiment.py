@@ -15,6 +15,7 @@ from ssdet.results.figures import write_figure
 from ssdet.results.layout import footnotes
 from ssdet.results.render import console_table, write_html, write_latex, write_markdown
 from ssdet.results.tables import ResultTable, result_table, write_csv
+from ssdet.studies.audit import audit
 from ssdet.studies.data import Data, Source, moving_shapes
 from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
@@ -125,6 +126,8 @@ def main(
         table = result_table(planned, store)
         show_table(table, out)
         folder = write_results(table, store)
+        for note in audit(planned, store).notes:
+            out.print(f"not equal: {note}", soft_wrap=True)
         if also is not None:
             also(planned, store, out)
     except (StagesFailed, BudgetSpent, ImportError, ValueError, OSError) as error:

@@ -183,7 +183,7 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _breakdown(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any] | None:
-    """Scores inside strata of frames, or why they are left out; None where the protocol has none."""
+    """Scores in strata of frames, or why they are left out; None where the protocol has none."""
     scores = len(plan.runs) * table.frames * plan.study.data.manifests["downstream"].num_classes
     if table.protocol != "dense_map/v1":
         return None

@@ -395,7 +395,7 @@ def test_the_command_says_what_is_wrong(finished, tmp_path, capsys):
     assert command([*store, "--split", "val", "--fit", "weights"]) == 1
     assert command(["--store", str(tmp_path / "none")]) == 1
     told = capsys.readouterr().err
-    for part in ("expected COLUMN=VALUE", "nothing says which weights", "no column nothing",
+    for part in ("expected NAME=VALUE", "nothing says which weights", "no column nothing",
                  "report another", "no store in"):  # fmt: skip
         assert part in told
     with pytest.raises(SystemExit) as stop:
