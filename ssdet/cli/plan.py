@@ -137,6 +137,11 @@ def _power(costs: dict[str, Any]) -> str:
             "smallest difference that the seeds can detect: unknown until two seeds of two arms "
             "are done in this store"
         )
+    if costs["detectable_difference"] >= 1:
+        return (
+            f"{costs['seeds']} seeds are too few to detect any difference between so many arms, "
+            f"going by the noise of {costs['noise_from_pairs']} finished pairs: plan for more"
+        )
     return (
         f"{costs['seeds']} seeds can detect {100 * costs['detectable_difference']:.1f} points of "
         "mAP (80 % power, paired t test, corrected for all arms), going by the noise of "

@@ -123,12 +123,17 @@ def verdict(
     word = "better" if better else "worse"
     if detectable is not None and abs(difference) >= detectable:
         return word
-    known = f": {seeds} seeds can only detect {_points(detectable)}" if detectable else ""
+    known = ""
+    if detectable:
+        can = f"can only detect {_points(detectable)}" if detectable < 1 else "are too few for any"
+        known = f": {seeds} seeds {can}"
     return f"{word} on these {seeds} seeds, may not hold for others{known}"
 
 
 def _nothing_seen(difference: float, low: float, high: float, detectable: float | None) -> str:
     # Where videos are the larger noise, the seeds alone would promise too fine an eye.
+    if detectable and detectable >= 1:
+        return "no difference seen (too few seeds for any)"
     if detectable and detectable >= max(abs(difference), (high - low) / 2):
         return f"no difference seen (could have seen {_points(detectable)})"
     return f"no difference seen (interval {100 * low:+.2g} to {100 * high:+.2g} points)"

@@ -29,7 +29,7 @@ BREAKDOWN_SCORES = 20_000_000
 """Most scores of a study whose breakdown is made for the page; beyond it would take minutes."""
 
 
-PLANNED = ("stages", "done", "at_once", "work_seconds", "unshared_seconds", "wall_seconds")
+PLANNED = ("stages", "done", "at_once", "work_seconds", "wall_seconds")
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def run_search(
                 str(store.root), search.data, resources, loaders, checkpoint_every,
                 "macs" in search.objectives,
             )  # fmt: skip
-            _fit(search, ledger, resources, evaluate or partial(run_chain, means), store, lines)
+            _fit(search, ledger, resources, evaluate or partial(run_chain, means), lines)
         return ledger.result()
 
 
@@ -167,14 +167,15 @@ def _fit(
     ledger: Ledger,
     resources: Resources,
     evaluate: Evaluate,
-    store: Store,
     lines: Lines,
 ) -> None:
     for name, value in {**QUIET, "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}.items():
         os.environ.setdefault(name, value)
     proposals = Proposals(search, ledger)
     asked = tune.PlacementGroupFactory([resources.trial])
-    name = f"search-{uuid.uuid4().hex}"
+    # Tune's notes for a resume that is never asked for; a killed driver leaves its own.
+    notes = ledger.folder / "ray"
+    shutil.rmtree(notes, ignore_errors=True)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, evaluate=evaluate), asked),
         tune_config=tune.TuneConfig(
@@ -186,8 +187,8 @@ def _fit(
             reuse_actors=resources.workers == 1,
         ),
         run_config=tune.RunConfig(
-            name=name,
-            storage_path=str(store.root / "ray"),
+            name=uuid.uuid4().hex,
+            storage_path=str(notes),
             failure_config=tune.FailureConfig(max_failures=3),
             callbacks=[Told(lines)],
             verbose=0,
@@ -196,7 +197,7 @@ def _fit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="optuna")
         tuner.fit()
-    shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
+    shutil.rmtree(notes, ignore_errors=True)
     lines.stop()
     if ledger.left > 0:
         raise KeyboardInterrupt  # Tune stops quietly

@@ -92,28 +92,33 @@ class Telemetry:
         if stage not in self._actors:
             tags = self.tags(stage)
             name = f"{tags['study']}: {tags['kind']} {tags['arm']} seed {tags['seed']}"
-            remote = ray.remote(num_cpus=0)(Running)
+            remote = ray.remote(num_cpus=0)(running_class())
             self._actors[stage] = remote.options(
                 name=name, namespace=NAMESPACE, get_if_exists=True
             ).remote(name)
         self._actors[stage].put.remote(dict(state))
 
 
-class Running:
-    """Actor that stands for a running stage in the dashboard and knows its latest figures:
-    `ray.get_actor(NAME, namespace="ssdet").get.remote()`."""
+def running_class() -> type:
+    """Class of the actor that stands for a running stage in the dashboard and knows its latest
+    figures: `ray.get_actor(NAME, namespace="ssdet").get.remote()`.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.state: dict[str, Any] = {}
+    Made in a function, so that Ray ships it by value: found by its name, it would have the actor's
+    process import all that this package imports, hundreds of megabytes for a few figures.
+    """
 
-    def __repr__(self) -> str:
-        return self.name
+    class Running:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.state: dict[str, Any] = {}
 
-    def put(self, state: dict[str, Any]) -> None:
-        """Take the latest figures."""
-        self.state = state
+        def __repr__(self) -> str:
+            return self.name
 
-    def get(self) -> dict[str, Any]:
-        """The latest figures."""
-        return self.state
+        def put(self, state: dict[str, Any]) -> None:
+            self.state = state
+
+        def get(self) -> dict[str, Any]:
+            return self.state
+
+    return Running

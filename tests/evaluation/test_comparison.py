@@ -145,3 +145,10 @@ def test_no_verdict_on_broken_numbers(change):
     given = {"difference": 0.01, "low": 0.0, "high": 0.02, "p_adjusted": 0.5, "seeds": 3}
     with pytest.raises(ValueError, match="needed for a verdict"):
         verdict(**(given | change), detectable=None)
+
+
+def test_a_difference_beyond_all_scores_is_not_promised() -> None:
+    """Two seeds and six rows: a t test with one degree of freedom detects 357 points of 100."""
+    said = verdict(-0.3, -0.37, -0.26, 0.012, 2, 3.569)
+    assert said == "worse on these 2 seeds, may not hold for others: 2 seeds are too few for any"
+    assert verdict(0.01, -0.01, 0.05, 0.6, 2, 1.4) == "no difference seen (too few seeds for any)"

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,7 @@ from ssdet.results.page import embedded
 from ssdet.results.page.costs import costs
 from ssdet.results.page.graph import draw, nodes
 from ssdet.results.page.viewer import quantised, viewer
-from ssdet.results.page.words import compared, outcomes, warnings
+from ssdet.results.page.words import Outcome, compared, outcomes, warnings
 from ssdet.results.report import write_report
 from ssdet.results.tables import result_table
 from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
@@ -28,9 +28,9 @@ from ssdet.studies.audit import audit
 from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store, write_json
 from ssdet.studies.study import from_checkpoint, lasting
+from ssdet.studies.tuning import Choice
 
 EVIL = '</script><script>document.title = "broken"</script><b id="evil">&amp;'
-FEW = {"videos": 3, "resamples": 20}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,9 @@ def odd(made) -> Plan:
 
 @pytest.fixture(scope="module")
 def page(odd, store, tmp_path_factory) -> Path:
-    return write_report(odd, store, tmp_path_factory.mktemp("page") / "r.html", **FEW).path
+    return write_report(
+        odd, store, tmp_path_factory.mktemp("page") / "r.html", 3, resamples=20
+    ).path
 
 
 @dataclass
@@ -169,10 +171,7 @@ def test_texts_of_users_stay_texts(seen, made) -> None:
     assert "<" not in embedded({"V</script>": "<!--"})
 
 
-def test_same_store_same_bytes(page, odd, store, tmp_path) -> None:
-    again = write_report(odd, store, tmp_path / "new" / "again.html", **FEW)
-    assert again.path.read_bytes() == page.read_bytes()
-    assert again.bytes == page.stat().st_size
+def test_the_page_can_be_sent_around(page, store) -> None:
     assert "alices-laptop" not in page.read_text() and str(store.root) not in page.read_text()
 
 
@@ -235,6 +234,15 @@ def test_the_words_say_what_came_out(made, store) -> None:
         assert all(one.verdict == word for one in outcome)
 
 
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [((0.71, 3.62), "0.7 to 3.6"), ((2.01, 2.04), "2.0"), ((58.5, 357.0), "58.5 to more than 100"),
+     ((110.0, 357.0), "more than 100"), (None, "")],
+)  # fmt: skip
+def test_power_in_words(span, said) -> None:
+    assert Outcome("fine-tuned", (), (), (), span).power == said
+
+
 def test_unfair_arms_and_unread_videos_are_warned_of(made, store) -> None:
     table = result_table(made.plan, store, 20)
     table = replace(table, unreadable={"V": "why"}, videos_scored=7)
@@ -288,32 +296,61 @@ def test_costs_add_up(made, store) -> None:
     assert (found.first, found.last, found.again, found.unknown) == (1000.0, 1037.0, 0, 0)
 
 
-def test_planned_costs_stand_beside_the_actual_ones(made, store, tmp_path) -> None:
-    estimate = {"stages": 36, "done": 0, "at_once": 2, "work_seconds": 75.0,
-                "unshared_seconds": 90.0, "wall_seconds": 40.0}  # fmt: skip
-    (tmp_path / "plan.json").write_text(json.dumps(estimate))
-    told, size = tmp_path / "plan.json", 0.001
-    done = write_report(made.plan, store, tmp_path / "r.html", 8, size, 20, told)
-    assert "<td>1 min 15 s</td><td>1 min 12 s</td>" in done.path.read_text()
-    assert (done.viewer.videos, done.viewer.for_size) == (0, 8)
-    assert "8 videos were asked for, and none fits" in done.path.read_text()
-    (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"plan\.json: expected what `ssdet plan"):
-        write_report(made.plan, store, tmp_path / "r.html", planned=tmp_path / "plan.json")
+def test_tuned_arms_stand_beside_untuned_ones(finished, store, tmp_path, monkeypatch) -> None:
+    shutil.copytree(store.root, finished.store.root, dirs_exist_ok=True)
+    table = result_table(finished.plan, finished.store, 20)
+    row = next(row for row in table.rows if row.arm == "fresh")
+    cell = replace(row.cells["finetuned"], scores={0: 0.11, 1: 0.13})
+    other = replace(row, arm="fresh, tuned", label="fresh, tuned", cells={"finetuned": cell})
+    table = replace(table, rows=(*table.rows, other))
+    monkeypatch.setattr("ssdet.results.report.result_table", lambda *given: table)
+    trials = {"finished": 7, "failed": 1}
+    chosen = Choice("fresh", "s", {"finetune_lr": 0.0312}, 0.2, 0.1, trials, 9, 1.0)
+    folder = finished.store.table_folder("ablate_cutmix_tuned")
+    write_json(folder / "tuning.json", {"tuning_seed": 9, "arms": [asdict(chosen)]})
+    text = write_report(finished.plan, finished.store, tmp_path / "r.html", 0).path.read_text()
+    gain = 12 - 100 * row.cells["finetuned"].mean
+    assert f"<td>12.00 ± 1.41</td><td>{gain:+.2f}</td>" in text
+    assert "finetune_lr 0.0312</td><td>8</td>" in text
 
 
-def test_the_command_writes_beside_the_tables(finished, store, capsys) -> None:
+@pytest.fixture
+def estimate(tmp_path) -> Path:
+    """What `ssdet plan --json` printed before."""
+    times = {"work_seconds": 75.0, "wall_seconds": 40.0}
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"stages": 36, "done": 0, "at_once": 2, **times}))
+    return path
+
+
+def test_the_command_writes_beside_the_tables(
+    made, finished, store, estimate, tmp_path, capsys
+) -> None:
     shutil.copytree(store.root, finished.store.root, dirs_exist_ok=True)
     arguments = ["report", "ablate_cutmix", "--store", str(finished.store.root)]
-    assert main([*arguments, "--videos", "2", "--resamples", "20"]) == 0
+    small = ["--videos", "8", "--megabytes", "0.001", "--resamples", "20"]
+    assert main([*arguments, *small, "--planned", str(estimate)]) == 0
+    assert "0 of 8 test videos (8 more did not fit" in capsys.readouterr().out
     path = finished.store.root / "tables" / "ablate_cutmix" / "report.html"
-    assert path.is_file() and "timelines of 2 of 8 test videos" in capsys.readouterr().out
-    assert main([*arguments[:1], "unknown", *arguments[2:]]) == 1
-    assert "no record of study 'unknown'" in capsys.readouterr().err
-    assert main([*arguments, "--videos", "-1"]) == 1
+    text = path.read_text()
+    assert "<td>1 min 15 s</td><td>1 min 12 s</td>" in text
+    assert "8 videos were asked for, and none fits" in text
+    again = write_report(made.plan, store, tmp_path / "new" / "r.html", 8, 0.001, 20, estimate)
+    assert again.path.read_bytes() == path.read_bytes() and again.bytes == path.stat().st_size
+
+
+def test_the_command_says_what_is_wrong(finished, estimate, capsys) -> None:
+    where = ["--store", str(finished.store.root)]
+    estimate.write_text("{}")
     (finished.store.folder(finished.id("view")) / "DONE").unlink()
-    assert main(arguments) == 1
-    assert "is not finished" in capsys.readouterr().err
+    for arguments, why in (
+        (["unknown"], "no record of study 'unknown'"),
+        (["ablate_cutmix", "--videos", "-1"], "videos=-1"),
+        (["ablate_cutmix", "--planned", str(estimate)], "plan.json: expected what `ssdet plan"),
+        (["ablate_cutmix"], "is not finished"),
+    ):
+        assert main(["report", *arguments, *where]) == 1
+        assert why in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -359,7 +359,7 @@ def test_on_ray_trials_are_real_and_shared(smoke, store, ray_session) -> None:
         assert [path.name for path in (folder / "predictions").iterdir()] == ["val"]
         assert list(trial.rungs) == ["1", "2"] and trial.values["macs"] > 1e5
         assert trial.ray_trial and trial.seconds > 0
-    assert not list((store.root / "ray").iterdir())
+    assert not (found.folder / "ray").exists()
 
 
 def test_a_stage_that_is_stopped_is_not_done_and_ends_as_if_it_never_was(smoke, store) -> None:

@@ -3,16 +3,19 @@
 import json
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 from tensorboardX.proto.event_pb2 import Event
 
 from ssdet.studies import Arm, Study, classification, plan
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.graph import trackers
 from ssdet.studies.presets import preset
-from ssdet.studies.telemetry import GAUGES, NAMESPACE, TAGS, Telemetry
+from ssdet.studies.telemetry import GAUGES, NAMESPACE, TAGS, Telemetry, running_class
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = {"step": 10, "steps": 40, "loss": 0.5, "lr": 0.1, "clips_per_second": 88.0}
@@ -60,6 +63,20 @@ def test_a_stage_is_told_to_files_and_to_an_actor_of_its_name(planned, ray_sessi
     told.close()
 
 
+def test_the_actor_of_a_stage_needs_nothing_of_this_package() -> None:
+    code = """
+import pickle, sys
+made = pickle.load(sys.stdin.buffer)("cls seed 3")
+made.put({"loss": 0.5})
+print(made, made.get(), [name for name in ("ssdet", "torch") if name in sys.modules])
+"""
+    shipped = cloudpickle.dumps(running_class())
+    told = subprocess.run(
+        [sys.executable, "-c", code], input=shipped, capture_output=True, check=True
+    )
+    assert told.stdout.decode().split("\n")[0] == "cls seed 3 {'loss': 0.5} []"
+
+
 def test_stages_that_report_nothing_leave_no_files(planned, ray_session, tmp_path) -> None:
     told = Telemetry(planned, tmp_path, actors=False)
     for stage in planned.stages:
@@ -76,6 +93,11 @@ def test_the_shipped_dashboard_asks_for_gauges_that_exist() -> None:
     board = json.loads(text)
     expressions = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     labels = set(re.findall(r"(\w+)=~", " ".join(expressions)))
+    # Ray adds labels of its own; both sides of an operator must have lost them to match.
+    grouped = set(re.findall(r"max by \((.*?)\)", " ".join(expressions)))
+    assert grouped == {", ".join(TAGS)} and text.count("ray_ssdet_") - 3 == sum(
+        expression.count("max by") for expression in expressions
+    )
     assert labels <= {*TAGS} and len({panel["id"] for panel in board["panels"]}) == len(
         board["panels"]
     )

@@ -37,6 +37,14 @@ class Outcome:
     """Smallest and largest of the rows' detectable differences, in points."""
 
     @property
+    def power(self) -> str:
+        """The detectable differences; mAP ends at 100, what few seeds would need does not."""
+        if self.detectable is None:
+            return ""
+        low, high = (f"{x:.1f}" if x <= 100 else "more than 100" for x in self.detectable)
+        return low if low == high else f"{low} to {high}"
+
+    @property
     def sentence(self) -> str:
         groups = {"better": self.better, "worse": self.worse, "undecided": self.undecided}
         return ", ".join(f"{len(found)} {name}" for name, found in groups.items())
