@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Event, Lock, Thread
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -22,6 +23,7 @@ GAUGES = {
 """Exported by Ray's metrics agents as `ray_ssdet_NAME`."""
 
 TAGS = ("study", "kind", "arm", "seed", "stage")
+SECONDS_BETWEEN_GAUGES = 5.0
 
 
 class Telemetry:
@@ -36,36 +38,31 @@ class Telemetry:
         self._folder = folder / self._study
         self._gauges = {
             name: Gauge(f"ssdet_{name}", description, tag_keys=TAGS)
-            for name, description in GAUGES.items()
+            for name, description in {**GAUGES, "running": "1 while a stage runs, else 0"}.items()
         }
-        self._running = Gauge("ssdet_running", "1 while a stage runs, else 0", tag_keys=TAGS)
+        self._latest: dict[str, dict[str, float]] = {}
+        self._lock = Lock()
+        self._closed = Event()
+        self._repeating = Thread(target=self._repeat, daemon=True)
+        self._repeating.start()
         self._writers: dict[str, SummaryWriter] = {}
         self._actors: dict[str, Any] = {}
         self._with_actors = actors
 
     def update(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """A stage reported a step, its end ("finished") or an error."""
-        tags = self.tags(stage)
-        over = "error" in metrics or bool(metrics.get("finished"))
-        self._running.set(0.0 if over else 1.0, tags)
-        if over:
+        if "error" in metrics or metrics.get("finished"):
             self._end(stage)
             return
         found = {name: float(metrics[name]) for name in GAUGES if name in metrics}
-        if not found:
-            return
-        for name, value in found.items():
-            self._gauges[name].set(value, tags)
-        if stage not in self._writers:
-            # An arm's name may hold what is no folder name.
-            safe = tags["arm"].replace("/", "_")
-            path = self._folder / f"{tags['kind']}-{safe}-seed{tags['seed']}-{stage[-6:]}"
-            self._writers[stage] = SummaryWriter(str(path), flush_secs=10)
-        for name, value in found.items():
-            if name not in ("step", "steps"):
-                self._writers[stage].add_scalar(name, value, int(metrics.get("step", 0)))
+        with self._lock:
+            latest = self._latest.setdefault(stage, {"running": 1.0})
+            latest.update(found)
+            self._set(stage)
+        if found:
+            self._write(stage, found)
         if self._with_actors:
-            self._tell_actor(stage, {**tags, **found})
+            self._tell_actor(stage, {**self.tags(stage), **latest})
 
     def tags(self, stage: str) -> dict[str, str]:
         """What a stage is, as labels; all arms that share it are named."""
@@ -75,12 +72,40 @@ class Telemetry:
 
     def close(self) -> None:
         """The study has ended, or was stopped."""
-        for stage in [*self._writers, *self._actors]:
+        self._closed.set()
+        self._repeating.join()
+        for stage in [*self._latest]:
             self._end(stage)
+
+    def _set(self, stage: str) -> None:
+        tags = self.tags(stage)
+        for name, value in self._latest[stage].items():
+            self._gauges[name].set(value, tags)
+
+    def _repeat(self) -> None:
+        # Ray drops a gauge that was not set for 20 seconds; reports may be minutes apart.
+        while not self._closed.wait(SECONDS_BETWEEN_GAUGES):
+            with self._lock:
+                for stage in self._latest:
+                    self._set(stage)
+
+    def _write(self, stage: str, found: Mapping[str, float]) -> None:
+        if stage not in self._writers:
+            tags = self.tags(stage)
+            # An arm's name may hold what is no folder name.
+            safe = tags["arm"].replace("/", "_")
+            path = self._folder / f"{tags['kind']}-{safe}-seed{tags['seed']}-{stage[-6:]}"
+            self._writers[stage] = SummaryWriter(str(path), flush_secs=10)
+        for name, value in found.items():
+            if name not in ("step", "steps"):
+                self._writers[stage].add_scalar(name, value, int(found.get("step", 0)))
 
     def _end(self, stage: str) -> None:
         import ray
 
+        with self._lock:
+            self._latest.pop(stage, None)
+            self._gauges["running"].set(0.0, self.tags(stage))
         if (writer := self._writers.pop(stage, None)) is not None:
             writer.close()
         if (actor := self._actors.pop(stage, None)) is not None:

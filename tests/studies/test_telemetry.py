@@ -5,6 +5,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,8 @@ def test_a_stage_is_told_to_files_and_to_an_actor_of_its_name(planned, ray_sessi
     told.update(stage, {"step": 20, "validation": 0.25})
     actor = ray.get_actor("watched: pretrain cls+same/again seed 3", namespace=NAMESPACE)
     state = ray.get(actor.get.remote(), timeout=60)
-    assert state["validation"] == 0.25 and state["arm"] == "cls+same/again"
+    assert state["validation"] == 0.25 and state["loss"] == 0.5
+    assert state["arm"] == "cls+same/again"
     told.update(stage, {"finished": True})
     (file,) = tmp_path.glob("watched/*/events*")
     assert file.parent.name == f"pretrain-cls+same_again-seed3-{stage[-6:]}"
@@ -61,6 +63,36 @@ def test_a_stage_is_told_to_files_and_to_an_actor_of_its_name(planned, ray_sessi
     with pytest.raises(ValueError, match="watched"):
         ray.get_actor("watched: pretrain cls+same/again seed 3", namespace=NAMESPACE)
     told.close()
+
+
+def test_gauges_are_set_again_and_again_while_a_stage_runs(planned, tmp_path, monkeypatch) -> None:
+    """Ray 2.60 exports a gauge for 20 seconds after it was set, and reports may be rarer."""
+    seen: list[tuple[str, float, str]] = []
+
+    class Recorder:
+        def __init__(self, name: str, description: str, tag_keys: tuple[str, ...]) -> None:
+            self.name = name
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            seen.append((self.name, value, tags["stage"]))
+
+    monkeypatch.setattr("ray.util.metrics.Gauge", Recorder)
+    monkeypatch.setattr("ssdet.studies.telemetry.SECONDS_BETWEEN_GAUGES", 0.01)
+    ended, going = list(planned.stages)[:2]
+    told = Telemetry(planned, tmp_path, actors=False)
+    told.update(going, STEP)
+    told.update(going, {"step": 20, "validation": 0.25})
+    told.update(ended, STEP)
+    told.update(ended, {"finished": True})
+    seen.clear()
+    expected = {"running": 1.0, "step": 20.0, "loss": 0.5, "validation": 0.25}
+    latest = {(f"ssdet_{name}", value, going) for name, value in expected.items()}
+    deadline = time.monotonic() + 30
+    while not latest <= set(seen) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert latest <= set(seen) and ended not in {stage for _, _, stage in seen}
+    told.close()
+    assert seen[-1] == ("ssdet_running", 0.0, going)
 
 
 def test_the_actor_of_a_stage_needs_nothing_of_this_package() -> None:
