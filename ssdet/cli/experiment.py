@@ -14,6 +14,7 @@ from ssdet.cli.plan import show_plan
 from ssdet.results.figures import write_figure
 from ssdet.results.layout import footnotes
 from ssdet.results.render import console_table, write_html, write_latex, write_markdown
+from ssdet.results.report import write_report
 from ssdet.results.tables import ResultTable, result_table, write_csv
 from ssdet.studies.audit import audit
 from ssdet.studies.data import Data, Source, moving_shapes
@@ -61,8 +62,10 @@ class Options:
     dry_run: bool = False
     """Print the plan and what it would cost; run nothing."""
     smoke: bool = False
-    """Try everything, table included: two steps a training, eight videos a split, in STORE/smoke.
-    The numbers mean nothing."""
+    """Try everything, table and report included: two steps a training, eight videos a split, in
+    STORE/smoke. The numbers mean nothing."""
+    report: bool = False
+    """Write the table's report, one HTML page, as well; `ssdet report` does it later."""
     budget: float | None = None
     """GPU-hours (core-hours without GPUs) after which this command starts no more stages."""
     price: float | None = None
@@ -130,6 +133,8 @@ def main(
             out.print(f"not equal: {note}", soft_wrap=True)
         if also is not None:
             also(planned, store, out)
+        if options.report or options.smoke:
+            write_report(planned, store, folder / "report.html")
     except (StagesFailed, BudgetSpent, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

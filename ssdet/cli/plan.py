@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None:
     """Stages by arm, what is shared and done, and what the rest costs here.
 
-    The figures are kept in the store, where a report sets them beside what it took.
+    The figures are kept in the store, where a report sets them beside what it took; those of a
+    plan with less done already count more.
     """
     costs = summary(planned, store, estimate(planned), asked)
-    store.keep_estimate(record_of(planned, 0.0).digest, costs)
+    digest = record_of(planned, 0.0).digest
+    earlier = store.estimate(digest)
+    if earlier is None or costs["done"] <= earlier["done"]:
+        store.keep_estimate(digest, costs)
     if asked.json:
         out.print_json(json.dumps(costs))
         return

@@ -93,8 +93,9 @@ def _forest_row(panel: "Axes", place: int, cell: Cell) -> None:
     if (d := cell.difference) is None or cell.p_adjusted is None:
         return
     if cell.detectable is not None:
-        panel.barh(place, 200 * cell.detectable, left=-100 * cell.detectable, height=0.5,
-                   color="#e4e6e9", zorder=0)  # fmt: skip
+        # Few seeds detect nothing at all: their band would squeeze the intervals to dots.
+        reach = min(100 * cell.detectable, 2 * max(abs(100 * d.low), abs(100 * d.high)))
+        panel.barh(place, 2 * reach, left=-reach, height=0.5, color="#e4e6e9", zorder=0)
     low, middle, high = 100 * d.low, 100 * d.difference, 100 * d.high
     filled = cell.p_adjusted <= 0.05
     panel.plot([low, high], [place, place], color=COLOURS[0], lw=1.8, solid_capstyle="butt")

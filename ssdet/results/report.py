@@ -22,6 +22,7 @@ from ssdet.results.tables import Cell, ResultTable, result_table
 from ssdet.studies.audit import audit
 from ssdet.studies.plan import Plan
 from ssdet.studies.progress import duration
+from ssdet.studies.record import record_of
 from ssdet.studies.store import Store
 from ssdet.studies.tuning import SUFFIX, Choice, choices
 
@@ -75,12 +76,13 @@ def write_report(
 
     videos: test videos in the timeline viewer, fewer where the page would grow beyond `megabytes`
     (10⁶ bytes); its other parts are never cut. planned: what `ssdet plan --json` printed before
-    the run, to be shown beside what it took. ValueError where there is no table: see
-    `result_table`.
+    the run, to be shown beside what it took; by default what a plan left in the store. ValueError
+    where there is no table: see `result_table`.
     """
     if videos < 0 or megabytes <= 0:
         raise ValueError(f"videos={videos}, megabytes={megabytes}: expected 0 or more, above 0")
-    estimate = None if planned is None else _planned(planned)
+    kept = store.estimate(record_of(plan, 0.0).digest)
+    estimate = kept if planned is None else _planned(planned)
     table = result_table(plan, store, resamples)
     values = _values(plan, store, table) | {"planned": estimate}
     best = best_row(table)

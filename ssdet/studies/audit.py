@@ -166,15 +166,7 @@ def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
     results = [store.result(run.predict.id) for run in runs] if store is not None else []
     scores = [result["scores"]["test"] for result in results if result is not None]
     covered = [(score["videos_scored"], score["videos_expected"]) for score in scores]
-    unreadable: set[str] = set()
-    how: dict[str, set[str]] = {name: set() for name in HOW}
-    for stage in {stage.id for run in runs for stage in _family(run.predict)} if store else ():
-        result = store.result(stage) or {}  # type: ignore[union-attr]
-        for name in ("replaced", "unreadable", "unreadable_train"):
-            unreadable |= {*result.get(name, {})}
-        seen = store.provenance(stage)  # type: ignore[union-attr]
-        for name in HOW if seen else ():
-            how[name].add(str(seen[name]))
+    unreadable, how = _met(runs, store) if store is not None else (set[str](), {})
     size: tuple[int | None, int | None] = (None, None)
     if chain:
         experiment = Experiment(chain[-1].recipe)
@@ -189,8 +181,23 @@ def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
         min(covered, default=(0, 0)),
         len(unreadable),
         *size,
-        {name: tuple(sorted(values)) for name, values in how.items() if values},
+        how,
     )
+
+
+def _met(runs: list[Run], store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
+    """Videos that some stage could not read, and what the stages ran with."""
+    unreadable: set[str] = set()
+    how: dict[str, set[str]] = {}
+    for stage in {stage.id for run in runs for stage in _family(run.predict)}:
+        result = store.result(stage) or {}
+        for name in ("replaced", "unreadable", "unreadable_train"):
+            unreadable |= {*result.get(name, {})}
+        seen = store.provenance(stage) or {}
+        for name in HOW:
+            if name in seen:
+                how.setdefault(name, set()).add(str(seen[name]))
+    return unreadable, {name: tuple(sorted(values)) for name, values in how.items()}
 
 
 def _family(stage: Stage) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -85,19 +85,17 @@ class Plan:
 
     @cached_property
     def unshared(self) -> list[Stage]:
-        """Every stage as often as it would run if each run trained its own."""
+        """Every stage as often as it would run if each run trained its own; both read-outs of a
+        run have the same pretraining even then."""
 
-        def chain(stage: Stage) -> Iterator[Stage]:
-            for parent in stage.parents:
-                yield from chain(parent)
-            yield stage
+        def family(stage: Stage) -> dict[str, Stage]:
+            older = {k: v for parent in stage.parents for k, v in family(parent).items()}
+            return older | {stage.id: stage}
 
         return [
             stage
             for run in self.runs
-            for end in (run.predict, run.probe)
-            if end is not None
-            for stage in chain(end)
+            for stage in (family(run.predict) | (family(run.probe) if run.probe else {})).values()
         ]
 
     def of(self, arm: str) -> list[Run]:

@@ -146,4 +146,5 @@ def running_class() -> type:
         def get(self) -> dict[str, Any]:
             return self.state
 
+    Running.__qualname__ = "Running"  # the dashboard's column "Class"
     return Running

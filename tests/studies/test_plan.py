@@ -54,8 +54,8 @@ def test_stages_are_shared_and_in_order(study) -> None:
     for name, stage in planned.stages.items():
         assert {parent.id for parent in stage.parents} <= seen
         seen.add(name)
-    # An ensemble of two would train 2 × 3 stages of its own, and a probe its pretraining.
-    assert len(planned.unshared) == 12 * 2 + 15 * 3 - 3 + 3 + 6 + 6 * 6
+    # A run has 4 stages, from scratch 3; an ensemble of two would train 2 × 3 of its own.
+    assert len(planned.unshared) == 12 * 4 + 3 * 3 + 6 * (2 * 3 + 1)
 
 
 def test_an_arm_of_another_study_is_the_same_stage(study) -> None:

@@ -137,6 +137,7 @@ def test_a_smoke_run_tries_the_whole_plan_beside_the_real_one(options, tmp_path)
         stage = json.loads(path.read_text())
         if stage["kind"] in ("pretrain", "finetune"):
             assert stage["recipe"]["optim"]["steps"] == 2
+    assert (smoke / "tables" / "runner_test" / "report.html").stat().st_size > 10_000
     rows = (smoke / "tables" / "runner_test" / "table.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["cls", "cls", "long", "long"]
 
