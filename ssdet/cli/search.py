@@ -45,6 +45,11 @@ class SearchOptions(Options):
     seeds: tyro.conf.Suppress[int] = 1
     arms: tyro.conf.Suppress[tuple[str, ...]] = ()
     budget: tyro.conf.Suppress[float | None] = None
+    smoke: tyro.conf.Suppress[bool] = False
+    report: tyro.conf.Suppress[bool] = False
+    price: tyro.conf.Suppress[float | None] = None
+    dashboard: tyro.conf.Suppress[bool] = False
+    log: tyro.conf.Suppress[tuple[Literal["mlflow", "wandb"], ...]] = ()
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,11 @@ class ProgressCallback(tune.Callback):
         """Tune writes its callbacks to a file for restoring, which is never done: see the store."""
         return {}
 
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A stage begins; scoring reports nothing before its end."""
+        for listener in self.listeners:
+            listener.update(trial.config["stage"], {})
+
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:

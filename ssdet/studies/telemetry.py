@@ -50,8 +50,9 @@ class Telemetry:
         self._with_actors = actors
 
     def update(self, stage: str, metrics: Mapping[str, Any]) -> None:
-        """A stage reported a step, its end ("finished") or an error."""
-        if "error" in metrics or metrics.get("finished"):
+        """A stage began, reported a step, its end ("finished"), an error, or that another process
+        runs it ("elsewhere")."""
+        if "error" in metrics or metrics.get("finished") or metrics.get("elsewhere"):
             self._end(stage)
             return
         found = {name: float(metrics[name]) for name in GAUGES if name in metrics}
@@ -117,7 +118,7 @@ class Telemetry:
         if stage not in self._actors:
             tags = self.tags(stage)
             name = f"{tags['study']}: {tags['kind']} {tags['arm']} seed {tags['seed']}"
-            remote = ray.remote(num_cpus=0)(running_class())
+            remote: Any = ray.remote(num_cpus=0)(running_class())
             self._actors[stage] = remote.options(
                 name=name, namespace=NAMESPACE, get_if_exists=True
             ).remote(name)
