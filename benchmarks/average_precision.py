@@ -1,4 +1,4 @@
-"""Average precision against scikit-learn and a sorting meter; the error of the binned bootstrap.
+"""Average precision against scikit-learn and a sorting meter.
 
     python benchmarks/average_precision.py          # 200,000 frames x 16 classes, half a minute
     python benchmarks/average_precision.py --full   # 1.65 M frames x 157 classes, minutes, 5 GB
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from ssdet.evaluation import HistogramAP, average_precision, dense_map, paired_bootstrap
+from ssdet.evaluation import HistogramAP, average_precision
 
 Array = np.ndarray
 VIDEO = 690  # frames of an average Charades video at 24 fps
@@ -33,7 +33,6 @@ def main() -> None:
     torch.set_num_threads(1)
     frames, classes = (1_650_000, 157) if options.full else (200_000, 16)
     report_meters(frames, classes, options.rounds)
-    report_bootstrap(videos=1863 if options.full else 300, classes=6 if options.full else 3)
 
 
 def report_meters(frames: int, classes: int, rounds: int) -> None:
@@ -100,51 +99,6 @@ def stream(half: Array, targets: Array) -> Array:
     for first in range(0, len(half), VIDEO):
         histogram.add(half[first : first + VIDEO], targets[first : first + VIDEO])
     return histogram.average_precision()
-
-
-def report_bootstrap(videos: int, classes: int, checked: int = 20) -> None:
-    """Seconds for 1000 resamples, and the binned ends of a small interval against exact ones."""
-    arms, targets = arms_of(videos, classes)
-    start = time.process_time()
-    paired_bootstrap(*arms, targets, generator=torch.Generator().manual_seed(0))
-    spent = time.process_time() - start
-    result = paired_bootstrap(*arms, targets, checked, torch.Generator().manual_seed(0))
-    names = list(targets)
-    drawn_RV = torch.randint(
-        videos, (checked, videos), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    exact = [difference(arms, targets, [names[i] for i in drawn_V]) for drawn_V in drawn_RV]
-    low, high = np.quantile(exact, [0.025, 0.975])
-    whole = difference(arms, targets, names)
-    errors = (result.difference - whole, result.low - low, result.high - high)
-    print(f"\npaired bootstrap, {videos} videos x {VIDEO} frames x {classes} classes")
-    print(f"1000 resamples: {spent:.1f} s on one core, {spent / classes * 157:.0f} s for 157 (60)")
-    print(f"largest error of difference and interval: {max(map(abs, errors)):.1e} (1e-4)")
-
-
-def arms_of(videos: int, classes: int) -> tuple[list[dict[str, Array]], dict[str, Array]]:
-    """Two arms whose scores drift within a video, on segments of activity."""
-    rng = np.random.default_rng(1)
-    frame = np.arange(VIDEO)[:, None]
-    arms: list[dict[str, Array]] = [{}, {}]
-    targets = {}
-    for video in map(str, range(videos)):
-        first, length = rng.integers(0, VIDEO, (2, classes))
-        shown = rng.random(classes) < 0.15
-        targets[video] = hits = (frame >= first) & (frame < first + length) & shown
-        level = rng.normal(size=classes) - 3
-        for arm, gain in zip(arms, (1.2, 1.35), strict=True):
-            drift = np.cumsum(rng.normal(size=hits.shape), axis=0) * 0.1
-            arm[video] = (1 / (1 + np.exp(-level - drift - gain * hits))).astype(np.float16)
-    return arms, targets
-
-
-def difference(arms: list[dict[str, Array]], targets: dict[str, Array], drawn: list[str]) -> float:
-    """mAP of the second arm minus the first, on videos drawn with repeats, without bins."""
-    named = {f"{i}": video for i, video in enumerate(drawn)}
-    hits = {name: targets[video] for name, video in named.items()}
-    a, b = (dense_map({name: arm[video] for name, video in named.items()}, hits) for arm in arms)
-    return b.value - a.value
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ssdet.studies.presets import preset
 from ssdet.training import losses
 from ssdet.training.loop import mix, network
 from ssdet.training.optim import optimizer_for
+from ssdet.training.recipe import TrainRecipe
 
 
 class Pixels:
@@ -44,8 +45,54 @@ class Pixels:
         return self.frames_THWC[np.asarray(indices)]
 
 
+@dataclass
+class Steps:
+    """Training steps whose parts are timed."""
+
+    recipe: TrainRecipe
+    batch: int
+    count: int
+    spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def __post_init__(self) -> None:
+        recipe = self.recipe
+        videos = tuple(Video(str(i), "", "train", label=i % 12) for i in range(64))
+        reader = Pixels(recipe.clip.short_side[0], recipe.clip.frames * recipe.clip.stride)
+        manifest = Manifest("pixels", tuple(f"class {i}" for i in range(12)), videos)
+        clips = Clips(manifest, reader, recipe.clip, 0)
+        self.stream = batches(clips, self.batch, 0, self.count, 0, 1)
+        self.model = network(recipe, 12).train()
+        set_splits(self.model, splits_for(self.batch, recipe.model.norm_group))
+        self.optimizer = optimizer_for(self.model, recipe.optim)
+        self.mixing = augment.create(recipe.augment)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        self.spent[name] += time.process_time() - started
+
+    def step(self, number: int) -> None:
+        recipe = self.recipe
+        with self.part("read"):
+            read = next(self.stream)
+        with self.part("to float"):
+            pictures = normalise(read.clips_BTHWC, recipe.clip, torch.device("cpu"))
+        with self.part("augment"):
+            labels = read.targets_BKF[:, :, 0]
+            targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
+            _, targets, _ = mix(recipe, self.mixing, pictures, targets, read, number)
+        with self.part("forward"):
+            loss = losses.soft_cross_entropy(self.model(pictures), targets)
+        with self.part("backward"):
+            loss.backward()
+        with self.part("optimiser"):
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+
+
 def main() -> None:
-    """Print the shares of a step and its five dearest operations."""
+    """Print the shares of a step and its eight dearest operations."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--augment", default="joint")
@@ -56,56 +103,19 @@ def main() -> None:
     recipe = preset(options.preset).experiment.pretrain
     assert recipe is not None
     recipe = replace(recipe, augment=options.augment)
-    batch = options.batch or recipe.optim.batch
-    videos = tuple(Video(str(i), "", "train", label=i % 12) for i in range(64))
-    reader = Pixels(recipe.clip.short_side[0], recipe.clip.frames * recipe.clip.stride)
-    manifest = Manifest("pixels", tuple(f"class {i}" for i in range(12)), videos)
-    clips = Clips(manifest, reader, recipe.clip, 0)
-    model = network(recipe, 12).train()
-    set_splits(model, splits_for(batch, recipe.model.norm_group))
-    optimizer = optimizer_for(model, recipe.optim)
-    mixing = augment.create(recipe.augment)
-    spent: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def part(name: str) -> Iterator[None]:
-        started = time.process_time()
-        yield
-        spent[name] += time.process_time() - started
-
-    def step(number: int, stream: Iterator) -> None:
-        with part("read"):
-            read = next(stream)
-        with part("to float"):
-            pictures = normalise(read.clips_BTHWC, recipe.clip, torch.device("cpu"))
-        with part("augment"):
-            labels = read.targets_BKF[:, :, 0]
-            targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
-            _, targets, _ = mix(recipe, mixing, pictures, targets, read, number)
-        with part("forward"):
-            loss = losses.soft_cross_entropy(model(pictures), targets)
-        with part("backward"):
-            loss.backward()
-        with part("optimiser"):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    stream = batches(clips, batch, 0, options.steps + 3, 0, 1)
+    count = options.steps
+    timed = Steps(recipe, options.batch or recipe.optim.batch, count + 3)
     for number in range(2):
-        step(number, stream)
-    spent.clear()
-    for number in range(options.steps):
-        step(number, stream)
-    total = sum(spent.values())
-    print(
-        f"{options.preset}, batch {batch}, {recipe.augment}: {total / options.steps:.3f} s a step"
-    )
-    for name, seconds in spent.items():
-        print(
-            f"  {name:10} {100 * seconds / total:5.1f} %  {1e3 * seconds / options.steps:8.2f} ms"
-        )
+        timed.step(number)
+    timed.spent.clear()
+    for number in range(count):
+        timed.step(number)
+    total = sum(timed.spent.values())
+    print(f"{options.preset}, batch {timed.batch}, {recipe.augment}: {total / count:.3f} s a step")
+    for name, seconds in timed.spent.items():
+        print(f"  {name:10} {100 * seconds / total:5.1f} %  {1e3 * seconds / count:8.2f} ms")
     with profile(activities=[ProfilerActivity.CPU]) as trace:
-        step(options.steps, stream)
+        timed.step(count)
     table = trace.key_averages()
     whole = sum(event.self_cpu_time_total for event in table)
     print("dearest operations, share of the step:")

@@ -110,10 +110,10 @@ def main(
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.dry_run:
-        show_plan(planned, store, options, out)
-        return 0
     try:
+        if options.dry_run:
+            show_plan(planned, store, options, out)
+            return 0
         run(
             study,
             store,

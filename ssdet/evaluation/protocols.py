@@ -55,7 +55,7 @@ def dense_map(
     """
     if empty_classes not in _PROTOCOLS:
         raise ValueError(f"empty_classes={empty_classes!r}: choose one of {list(_PROTOCOLS)}")
-    scored = _scored_videos(predictions, targets)
+    scored = scored_videos(predictions, targets)
     ap_K, frames = _average_precision(predictions, targets, scored)
     positive_K = ~np.isnan(ap_K)
     if not positive_K.any():
@@ -73,9 +73,13 @@ def dense_map(
     )
 
 
-def _scored_videos(
+def scored_videos(
     predictions: Mapping[str, Array | torch.Tensor], targets: Mapping[str, Array | torch.Tensor]
 ) -> list[str]:
+    """Expected videos that have predictions, in the order of the targets.
+
+    ValueError for predicted videos that are not expected, and where there are none.
+    """
     unknown = sorted(set(predictions) - set(targets))
     if unknown:
         raise ValueError(

@@ -15,7 +15,7 @@ from ssdet.evaluation.average_precision import (
     average_precision,
     checked,
 )
-from ssdet.evaluation.protocols import EmptyClasses, _scored_videos
+from ssdet.evaluation.protocols import EmptyClasses, scored_videos
 
 Rows = Mapping[str, Array | torch.Tensor]
 
@@ -180,7 +180,7 @@ def _checked_hits(predictions: Rows, targets: Rows) -> dict[str, Array]:
     """Labels bool [T, K] of the videos with predictions; the scores are looked at, not kept."""
     hits: dict[str, Array] = {}
     classes = 0
-    for video in _scored_videos(predictions, targets):
+    for video in scored_videos(predictions, targets):
         _, hits[video] = checked(predictions[video], targets[video], f"video {video!r}")
         classes = classes or hits[video].shape[1]
         if hits[video].shape[1] != classes:

@@ -70,14 +70,7 @@ class Store:
 
     def provenance(self, stage_id: str) -> dict[str, Any] | None:
         """How a finished stage ran, None where nothing says so. ValueError for a damaged file."""
-        path = self.folder(stage_id) / "provenance.json"
-        try:
-            found = json.loads(path.read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it") from error
-        return found if isinstance(found, dict) else None
+        return _read_json(self.folder(stage_id) / "provenance.json")
 
     @contextmanager
     def lock(self, stage_id: str, wait: bool = True) -> Iterator[None]:
@@ -142,12 +135,8 @@ class Store:
         write_json(folder / f"{digest}.json", costs)
 
     def estimate(self, digest: str) -> dict[str, Any] | None:
-        """What `keep_estimate` kept; None where no plan was made, or nothing readable is left."""
-        try:
-            found = json.loads((self.root / "estimates" / f"{digest}.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return found if isinstance(found, dict) else None
+        """What `keep_estimate` kept, None where no plan was made. ValueError for a damaged file."""
+        return _read_json(self.root / "estimates" / f"{digest}.json")
 
     def table_folder(self, study: str) -> Path:
         """Folder of a study's tables, created if absent."""
@@ -175,6 +164,19 @@ def _is_at(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None where there is no file. ValueError for anything else."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (no JSON object): remove it")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

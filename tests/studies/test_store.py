@@ -142,3 +142,14 @@ def test_two_processes_run_a_stage_once(tmp_path) -> None:
     assert one != other and first == second and first["by"] in (one, other)
     with open(f"{folder}/ran") as file:
         assert file.read().split() == [str(first["by"])]
+
+
+def test_estimates_and_provenance_are_whole_or_refused(tmp_path) -> None:
+    store = Store.open(tmp_path)
+    assert store.estimate("abc") is None and store.provenance("predict-0123456789abcdef") is None
+    store.keep_estimate("abc", {"stages": 3})
+    assert store.estimate("abc") == {"stages": 3}
+    for damage in ('{"stages":', "[1]"):
+        (tmp_path / "estimates" / "abc.json").write_text(damage)
+        with pytest.raises(ValueError, match="remove it"):
+            store.estimate("abc")
