@@ -508,13 +508,17 @@ def test_kill_9_in_the_middle_and_the_same_command_again(shapes, tmp_path) -> No
     zombies = {n for n, trial in after.items() if trial.state == "interrupted"}
     # Another one may have been asked for and not yet written down.
     assert {n for n, trial in before.items() if trial.state == "running"} <= zombies != set()
-    assert {t.again for t in after.values()} - {None} == zombies
+    # One that was killed before its values were drawn has nothing to be tried again with.
+    drawn = {n for n in zombies if after[n].params}
+    assert {t.again for t in after.values()} - {None} == drawn
     study = optuna.load_study(
         study_name="killed", storage=f"sqlite:///{store}/searches/killed/optuna.db"
     )
     for trial in study.trials:
         failed = trial.number in zombies
         assert trial.state == (TrialState.FAIL if failed else TrialState.COMPLETE)
-        assert trial.user_attrs["stages"] == after[trial.number].stages
+        # A zombie may have been killed between its proposal and the note of its stages.
+        stages = trial.user_attrs.get("stages", {}) if failed else trial.user_attrs["stages"]
+        assert stages == after[trial.number].stages
     declared = json.loads((store / "searches" / "killed" / "search.json").read_text())
     assert declared["objectives"] == ["map"]
