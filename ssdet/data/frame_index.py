@@ -18,6 +18,8 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ssdet.data.remote_cache import identity, source
+
 MAX_PIXELS = 64 << 20
 CACHED_INDEXES = 256
 T = TypeVar("T")
@@ -78,7 +80,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
     it, whatever the path looks like: no playlist can lead anywhere else.
     """
     demuxer, _ = _kind(path)
-    url = "file:" + os.path.abspath(os.fspath(path))
+    place = source(path)
+    url = "file:" + os.path.abspath(place) if isinstance(place, str) else place
     options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     try:
         container = av.open(url, format=demuxer, options=options, metadata_errors="replace")
@@ -120,8 +123,7 @@ class FileCache(Generic[T]):
         self._lock = Lock()
 
     def get(self, path: str | os.PathLike[str], make: Callable[[], T]) -> T:
-        status = os.stat(path)
-        key = (os.path.abspath(os.fspath(path)), status.st_size, status.st_mtime_ns)
+        key = identity(path)
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
@@ -166,17 +168,18 @@ def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
 
     None where the header does not say.
     """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
+    place = source(path)
+    _, size, _ = identity(path)
+    if isinstance(place, str) and not stat.S_ISREG(os.stat(place).st_mode):
         raise CorruptVideo(path, "not a regular file")
-    with open(path, "rb") as file:
+    with open(place, "rb") if isinstance(place, str) else place as file:
         head = file.read(64)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         # Counted without the 8 bytes before it: some writers are off by a few.
-        return "avi", int.from_bytes(head[4:8], "little") > status.st_size
+        return "avi", int.from_bytes(head[4:8], "little") > size
     if head[:4] == b"\x1aE\xdf\xa3":
         end = _matroska_end(head)
-        return "matroska", end > status.st_size if end else None
+        return "matroska", end > size if end else None
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
         return "mp4", None
     reason = "not an MP4/MOV, Matroska/WebM or AVI file" if head else "empty file"

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ssdet.data.build import build_once, process_pool
+from ssdet.data.image_folder import PICTURE_FPS
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo, probe, read_clip
 
@@ -41,16 +42,19 @@ def dense_targets(manifest: Manifest, video: Video, reader: FrameReader) -> np.n
 
 
 class Decoder:
-    """Reads every clip from its file, short side scaled to `size` pixels (None: as it is)."""
+    """Reads every clip from its file, short side scaled to `size` pixels (None: as it is).
 
-    def __init__(self, size: int | None = None) -> None:
-        self.size = size
+    `picture_fps` is the rate of videos that are folders of pictures.
+    """
+
+    def __init__(self, size: int | None = None, picture_fps: float = PICTURE_FPS) -> None:
+        self.size, self.picture_fps = size, picture_fps
 
     def frames(self, video: Video) -> int:
         return probe(video.path).frames
 
     def fps(self, video: Video) -> float:
-        return probe(video.path).fps
+        return probe(video.path, self.picture_fps).fps
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         return read_clip(video.path, indices, size=self.size)

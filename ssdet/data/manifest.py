@@ -4,14 +4,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from ssdet.data.files import VideoFolder, split_name
+from ssdet.data.files import VideoFolder, quarantine_file, read_quarantine, split_name
+from ssdet.data.image_folder import stored_size
+from ssdet.data.remote import is_remote
+from ssdet.data.remote_cache import origin, stand_in
+
+AnyPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +38,15 @@ class Video:
 
     id: str
     path: str
-    """File; empty where only annotations were asked for."""
+    """File, or folder of numbered JPEG files; empty where only annotations were asked for."""
     split: str
     """train, val or test."""
     label: int | None = None
     segments: tuple[Segment, ...] = ()
     duration: float | None = None
     """Seconds, as annotated."""
+    left_out: int = 0
+    """Annotated instances that end before they start."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ class Manifest:
     """Ids of annotated videos without a file; they are not among `videos`."""
     missing_splits: tuple[str, ...] = ()
     """Split of each missing video."""
+    quarantined: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Why, for those of the missing that the quarantine list names."""
     notes: Mapping[str, int] = field(default_factory=dict, compare=False)
     """How often the reader met what it had to leave out or what looks odd, by kind."""
 
@@ -94,7 +103,7 @@ class Manifest:
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for video in self.videos:
-            size = os.path.getsize(video.path) if video.path else None
+            size = stored_size(video.path) if video.path else None
             segments = [(s.label, s.start, s.end) for s in video.segments]
             row = (video.id, video.split, video.label, segments, video.duration, size)
             digest.update(json.dumps(row).encode())
@@ -108,7 +117,21 @@ class Manifest:
             kept[video.split] = kept.get(video.split, 0) + 1
             if kept[video.split] <= videos:
                 chosen.append(video)
-        return replace(self, videos=tuple(chosen), missing=(), missing_splits=())
+        return replace(self, videos=tuple(chosen), missing=(), missing_splits=(), quarantined={})
+
+    def without(self, reasons: Mapping[str, str]) -> "Manifest":
+        """The same with the videos that have a reason here, by id, among the missing ones."""
+        out = [video for video in self.videos if video.id in reasons]
+        # Of a folder of converted copies, those that are listed are not there either.
+        told = {name: reasons[name] for name in self.missing if name in reasons}
+        told |= {video.id: reasons[video.id] for video in out}
+        return replace(
+            self,
+            videos=tuple(video for video in self.videos if video.id not in reasons),
+            missing=(*self.missing, *(video.id for video in out)),
+            missing_splits=(*self.missing_splits, *(video.split for video in out)),
+            quarantined={**self.quarantined, **told},
+        )
 
     def split(self, name: str) -> "Manifest":
         """The videos of one split (train, val or test); notes stay those of the whole."""
@@ -123,6 +146,7 @@ class Manifest:
             videos=tuple(video for video in self.videos if video.split == wanted),
             missing=tuple(video for video, _ in missing),
             missing_splits=tuple(split for _, split in missing),
+            quarantined={v: self.quarantined[v] for v, _ in missing if v in self.quarantined},
         )
 
     def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
@@ -144,50 +168,82 @@ class Manifest:
 
 def load_manifest(
     format: str,
-    path: str | os.PathLike[str],
-    videos: str | os.PathLike[str] | None = None,
+    path: AnyPath | Sequence[AnyPath],
+    videos: AnyPath | None = None,
     split: str | None = None,
+    quarantine: AnyPath | bool = True,
 ) -> Manifest:
     """Annotations in one of the known formats, joined with the files in the folder `videos`.
 
     | format | path |
     |---|---|
     | segments | JSON `id: {subset, duration, actions: [[class, start, end], ...]}` |
-    | charades | the official CSV, the folder with both CSVs, or the JSON |
+    | charades | the official CSV files, the folder with both, or the JSON |
     | multithumos | the JSON, classes from 1 |
-    | kinetics | the published CSV, a CSV `file,label[,split]`, or `[split/]class/` folders |
+    | activitynet | JSON `database: id: {subset, duration, annotations: [{segment, label}]}` |
+    | kinetics | published CSV files, CSV `file,label[,split]`, lists of `path number`, the folder
+      with such lists, or `[split/]class/` folders |
     | moving_shapes | the rendered folder; `split` is `upstream` or `downstream` |
 
-    Without `videos`, kinetics looks beside the annotation and the others load annotation alone
-    (empty paths). `split` keeps the train, val or test videos.
+    Paths may be URIs such as `s3://bucket/folder` (docs/storage.md); their videos are files. Else
+    a video is a file or a folder of numbered JPEG files. Without `videos`, kinetics looks beside
+    the annotation and the others load annotation alone (empty paths). `split` keeps the train, val
+    or test videos. Videos that `quarantine.json` beside the annotation names (or the file given as
+    `quarantine`; False: none) count as missing, with its reasons, where files are looked for.
 
     Raises ValueError, naming file, video and field, for an annotation that does not hold together.
     """
-    from ssdet.data import charades, kinetics, segments
-
-    root = Path(path)
-    folder = None if videos is None else Path(videos)
+    given = [path] if isinstance(path, str | os.PathLike) else list(path)
+    deep = format == "kinetics"
+    paths = [stand_in(part, deep) for part in given]
+    if not paths:
+        raise ValueError("no annotation given, expected a file or folder")
     if format == "moving_shapes":
         from ssdet.data import moving_shapes
 
-        return moving_shapes.manifest(root, split or "upstream")
-    readers = {
-        "segments": segments.read_segments,
-        "charades": charades.read_charades,
-        "multithumos": segments.read_multithumos,
-        "kinetics": kinetics.read_kinetics,
-    }
-    if format not in readers:
-        raise ValueError(f"format {format!r}: expected {', '.join(readers)} or moving_shapes")
-    manifest = readers[format](root, folder)
+        return moving_shapes.manifest(paths[0], split or "upstream")
+    manifest = _read(format, paths, None if videos is None else stand_in(videos, deep=True))
+    if any(is_remote(os.fspath(part)) for part in [*given, *([videos] if videos else [])]):
+        named = tuple(replace(video, path=origin(video.path)) for video in manifest.videos)
+        manifest = replace(manifest, videos=named)
+    if any(video.path for video in manifest.videos):
+        manifest = manifest.without(_quarantined(paths[0], quarantine))
     return manifest if split is None else manifest.split(split)
+
+
+def _read(format: str, paths: list[Path], folder: Path | None) -> Manifest:
+    from ssdet.data import activitynet, charades, kinetics, segments
+
+    of_lists = {"charades": charades.read_charades, "kinetics": kinetics.read_kinetics}
+    of_a_file = {
+        "segments": segments.read_segments,
+        "multithumos": segments.read_multithumos,
+        "activitynet": activitynet.read_activitynet,
+    }
+    if format in of_lists:
+        return of_lists[format](paths, folder)
+    if format not in of_a_file:
+        known = ", ".join([*of_lists, *of_a_file])
+        raise ValueError(f"format {format!r}: expected {known} or moving_shapes")
+    if len(paths) > 1:
+        raise ValueError(f"{len(paths)} annotations given, {format} is one file: {paths[1]}")
+    return of_a_file[format](paths[0], folder)
+
+
+def _quarantined(annotation: Path, given: AnyPath | bool) -> dict[str, str]:
+    if given is False:
+        return {}
+    if given is not True:
+        return read_quarantine(Path(given))
+    beside = quarantine_file(annotation)
+    return read_quarantine(beside) if beside.is_file() else {}
 
 
 def join_files(
     name: str,
     classes: Sequence[str],
     videos: Sequence[Video],
-    stems: Sequence[Sequence[str]],
+    stems: Iterable[Iterable[str]],
     folder: Path | None,
     notes: Mapping[str, int],
 ) -> Manifest:
@@ -198,7 +254,7 @@ def join_files(
     if folder is not None:
         files = VideoFolder(folder)
         videos = [
-            replace(video, path=files.find(*names))
+            replace(video, path=files.find(names))
             for video, names in zip(videos, stems, strict=True)
         ]
     missing = [video for video in videos if folder is not None and not video.path]
@@ -208,5 +264,5 @@ def join_files(
         tuple(video for video in videos if folder is None or video.path),
         tuple(video.id for video in missing),
         tuple(video.split for video in missing),
-        {kind: count for kind, count in notes.items() if count},
+        notes={kind: count for kind, count in notes.items() if count},
     )

@@ -14,6 +14,8 @@ UNNAMED = "classes without a name (no classes.txt): numbered"
 MULTITHUMOS_CLASSES = 65
 MAX_CLASSES = 100_000
 MAX_SECONDS = 1e9
+EARLIEST = -1.0
+"""Seconds. To show an action from the first frame on, it must begin a little before 0."""
 
 
 def read_segments(path: Path, videos: Path | None) -> Manifest:
@@ -76,11 +78,10 @@ def from_entries(
         subset, duration = entry.get("subset"), entry.get("duration")
         if not isinstance(subset, str):
             raise ValueError(f"{where}: subset {subset!r}, expected a name")
-        if not is_number(duration) or duration <= 0:
-            raise ValueError(f"{where}: duration {duration!r}, expected seconds > 0")
-        segments = keep_segments(where, actions, codes, float(duration), notes)
-        split = split_name(subset, where)
-        found.append(Video(name, "", split, segments=segments, duration=float(duration)))
+        length = seconds(where, "duration", duration)
+        segments = keep_segments(where, actions, codes, length, notes)
+        lost = len(actions) - len(segments)
+        found.append(Video(name, "", split_name(subset, where), None, segments, length, lost))
     return join_files(path.stem, classes, found, [(v.id,) for v in found], videos, notes)
 
 
@@ -97,9 +98,14 @@ def keep_segments(
         label, start, end = action
         code = codes.get(label) if isinstance(label, str) or is_whole(label) else None
         if code is None:
-            raise ValueError(f"{where}: class {label!r} is not one of the data set's")
+            raise ValueError(
+                f"{where}: class {label!r} is not one of the {len(set(codes.values()))} classes "
+                f"of the data set, {_ends(codes)}"
+            )
         if not (is_number(start) and is_number(end)):
             raise ValueError(f"{where}: action {action!r}, expected [class, start, end] in seconds")
+        if start < EARLIEST:
+            raise ValueError(f"{where}: action {action!r}: start {start}, expected 0 s or later")
         notes[BEYOND] += end > duration
         if end <= start:
             notes[DROPPED] += 1
@@ -118,6 +124,19 @@ def _actions(where: str, entry: Any) -> list[Any]:
         if not isinstance(action, list) or len(action) != 3:
             raise ValueError(f"{where}: action {action!r}, expected [class, start, end]")
     return actions
+
+
+def _ends(codes: Mapping[Any, int]) -> str:
+    """The first and the last of the names or numbers in use."""
+    keys = sorted((key for key in codes if is_whole(key)), key=codes.__getitem__) or [*codes]
+    return f"{keys[0]} to {keys[-1]}" if keys else "which has none"
+
+
+def seconds(where: str, field: str, value: Any) -> float:
+    """A length of time; ValueError naming the field for anything but a number of seconds > 0."""
+    if not is_number(value) or value <= 0:
+        raise ValueError(f"{where}: {field} {value!r}, expected seconds > 0")
+    return float(value)
 
 
 def is_whole(value: Any) -> bool:

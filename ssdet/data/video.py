@@ -6,14 +6,18 @@ converts only the frames that are returned. Where packets do not tell the frames
 B-frames in AVI, hidden frames of VP8, no timestamps) frames are counted by decoding from the
 start: slower, never inexact.
 
-MP4/MOV, Matroska/WebM and AVI files are read; others need converting first.
+MP4/MOV, Matroska/WebM and AVI files are read; others need converting first. A folder of numbered
+JPEG files, or a pack of JPEGs, is read as a video, too.
 """
 
 import operator
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
 
 import av
 import numpy as np
@@ -34,12 +38,15 @@ from ssdet.data.frame_index import (
     packets,
     strict,
 )
+from ssdet.data.image_folder import PICTURE_FPS, image_folder
+from ssdet.data.packed import is_pack, pack
 
-__all__ = ["CorruptVideo", "VideoInfo", "probe", "read_clip"]
+__all__ = ["CorruptVideo", "VideoInfo", "decoding", "probe", "read_clip"]
 
 Path = str | os.PathLike[str]
 Size = int | tuple[int, int]
 NumberedFrame = tuple[int, VideoFrame]
+Decoded = Callable[[list[int]], Iterator[NumberedFrame]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,54 +80,95 @@ class _MissedError(Exception):
 def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np.ndarray:
     """Frames of a video by number: RGB uint8 [T, H, W, 3], the very ones of a full decode.
 
-    `frames` counts shown frames from 0 (not time), in any order, repeats allowed. The pictures
-    stand upright by the rotation in the metadata; pixel aspect ratio is ignored. `size` is
-    (height, width), or the length of the short side; scaling is part of the colour conversion.
+    `path` is a file or a folder of numbered JPEG files (from 0 or 1, without a gap). `frames`
+    counts shown frames from 0 (not time), in any order, repeats allowed. The pictures stand upright
+    by the rotation in the metadata; pixel aspect ratio is ignored. `size` is (height, width), or
+    the length of the short side; scaling is part of the colour conversion.
 
     Raises IndexError for a negative number or one past the end; `CorruptVideo` for a file that is
     broken, not a video, or cut before a frame that was asked for; FileNotFoundError without a file.
     """
     numbers = [operator.index(frame) for frame in frames]
-    with opened(path) as (container, stream):
-        source = _Source(container, stream, frame_index(path, container, stream))
-        _check_range(path, numbers, source.index)
-        if not numbers:
-            return _clip(path, [0], size, source)[:0]
-        return _clip(path, numbers, size, source)
+    with decoding(path) as video:
+        _check_range(path, numbers, video.index)
+        return _clip(numbers, size, video.decoded)
 
 
-def probe(path: Path) -> VideoInfo:
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """An opened video."""
+
+    index: FrameIndex
+    codec: str
+    decoded: Decoded
+    """Frames of given numbers (ascending, no repeats) as they are stored: not turned upright."""
+    tick: Fraction | None = None
+    """Seconds of one unit of the index's times, if it has any."""
+
+
+@contextmanager
+def decoding(path: Path) -> Iterator[Decoding]:
+    """Open a video: a file, a folder of pictures or a pack; the one place that tells them apart.
+
+    Raises as `read_clip`; a damaged file is opened, and its index says so.
+    """
+    if os.path.isdir(path):
+        folder = image_folder(path)
+        count = len(folder.files)
+        index = FrameIndex(count, count, None, count / PICTURE_FPS)
+        yield Decoding(index, "mjpeg", folder.frames)
+    elif is_pack(path):
+        stored = pack(path)
+        index = FrameIndex(stored.count, stored.count, None, stored.duration)
+        yield Decoding(index, "mjpeg", stored.frames)
+    else:
+        with opened(path) as (container, stream):
+            index = frame_index(path, container, stream)
+            source = _Source(container, stream, index)
+            name = stream.codec_context.name
+            decoded = partial(_frames, path, source=source)
+            yield Decoding(index, name, decoded, stream.time_base)
+
+
+def probe(path: Path, picture_fps: float = PICTURE_FPS) -> VideoInfo:
     """Exact frame count, rate, duration in seconds and upright size of a video.
 
-    Raises `CorruptVideo` for a file that is broken, cut short or not a video, FileNotFoundError
-    without a file.
+    A folder of pictures does not say its rate: `picture_fps` does. Raises `CorruptVideo` for a file
+    that is broken, cut short or not a video, FileNotFoundError without a file.
     """
-    return _probed.get(path, lambda: _probe(path))
+    info = _probed.get(path, lambda: _probe(path))
+    if not os.path.isdir(path):
+        return info
+    return replace(info, fps=picture_fps, duration=info.frames / picture_fps)
 
 
 _probed: FileCache[VideoInfo] = FileCache(CACHED_INDEXES)
 
 
 def _probe(path: Path) -> VideoInfo:
-    with opened(path) as (container, stream):
-        index = frame_index(path, container, stream)
+    with decoding(path) as video:
+        index = video.index
         if index.damage:
             raise CorruptVideo(path, f"{index.damage}; {index.count} frames can be read")
         if not index.duration:
             raise CorruptVideo(path, "neither frame times nor a frame rate in it")
-        _, frame = next(_frames(path, [0], _Source(container, stream, index)))
-        turns = _quarter_turns(frame)
-        height, width = _upright(frame, turns)
-        return VideoInfo(
-            frames=index.count,
-            fps=index.count / index.duration,
-            duration=index.duration,
-            width=width,
-            height=height,
-            rotation=90 * turns,
-            codec=stream.codec_context.name,
-            pixel_format=frame.format.name,
-        )
+        _, frame = next(video.decoded([0]))
+        return _info(index.count, index.duration, frame, video.codec)
+
+
+def _info(count: int, duration: float, frame: VideoFrame, codec: str) -> VideoInfo:
+    turns = _quarter_turns(frame)
+    height, width = _upright(frame, turns)
+    return VideoInfo(
+        frames=count,
+        fps=count / duration,
+        duration=duration,
+        width=width,
+        height=height,
+        rotation=90 * turns,
+        codec=codec,
+        pixel_format=frame.format.name,
+    )
 
 
 def _check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
@@ -137,13 +185,15 @@ def _check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
     raise IndexError(f"video {name!r}: frame {last} asked, has {count} (0 to {count - 1})")
 
 
-def _clip(path: Path, numbers: list[int], size: Size | None, source: _Source) -> np.ndarray:
+def _clip(numbers: list[int], size: Size | None, decoded: Decoded) -> np.ndarray:
+    if not numbers:
+        return _clip([0], size, decoded)[:0]
     places: dict[int, list[int]] = {}
     for place, number in enumerate(numbers):
         places.setdefault(number, []).append(place)
     clip = np.empty(0, np.uint8)
     reformatter = VideoReformatter()
-    for number, frame in _frames(path, sorted(places), source):
+    for number, frame in decoded(sorted(places)):
         if not clip.size:
             turns = _quarter_turns(frame)
             height, width = _scaled(_upright(frame, turns), size)
