@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm clean
+.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm long-test clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,9 @@ kill-test: install  ## kill -9 of the driver at random moments: the same table
 
 kill-storm: install  ## ten kill -9 of drivers, trials and workers
 	$(RUN) tests/kill/run.py --storm
+
+long-test: install  ## an hour of video through `ssdet infer`: memory as for a minute
+	$(RUN) tests/long/run.py $(ARGS)
 
 cluster-test: install  ## `ray up` of three nodes in network namespaces (root, Linux)
 	$(RUN) tests/cluster/run.py

@@ -4,18 +4,21 @@ Subpackages load when they are first touched, so that ``import ssdet`` costs nex
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
 _PARTS = ("augment", "data", "evaluation", "models", "results", "studies", "training")
+_NAMES = {"Detector": "ssdet.results.detector"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _PARTS:
         return importlib.import_module(f"ssdet.{name}")
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'ssdet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PARTS])
+    return sorted([*globals(), *_PARTS, *_NAMES])

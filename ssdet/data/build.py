@@ -33,10 +33,10 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
     """Pool, by default of one process per usable core, that ends with the process that made it."""
     count = processes or len(os.sched_getaffinity(0))
-    return ProcessPoolExecutor(count, initializer=_end_with_parent)
+    return ProcessPoolExecutor(count, initializer=end_with_parent)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Orphans would wait for work for ever, and with the descriptor that they inherit hold the lock
     of `build_once`, for which the same command, given again, would wait."""
 

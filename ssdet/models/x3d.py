@@ -63,6 +63,17 @@ class X3D(nn.Module):
         return list(self.blocks)[1:-1]
 
     @property
+    def temporal_context(self) -> int | None:
+        """How many frames before and after it a frame's logits depend on; None: on all frames,
+        which squeeze-excitation averages."""
+        from fvcore.nn.squeeze_excitation import SqueezeExcitation
+
+        modules = list(self.modules())
+        if any(isinstance(module, SqueezeExcitation) for module in modules):
+            return None
+        return sum(m.kernel_size[0] // 2 for m in modules if isinstance(m, nn.Conv3d))
+
+    @property
     def classifier(self) -> str:
         """Prefix of the parameters whose shape depends on the number of classes."""
         return f"blocks.{len(self.blocks) - 1}.proj."
@@ -98,6 +109,7 @@ def x3d(
     norm_splits: int = 1,
     shortcut_norm: bool = False,
     in_channels: int = 3,
+    se_ratio: float = 0.0625,
 ) -> X3D:
     """X3D of any size.
 
@@ -107,6 +119,8 @@ def x3d(
     norm_splits: groups of a batch that are normalised apart, see ``norm.splits_for``.
     shortcut_norm: normalise a first shortcut that keeps its width too, as the released SSDet
     networks do and pytorchvideo's do not.
+    se_ratio: width of squeeze-excitation over that of its block; 0 leaves it out, and the network
+    sees ``temporal_context`` frames to each side instead of all.
     """
     from pytorchvideo.models.x3d import create_x3d_head, create_x3d_stem
 
@@ -127,7 +141,7 @@ def x3d(
     for width, depth, stride in zip(widths, depths, strides, strict=True):
         before = last
         inner, last = (int(2.25 * width), width) if isinstance(width, int) else width
-        blocks.append(_stage(depth, before, inner, last, stride, norm, shortcut_norm))
+        blocks.append(_stage(depth, before, inner, last, stride, norm, shortcut_norm, se_ratio))
     head = create_x3d_head(
         dim_in=last,
         dim_inner=inner,
@@ -149,6 +163,7 @@ def _stage(
     stride: int,
     norm: partial[SubBatchNorm3d],
     shortcut_norm: bool,
+    se_ratio: float,
 ) -> nn.Module:
     from pytorchvideo.models.x3d import create_x3d_res_stage
 
@@ -159,6 +174,7 @@ def _stage(
         dim_out=after,
         conv_stride=(1, stride, stride),
         norm=norm,
+        se_ratio=se_ratio,
     )
     for block in stage.res_blocks:
         block.branch_fusion = operator.add  # its own is a lambda, which cannot be pickled

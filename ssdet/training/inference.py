@@ -1,18 +1,21 @@
 """Scores for every frame of every video of a split."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdet.data.clips import ClipRecipe, centre_crop, normalise
 from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo
 from ssdet.training.losses import interpolate
+from ssdet.training.recipe import LATER
+from ssdet.training.windows import clip_windows, slide, upsample, windows
 
 Network = Callable[[Tensor], Tensor]
 """Clips [1, C, T, H, W] -> logits or features [1, K, T]."""
@@ -32,6 +35,10 @@ class PredictRecipe:
     clip: ClipRecipe = field(default_factory=ClipRecipe)
     window: int = 256
     """Most clip frames in one pass; longer videos are cut into equal parts."""
+    overlap: bool = field(default=False, metadata=LATER)
+    """Let each pass read as far beyond its part as the network sees (its `temporal_context`): the
+    scores are then those of one pass. A network that sees everything, or does not say how far, gets
+    an eighth of the window: no part then ends in padding, but its scores depend on the window."""
 
 
 def passes(
@@ -40,23 +47,88 @@ def passes(
     """Every stride-th frame of a video from frame 0, in as few passes as the window allows: the
     frames' indices and the input [1, C, T, H, W]. Raises CorruptVideo."""
     steps = range(0, reader.frames(video), recipe.clip.stride)
-    count = -(-len(steps) // recipe.window)
-    for part in range(count):
-        mine = steps[len(steps) * part // count : len(steps) * (part + 1) // count]
-        pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, mine)))
-        yield mine, normalise(centre_crop(pictures, recipe.clip.size)[None], recipe.clip, device)
+    for part in windows(len(steps), recipe.window):
+        mine = steps[part.start : part.stop]
+        yield mine, _input(video, reader, mine, recipe.clip, device)
+
+
+def _input(
+    video: Video, reader: FrameReader, steps: Sequence[int], clip: ClipRecipe, device: torch.device
+) -> Tensor:
+    pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, steps)))
+    return normalise(centre_crop(pictures, clip.size)[None], clip, device)
 
 
 @torch.inference_mode()
 def score_video(
     network: Network, video: Video, reader: FrameReader, recipe: PredictRecipe, device: torch.device
 ) -> Tensor:
-    """Logits [frames, K] of a video, interpolated to its own rate. Raises CorruptVideo."""
-    inputs = passes(video, reader, recipe, device)
-    logits_BKT = torch.cat([network(clips) for _, clips in inputs], 2)
+    """Logits [frames, K] of a video, interpolated to its own rate. Raises CorruptVideo, and
+    ValueError for a window that is all overlap."""
+    frames, clip = reader.frames(video), recipe.clip
+    steps = range(0, frames, clip.stride)
+    parts = windows(len(steps), recipe.window, _context(network, recipe))
+    kept = [
+        network(_input(video, reader, steps[p.start : p.stop], clip, device))[:, :, p.keep]
+        for p in parts
+    ]
+    logits_BKT = torch.cat(kept, 2)
     # In one piece, so that interpolation does not see where one pass ends and the next begins.
-    logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * recipe.clip.stride)
-    return logits_BKF[0].T[: reader.frames(video)].contiguous().cpu()
+    logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * clip.stride)
+    return logits_BKF[0].T[:frames].contiguous().cpu()
+
+
+def _context(network: Network, recipe: PredictRecipe) -> int:
+    """Frames to each side that a pass reads beyond its part."""
+    if not recipe.overlap:
+        return 0
+    context: int | None = getattr(network, "temporal_context", None)
+    return recipe.window // 8 if context is None else context
+
+
+@torch.inference_mode()
+def stream_logits(
+    model: nn.Module,
+    pictures: Iterable[np.ndarray],
+    frames: int,
+    recipe: PredictRecipe,
+    device: torch.device,
+    readout: Literal["frame", "clip"] = "frame",
+) -> Iterator[Tensor]:
+    """Logits [n, K] of a video of `frames` frames, block after block, as `score_video` gives them.
+
+    `pictures`: every stride-th frame, uint8 [H, W, C]; those of one pass are held at a time. With
+    readout="clip" whole clips are scored (`model.classify`), two for every frame, and frames
+    between their middles interpolated. ValueError for a window that is all overlap.
+    """
+    clip = recipe.clip
+    steps = -(-frames // clip.stride)
+    if readout == "clip":
+        hop, scorer = clip.frames // 2, _clip_logits
+        parts = clip_windows(steps, clip.frames, hop)
+    else:
+        hop, scorer = 1, _frame_logits
+        parts = windows(steps, recipe.window, _context(model, recipe))
+    crops = (centre_crop(torch.from_numpy(picture)[None], clip.size)[0] for picture in pictures)
+    score, done = partial(scorer, model, clip, device), 0
+    for rows in upsample(slide(crops, parts, score), hop * clip.stride):
+        yield rows[: frames - done].cpu()
+        done += len(rows)
+
+
+def _frame_logits(
+    model: nn.Module, clip: ClipRecipe, device: torch.device, pictures_THWC: Tensor
+) -> Tensor:
+    return model(normalise(pictures_THWC[None], clip, device))[0]
+
+
+def _clip_logits(
+    model: nn.Module, clip: ClipRecipe, device: torch.device, pictures_THWC: Tensor
+) -> Tensor:
+    # A short video is gone through cyclically, as in training.
+    whole_THWC = pictures_THWC[torch.arange(clip.frames) % len(pictures_THWC)]
+    classify = model.classify
+    return classify(normalise(whole_THWC[None], clip, device)).T  # type: ignore[operator]
 
 
 def predict(

@@ -1,0 +1,115 @@
+"""Do the files hold what the annotation says? What cannot be read is put in quarantine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssdet.data.manifest import Manifest, Video
+from ssdet.data.sweep import Progress, Record, need_files, sweep, write_json
+from ssdet.data.video import probe, read_clip
+
+JOURNAL = "checked.jsonl"
+SECONDS_OFF = 0.5
+SHARE_OFF = 0.01
+RATE_OFF = 0.01
+_VERSION = "check-1"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found, by id of the video with the reason."""
+
+    annotated: int
+    missing: tuple[str, ...]
+    unreadable: Mapping[str, str]
+    """Broken, empty, no video in it, crashed the decoder or took too long."""
+    suspicious: Mapping[str, str]
+    """Readable, but of another length or frame rate than expected."""
+    unchecked: Mapping[str, str]
+    """Input/output errors and the like, which say nothing of the file; another run tries again."""
+    fps: float | None
+    """Rate of most videos; None where no rate has a majority."""
+
+    @property
+    def fine(self) -> int:
+        """Videos of which nothing bad is to be said."""
+        faults = (self.missing, self.unreadable, self.suspicious, self.unchecked)
+        return self.annotated - sum(map(len, faults))
+
+
+def check(
+    manifest: Manifest,
+    quarantine: Path,
+    processes: int | None = None,
+    seconds: float = 300,
+    with_suspicious: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Report:
+    """Decode both ends and the middle of every video, compare with its annotation, and write the
+    `quarantine` list {"format": 1, "videos": {id: reason}} of those that cannot be read.
+
+    Durations may differ by 0.5 s or 1 %, whichever is more, rates from that of most videos by 1 %.
+    `with_suspicious` puts those that differ in quarantine too. A crash of the decoder, or `seconds`
+    without an end, is that video's fault. What was found out of each file is kept in checked.jsonl
+    beside the list: a run after an interruption goes on, a later one looks at changed files only.
+
+    Raises ValueError for a data set without any file, OSError where nothing can be written.
+    """
+    need_files(manifest)
+    journal = quarantine.with_name(JOURNAL)
+    records = sweep(
+        manifest.videos, examine, journal, _VERSION, processes, seconds, progress
+    )  # fmt: skip
+    report = judge(manifest, records)
+    reasons = {**report.unreadable, **(report.suspicious if with_suspicious else {})}
+    write_json(quarantine, {"format": 1, "videos": dict(sorted(reasons.items()))})
+    return report
+
+
+def examine(video: Video) -> Record:
+    """Frames and seconds of a file of which both ends and the middle decode; CorruptVideo else."""
+    info = probe(video.path)
+    read_clip(video.path, [0, info.frames // 2, info.frames - 1], size=(32, 32))
+    return {"frames": info.frames, "duration": info.duration}
+
+
+def judge(manifest: Manifest, records: Mapping[str, Record]) -> Report:
+    """Report from what is known of each file."""
+    broken = {name: record for name, record in records.items() if "fault" in record}
+    whole = {name: record for name, record in records.items() if "fault" not in record}
+    rate = _majority([record["frames"] / record["duration"] for record in whole.values()])
+    odd = {
+        video.id: why
+        for video in manifest.videos
+        if video.id in whole and (why := _oddity(video, whole[video.id], rate))
+    }
+    return Report(
+        annotated=len(manifest.videos) + len(manifest.missing),
+        missing=manifest.missing,
+        unreadable={n: record["fault"] for n, record in broken.items() if not record["again"]},
+        suspicious=odd,
+        unchecked={n: record["fault"] for n, record in broken.items() if record["again"]},
+        fps=rate,
+    )
+
+
+def _majority(rates: list[float]) -> float | None:
+    if not rates:
+        return None
+    middle = float(np.median(rates))
+    near = np.abs(np.array(rates) - middle) <= RATE_OFF * middle
+    return middle if near.mean() > 0.5 else None
+
+
+def _oddity(video: Video, record: Record, usual: float | None) -> str:
+    duration, rate = record["duration"], record["frames"] / record["duration"]
+    found = []
+    if video.duration is not None:
+        allowed = max(SECONDS_OFF, SHARE_OFF * video.duration)
+        if abs(duration - video.duration) > allowed:
+            found.append(f"lasts {duration:.2f} s, annotated {video.duration:.2f} s")
+    if usual is not None and abs(rate - usual) > RATE_OFF * usual:
+        found.append(f"{rate:.2f} frames a second, most videos have {usual:.2f}")
+    return "; ".join(found)
