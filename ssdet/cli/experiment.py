@@ -38,7 +38,11 @@ class Options:
     """Format of the untrimmed videos to fine-tune and score on. All but moving_shapes need
     --upstream and --downstream."""
     preset: str = "tiny"
-    """Network, clips and schedules: smoke, tiny, science, small or paper."""
+    """Network, clips and schedules: smoke, tiny, science, small, paper (its recipe for the data), or
+    released (as the published code has it)."""
+    weights: str = ""
+    """What pretraining starts from, with paper and released: a published name (`ssdet weights`) or
+    the path of a checkpoint. Theirs is the short schedule; without weights it is the long one."""
     seeds: int = 3
     """Seeds 0 … N-1 of every arm."""
     store: str = os.environ.get("SSDET_STORE", "runs")
@@ -135,6 +139,7 @@ def main(
             also(planned, store, out)
         if options.report or options.smoke:
             write_report(planned, store, folder / "report.html")
+        store.share(folder)
     except (StagesFailed, BudgetSpent, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -147,7 +152,7 @@ def main(
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the preset's base, the data, the seeds and the arms that were asked for."""
-    chosen = preset(options.preset)
+    chosen = preset(options.preset, options.data, options.weights)
     arms = study.arms
     if options.arms:
         if unknown := set(options.arms) - {arm.name for arm in arms}:
@@ -156,7 +161,7 @@ def resolve(study: Study, options: Options) -> Study:
         wanted = {*options.arms, study.baseline}
         for arm in arms:
             if arm.name in options.arms:
-                wanted |= {*arm.members, arm.seeds_of}
+                wanted |= {*arm.members, arm.seeds_of, study.baseline_of(arm.name)}
         arms = tuple(arm for arm in arms if arm.name in wanted)
     names = {arm.name for arm in arms}
     data = data_of(options, chosen)
@@ -176,7 +181,7 @@ def resolve(study: Study, options: Options) -> Study:
 def store_of(options: Options) -> Store:
     """The store of these options; a trial run has one of its own inside it."""
     store = Store.open(options.store)
-    return Store.open(store.root / "smoke") if options.smoke else store
+    return store.inside("smoke") if options.smoke else store
 
 
 def _hurried(change: Change) -> Change:
@@ -215,6 +220,7 @@ def data_of(options: Options, chosen: Preset) -> Data:
         Source(options.data, options.downstream, options.downstream_videos),
         chosen.decode_size,
         chosen.cache,
+        fps=chosen.fps,
     )
 
 

@@ -22,10 +22,11 @@ from ssdet.evaluation.strata import (
     stratum_masks,
     stratum_targets,
 )
-from ssdet.results.layout import difference_text
+from ssdet.results.layout import AGAINST, difference_text
 from ssdet.results.tables import READOUTS, Cell, predictions
 from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store
+from ssdet.studies.study import Study
 from ssdet.training.inference import frame_targets
 
 Sets = Mapping[int, PredictionSet]
@@ -53,6 +54,8 @@ class BreakdownRow:
     cells: Mapping[str, Cell]
     """By stratum; none where the stratum has no positive frame."""
     quoted: Quote
+    against: str = ""
+    """Arm that this one is compared with; empty for the baseline."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Breakdown:
     seeds: int
     resamples: int
     source: str
+
+    @property
+    def several_baselines(self) -> bool:
+        """Whether some arm is compared with another one than the baseline."""
+        return any(row.against not in ("", self.baseline) for row in self.rows)
 
 
 def breakdown(
@@ -101,12 +109,18 @@ def breakdown(
     cells: dict[str, dict[str, Cell]] = {arm: {} for arm in sets}
     for stratum in by:
         if common[stratum.name].positives:
-            differences = _differences(sets, study.baseline, targets, stratum, resamples)
+            differences = _differences(study, sets, targets, stratum, resamples)
             for arm, cell in _cells(scores, stratum.name, differences).items():
                 cells[arm][stratum.name] = cell
     quotes = quoted or {}
     rows = tuple(
-        BreakdownRow(arm.name, arm.label, cells[arm.name], quotes.get(arm.name, Quote()))
+        BreakdownRow(
+            arm.name,
+            arm.label,
+            cells[arm.name],
+            quotes.get(arm.name, Quote()),
+            study.baseline_of(arm.name),
+        )
         for arm in study.arms
         if arm.name in sets
     )
@@ -163,20 +177,19 @@ def _cells(
 
 
 def _differences(
+    study: Study,
     sets: Mapping[str, Sets],
-    baseline: str,
     targets: Mapping[str, np.ndarray],
     stratum: Stratum,
     resamples: int,
 ) -> dict[str, BootstrapResult | None]:
-    """Difference of each arm from the baseline inside one stratum; None for the baseline."""
-    base = sets[baseline]
-    scored = {v: targets[v] for v in next(iter(base.values()))}
+    """Difference of each arm from its baseline inside one stratum; None without one."""
+    scored = {v: targets[v] for v in next(iter(sets[study.baseline].values()))}
     masks = stratum_masks(stratum, scored)
     truth = stratum_targets(scored, masks)
     found: dict[str, BootstrapResult | None] = {}
     for arm, ours in sets.items():
-        if arm == baseline:
+        if (base := sets.get(study.baseline_of(arm))) is None:
             found[arm] = None
             continue
         if len(ours) == 1:  # one ensemble of all seeds stands against every seed of the baseline
@@ -192,7 +205,7 @@ def _differences(
 
 def breakdown_header(table: Breakdown) -> tuple[str, ...]:
     """Column titles of `breakdown_rows`: a stratum's name, protocol and frames, in lines."""
-    titles = ["arm"]
+    titles = ["arm", *([AGAINST] if table.several_baselines else [])]
     for name in _columns(table):
         score = table.strata[name]
         titles.append(f"{name}\n{score.protocol}\n{score.frames} frames")
@@ -204,8 +217,11 @@ def breakdown_header(table: Breakdown) -> tuple[str, ...]:
 def breakdown_rows(table: Breakdown) -> list[tuple[str, ...]]:
     """The table as text in percent, in the order of `breakdown_header`; a cell may have lines."""
     rows = []
+    labels = {row.arm: row.label for row in table.rows}
     for row in table.rows:
         shown = [row.label]
+        if table.several_baselines:
+            shown.append(labels.get(row.against, ""))
         for name in _columns(table):
             shown.append(_text(row.cells[name]))
             if _quotes(table, name):
@@ -237,12 +253,13 @@ def breakdown_notes(table: Breakdown) -> list[str]:
     """What one has to know to read the numbers."""
     any_stratum = next(iter(table.strata.values()))
     baseline = next(row.label for row in table.rows if row.arm == table.baseline)
+    other = f"the arm under “{AGAINST}”" if table.several_baselines else f"“{baseline}”"
     seeds = "one seed" if table.seeds == 1 else f"mean ± standard deviation, {table.seeds} seeds"
     notes = [
         f"Dense mAP of the frames of a stratum alone ({READOUTS[table.readout]}), in percent; "
         f"{seeds}. Test split: {any_stratum.videos_scored} of {any_stratum.videos_expected} "
         "videos; classes without a positive in a stratum are left out of its mean.",
-        f"Below it the difference from “{baseline}” with a 95 % interval: paired bootstrap, "
+        f"Below it the difference from {other} with a 95 % interval: paired bootstrap, "
         f"{table.resamples} resamples of the stratum's videos and of seeds. Intervals are not "
         "corrected for the number of comparisons; p_adjusted in the CSV is (Holm, in a stratum).",
     ]
@@ -276,7 +293,7 @@ def write_breakdown(table: Breakdown, folder: Path) -> None:
     lines += ["", *(f"- {note}" for note in breakdown_notes(table)), ""]
     (folder / "breakdown.md").write_text("\n".join(lines))
     with open(folder / "breakdown.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, (*COLUMNS, *(["against"] if table.several_baselines else [])))
         writer.writeheader()
         for row in table.rows:
             writer.writerows(_numbers(table, row, name) for name in table.strata)
@@ -309,6 +326,7 @@ def _numbers(table: Breakdown, row: BreakdownRow, name: str) -> dict[str, Any]:
         "paper_quoted_percent": row.quoted.value.get(name),
         "paper_quoted_difference_points": row.quoted.difference.get(name),
         **{column: getattr(score, column) for column in SHARED},
+        **({"against": row.against} if table.several_baselines else {}),
     }
     if (cell := row.cells.get(name)) is None:
         return line

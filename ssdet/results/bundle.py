@@ -27,7 +27,7 @@ import numpy as np
 import ssdet
 from ssdet import evaluation
 from ssdet.data.manifest import Manifest, Video
-from ssdet.results.tables import result_table, write_csv
+from ssdet.results.tables import TEST, result_table, write_csv
 from ssdet.studies.record import StudyRecord
 from ssdet.studies.store import Store
 from ssdet.training.inference import frame_targets
@@ -106,7 +106,7 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
     for stage in record.stages:
         members |= _stage_members(store, stage, private)
     ends = [stage for run in record.runs for stage in (run.predict, run.probe) if stage is not None]
-    sets = {stage: store.folder(stage) / "predictions" / "test" for stage in dict.fromkeys(ends)}
+    sets = {stage: store.local(stage, TEST) / TEST for stage in dict.fromkeys(ends)}
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "table.csv"
         plan = packed.plan(StoredTargets(targets, classes))

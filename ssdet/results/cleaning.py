@@ -41,13 +41,15 @@ def collect(store: Store, dry_run: bool = False) -> Removed:
     only looks. ValueError where a record cannot be read or a search runs: what they need is not
     known then.
     """
-    sizes: dict[str, int] = {}
     with store.guard(), _searches_at_rest(store):
-        busy = [name for name in _stages(store) if store.busy(name)]
+        far = store.elsewhere()
+        names = sorted({*_stages(store), *far})
+        busy = [name for name in names if store.busy(name)]
         reached = _reached(store) | _before(store, busy)
-        for name in _stages(store):
+        sizes = store.tidy(STALE, busy, dry_run)
+        for name in names:
             with suppress(BlockingIOError):  # has become busy
-                sizes |= _clean(store, name, name in reached, dry_run)
+                sizes |= _clean(store, name, name in reached, far.get(name, 0), dry_run)
         for path in (*_leftovers(store), *_orphans(store, reached)):
             sizes[_name(store, path)] = size(path)
             if not dry_run and path.is_dir():
@@ -70,10 +72,12 @@ def _before(store: Store, stages: Iterable[str]) -> set[str]:
 
 @contextmanager
 def _searches_at_rest(store: Store) -> Iterator[None]:
+    store.refresh()
     with ExitStack() as held:
         for name in searches(store):
             try:
                 held.enter_context(locked(store.root / "searches" / name / "lock", wait=False))
+                held.enter_context(store.claim(f"searches-{name}"))
             except BlockingIOError as error:
                 raise ValueError(
                     f"nothing was removed: search {name!r} is running; wait for its end"
@@ -94,16 +98,18 @@ def _stages(store: Store) -> list[str]:
     return sorted(filter(STAGE_ID.fullmatch, names))
 
 
-def _clean(store: Store, name: str, needed: bool, dry_run: bool) -> dict[str, int]:
-    """Remove a stage that is not needed, or the partial files of one that is.
+def _clean(store: Store, name: str, needed: bool, far: int, dry_run: bool) -> dict[str, int]:
+    """Remove a stage that is not needed, or the partial files of one that is. `far`: its bytes
+    on another file system than the folder.
 
     BlockingIOError where a process works on it.
     """
     place = store.folder(name)
-    if not needed or not place.is_dir():  # of a stage that is not there, the lock
+    there = place.is_dir() or far
+    if not needed or not there:  # of a stage that is not there, the lock
         with store.lock(name, wait=False):
-            gone = place if place.is_dir() else place.with_suffix(".lock")
-            found = {_name(store, gone): size(gone)}
+            gone = place if there else place.with_suffix(".lock")
+            found = {_name(store, gone): far or size(gone)}
         if not dry_run:
             store.remove(name)
         return found
@@ -151,15 +157,16 @@ def remove_stage(store: Store, stage: str, force: bool = False) -> Removed:
     ValueError where it is not there, or, without `force`, where finished stages or a study need
     it; BlockingIOError where a process works on it.
     """
-    place = store.folder(stage)
-    if not place.is_dir():
-        raise ValueError(f"no stage {stage} in {store.root}")
+    place, far = store.folder(stage), store.elsewhere().get(stage, 0)
+    if not place.is_dir() and not far:
+        raise ValueError(f"no stage {stage} in {store.uri}")
     with store.guard():
+        store.refresh()
         children, studies = dependents(store, stage)
         if (children or studies) and not force:
             needed = ", ".join([*studies, *children])
             raise ValueError(f"{stage} is needed by {needed}: --force removes it all the same")
-        found = {_name(store, place): size(place)}
+        found = {_name(store, place): far or size(place)}
         store.remove(stage)
     return Removed(found)
 
@@ -172,17 +179,18 @@ def remove_study(store: Store, name: str) -> Removed:
     study, _, digest = name.partition("/")
     place = folder(store, study)
     with store.guard():
+        store.refresh()
         records = sorted(place.glob(f"{digest or '*'}.json"))
         if not records:
             raise ValueError(f"no record of study {name!r} in {store.root}")
         found = {_name(store, path): size(path) for path in records}
         for path in records:
-            path.unlink()
+            store.erase(path)
         if not any(place.glob("*.json")):
             tables = store.root / "tables" / study
             found |= {_name(store, path): size(path) for path in [tables] if path.is_dir()}
             for path in (path for path in (tables, place) if path.is_dir()):
-                store.discard(path)
+                store.erase(path)
     return Removed(found)
 
 

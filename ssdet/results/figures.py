@@ -77,7 +77,8 @@ def write_forest(table: ResultTable, path: Path) -> Path:
         panel.margins(x=0.06)
     _name_rows(panels[0], [row.label for row in rows])
     baseline = next(row.label for row in table.rows if row.arm == table.baseline)
-    figure.suptitle(f"{table.title}: difference from “{baseline}”", fontsize=11)
+    other = "each row's own baseline" if table.several_baselines else f"“{baseline}”"
+    figure.suptitle(f"{table.title}: difference from {other}", fontsize=11)
     figure.supxlabel(
         "filled: p ≤ 0.05 after Holm's correction; grey: smaller than these seeds can detect",
         fontsize=7.5,

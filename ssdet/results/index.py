@@ -2,13 +2,14 @@
 stale, damaged or absent."""
 
 import errno
+import hashlib
 import json
 import os
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ HEADER = "ssdet-index/1"
 NAME = "index.jsonl"
 NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 KEPT = ("revision", "host", "gpu", "started", "seconds")
+RESCORED = "ssdet-scores/1"
+"""Format of the files in a stage's folder `scores`: its numbers under further protocols."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class Entry:
     """One finished stage."""
 
     id: str
-    stamp: tuple[int, int]
-    """Time (ns) and size of `DONE`; another stamp is another result."""
+    stamp: tuple[int, ...]
+    """Time (ns) and size of `DONE`, time of the folder `scores` or 0; another stamp is another
+    result."""
     identity: Mapping[str, Any]
     """`recipe.json`: kind, recipe, parents, data."""
     scores: Mapping[str, Mapping[str, Any]]
@@ -35,6 +39,10 @@ class Entry:
     """How it ran, in short; empty where it is not known."""
     finished: float
     """Epoch seconds."""
+    rescored: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Scores under further protocols by split and column, without the classes."""
+    odd: Mapping[str, str] = field(default_factory=dict)
+    """Why files with such scores are left out."""
 
 
 @dataclass(frozen=True)
@@ -68,20 +76,29 @@ def load(root: Path) -> Index:
             faults[name] = f"{error}: remove the folder, and it runs again"
     if entries != cached:
         _write(root / NAME, entries)
+    for entry in entries.values():
+        faults |= {f"{entry.id}/{name}": why for name, why in entry.odd.items()}
     return Index(entries, faults)
 
 
-def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int]]]:
+def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in sorted(os.listdir(folder)):
         if STAGE_ID.fullmatch(name):
             try:
                 found = os.stat(f"{folder}/{name}/DONE")
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            yield name, (found.st_mtime_ns, found.st_size)
+            yield name, (found.st_mtime_ns, found.st_size, _changed(f"{folder}/{name}/scores"))
 
 
-def _entry(folder: Path, stamp: tuple[int, int]) -> Entry:
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _entry(folder: Path, stamp: tuple[int, ...]) -> Entry:
     result = _json(folder / "DONE")
     identity = _json(folder / "recipe.json")
     if identity["kind"] != folder.name.split("-")[0]:
@@ -98,7 +115,32 @@ def _entry(folder: Path, stamp: tuple[int, int]) -> Entry:
     if "started" in provenance and "seconds" in provenance:  # a copy of the store has new times
         finished = provenance["started"] + provenance["seconds"]
     short = {name: provenance[name] for name in KEPT if name in provenance}
-    return Entry(folder.name, stamp, identity, scores, short, finished)
+    rescored, odd = _rescored(folder) if stamp[2] else ({}, {})
+    return Entry(folder.name, stamp, identity, scores, short, finished, rescored, odd)
+
+
+def result_digest(folder: Path) -> str:
+    """Names the result of a finished stage, which scores under further protocols belong to."""
+    return hashlib.sha256((folder / "DONE").read_bytes()).hexdigest()[:16]
+
+
+def _rescored(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Scores under further protocols by split and column, and why files are left out."""
+    found: dict[str, dict[str, Any]] = {}
+    odd: dict[str, str] = {}
+    digest = result_digest(folder)
+    for path in sorted((folder / "scores").glob("*.json")):
+        try:
+            kept = _json(path)
+            if kept.get("format") != RESCORED or kept.get("result") != digest:
+                raise ValueError(f"{path} is not of this stage's result")
+            for split, columns in kept["scores"].items():
+                for column, score in columns.items():
+                    short = {key: score[key] for key in score.keys() - {"per_class"}}
+                    found.setdefault(split, {})[column] = short
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            odd[f"scores/{path.name}"] = f"{error}: score the run again"
+    return found, odd
 
 
 def _json(path: Path) -> dict[str, Any]:

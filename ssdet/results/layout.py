@@ -7,6 +7,8 @@ from ssdet.results.tables import COSTS, READOUTS, Cell, ResultTable, Row
 
 MARKS = "†‡§¶"
 VERDICT = "verdict"
+AGAINST = "compared with"
+SCORE = "mAP, "
 COST_TITLES = {"parameters": "parameters (M)", "macs": "GMACs", "pflops": "pretraining PFLOPs"}
 COST_UNITS = {"parameters": 1e6, "macs": 1e9, "pflops": 1.0}
 
@@ -104,7 +106,8 @@ def narrow(shown: Sheet) -> Sheet:
         if title == VERDICT:
             lines = [line for block in shown.blocks for line in block.lines]
             said = [f"{n.label}: {n.entries[place].text}" for n in lines if n.entries[place].text]
-            readout = shown.header[place - 3].removeprefix("mAP, ")
+            score = next(t for t in reversed(shown.header[:place]) if t.startswith(SCORE))
+            readout = score.removeprefix(SCORE)
             verdicts.append(("", f"Verdicts, {readout}. {'. '.join(said)}."))
     header = tuple(shown.header[place] for place in kept)
     return replace(shown, header=header, blocks=blocks, notes=(*verdicts, *shown.notes))
@@ -119,19 +122,20 @@ def _blocks(lines: Mapping[str, Line], groups: Mapping[str, tuple[str, ...]]) ->
 
 
 def _columns(table: ResultTable) -> list[Column]:
-    columns = []
+    columns: list[Column] = []
     wanted = table.layout.columns
+    against = _against_column(table)
     for name in wanted:
         if name in READOUTS:
             columns.append(_score_column(name))
             if "difference" in wanted:
-                columns += _difference_columns(name, table.baseline)
+                columns += against + _difference_columns(name, table.baseline)
+                against = []
         elif name == "quoted":
             columns.append(
                 Column(
                     "paper (quoted)",
                     lambda row: Entry("" if row.quoted is None else f"{row.quoted:.2f}"),
-                    lambda row: row.quoted,
                 )
             )
         elif name == "seeds":
@@ -152,7 +156,20 @@ def _score_column(readout: str) -> Column:
         cell = row.cells.get(readout)
         return None if cell is None else round(100 * cell.mean, 2)
 
-    return Column(f"mAP, {READOUTS[readout]}", entry, value)
+    return Column(f"{SCORE}{READOUTS[readout]}", entry, value)
+
+
+def _against_column(table: ResultTable) -> list[Column]:
+    """What each arm is compared with, where it is not the same for all."""
+    if not table.several_baselines:
+        return []
+    labels = {row.arm: row.label for row in table.rows}
+
+    def entry(row: Row) -> Entry:
+        differs = any(cell.difference for cell in row.cells.values())
+        return Entry(labels[row.against] if differs else "")
+
+    return [Column(AGAINST, entry)]
 
 
 def _difference_columns(readout: str, baseline: str) -> list[Column]:
@@ -170,6 +187,15 @@ def _difference_columns(readout: str, baseline: str) -> list[Column]:
         column("p (Holm)", lambda cell: p_text(cell.p_adjusted)),
         column(VERDICT, lambda cell: cell.verdict),
     ]
+
+
+def label_against(table: ResultTable, row: Row) -> str:
+    """What an arm is called where only its difference is told: with what it is compared with,
+    where that is not the baseline."""
+    if row.against in ("", table.baseline):
+        return row.label
+    other = next(one.label for one in table.rows if one.arm == row.against)
+    return f"{row.label} (against “{other}”)"
 
 
 def difference_text(cell: Cell) -> str:
@@ -252,8 +278,8 @@ def _notes(table: ResultTable) -> list[str]:
     if "difference" in shown:
         notes += _comparison_notes(table)
     notes.append(
-        "Bold: highest of its column; underlined: second. Ensembles are ranked apart from single "
-        "networks. A rank is no evidence of a difference."
+        "Bold: highest measured score of its column; underlined: second. Ensembles are ranked "
+        "apart from single networks. A rank is no evidence of a difference."
     )
     if costs := [name for name in COSTS if name in shown]:
         notes.append(_cost_note(costs))
@@ -267,19 +293,33 @@ def _notes(table: ResultTable) -> list[str]:
 
 
 def _comparison_notes(table: ResultTable) -> list[str]:
-    baseline = next(row.label for row in table.rows if row.arm == table.baseline)
+    labels = {row.arm: row.label for row in table.rows}
     compared = {
         name: sum(row.cells[r].difference is not None for row in table.rows if r in row.cells)
         for r, name in READOUTS.items()
         if r in table.layout.columns
     }
     rows = ", ".join(f"{name} {count}" for name, count in compared.items() if count)
+    other, family = f"“{labels[table.baseline]}”", ""
+    if table.several_baselines:
+        other, family = f"the arm under “{AGAINST}”", ", one family whatever they are compared with"
     return [
-        f"Difference from “{baseline}” in points with a 95 % interval: paired bootstrap, "
+        f"Difference from {other} in points with a 95 % interval: paired bootstrap, "
         f"{table.resamples} resamples of videos and seeds.",
         "p: two-sided, from the same resamples, after Holm's correction over the rows that are "
-        f"compared within a read-out ({rows}).",
+        f"compared within a read-out ({rows}){family}.",
         f"Verdict: at the 5 % level after that correction.{_detectable(table)}",
+        *_lacking(table),
+    ]
+
+
+def _lacking(table: ResultTable) -> list[str]:
+    """Arms that have a score, but nothing to be compared with."""
+    rows = {row.arm: row for row in table.rows}
+    return [
+        f"“{row.label}” is compared with nothing: “{other.label}” needs {other.needs}."
+        for row in table.rows
+        if row.cells and row.against and (other := rows[row.against]).needs
     ]
 
 

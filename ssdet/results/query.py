@@ -3,7 +3,7 @@
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,7 +105,8 @@ class Run:
 
     def predictions(self, split: str = "test") -> PredictionSet:
         """Its scores of every frame. FileNotFoundError for a split that was not scored."""
-        return PredictionSet.open(self.folder / "predictions" / split)
+        part = f"predictions/{split}"
+        return PredictionSet.open(self.results.store.local(self.id, part) / part)
 
     def load_model(self) -> nn.Module:
         """The fine-tuned network on the CPU, ready to be evaluated.
@@ -137,8 +138,9 @@ class Results:
     def open(cls, uri: str | os.PathLike[str]) -> "Results":
         """See `ssdet.results.open`. Warns of stages and records that cannot be read."""
         store = Store.at(uri)
-        if not (store.root / "stages").is_dir():
-            raise FileNotFoundError(f"no store in {store.root}: it has no folder 'stages'")
+        if not store.exists():
+            raise FileNotFoundError(f"no store in {store.uri}: it has no folder 'stages'")
+        store.refresh()
         found = index.load(store.root)
         records, damaged = read_records(store)
         faults = {**found.faults, **{str(path): why for path, why in damaged.items()}}
@@ -156,13 +158,20 @@ class Results:
         its members agree); nothing was pretrained where `pretrain_steps` is 0. `data` names the
         test videos; `seconds` is the wall time of the run's stages together.
         """
-        frame = pd.DataFrame(list(self.rows.values()), columns=list(COLUMNS))
+        frame = pd.DataFrame(list(self.rows.values()), columns=list(self.columns))
         whole = ["seed", "pretrain_steps", "finetune_steps", "videos_scored", "videos_expected"]
         frame[whole] = frame[whole].astype("Int64")
-        maps = [name for name in COLUMNS if "_map" in name]
+        maps = [name for name in self.columns if "_map" in name or name not in COLUMNS]
         frame[maps] = frame[maps].astype("float64")
         frame["finished"] = pd.to_datetime(frame["finished"], unit="s", utc=True)
         return frame
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `runs`: `COLUMNS`, and one for each protocol that runs were scored under
+        since (`ssdet results rescore`), named by its id, with `_val` for that split."""
+        further = next(iter(self.rows.values()), {}).keys() - {*COLUMNS}
+        return (*COLUMNS, *sorted(further))
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -186,8 +195,8 @@ class Results:
         `studies` and `arms` hold one of a row's; `augment_options` may be a mapping; None asks
         for rows without a value. ValueError for unknown columns.
         """
-        if unknown := where.keys() - set(COLUMNS):
-            known = ", ".join(COLUMNS)
+        if unknown := where.keys() - set(self.columns):
+            known = ", ".join(self.columns)
             raise ValueError(f"no column {', '.join(sorted(unknown))}: choose from {known}")
         kept = [
             all(_fits(row[name], value) for name, value in where.items())
@@ -199,26 +208,42 @@ class Results:
         """The run with the highest score among those that `where` (see there) keeps.
 
         metric: "dense_map" ranks fine-tuned single networks, "probe_map" probes, "ensemble_map"
-        ensembles. To choose by the test split is not a selection rule that a score can be reported
-        with: choose with split="val" and report the test score of what was chosen. Of equals the
-        first id wins. ValueError for unknown metrics, splits and columns, where nothing is left,
-        or where candidates differ in protocol, data or coverage.
+        ensembles; a column of `ssdet results rescore` ranks single networks by it. To choose by the
+        test split is not a selection rule that a score can be reported with: choose with
+        split="val" and report the test score of what was chosen. Of equals the first id wins.
+        ValueError for unknown metrics, splits and columns, where nothing is left, or where
+        candidates differ in protocol, data or coverage.
         """
-        if metric not in METRICS or split not in ("test", "val"):
-            raise ValueError(
-                f"metric {metric!r}, split {split!r}: choose from {', '.join(METRICS)}; test, val"
-            )
-        kind, column = METRICS[metric]
+        kind, column = METRICS.get(metric, ("single", metric))
+        if column not in self.metrics or split not in ("test", "val"):
+            known = ", ".join(dict.fromkeys([*METRICS, *self.metrics]))
+            raise ValueError(f"metric {metric!r}, split {split!r}: choose from {known}; test, val")
         column = column if split == "test" else f"{column}_val"
         frame = self.where(**where)
-        frame = frame[(frame["kind"] == kind) & frame[column].notna()]
-        if frame.empty:
+        frame = frame[(frame["kind"] == kind) & frame[column].notna()] if column in frame else frame
+        if frame.empty or column not in frame:
             raise ValueError(f"no finished {kind} run in {self.store.root} fits {where}")
+        if metric not in METRICS:
+            frame = frame.assign(**self._settings(frame["id"], metric, split))
         for name in SETTING:
             if len(values := frame[name].unique()) > 1:
                 told = ", ".join(map(repr, sorted(values, key=str)))
                 raise ValueError(f"{metric}: runs differ in {name} ({told}): choose one")
         return self.run(frame.loc[frame[column].idxmax(), "id"])
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Columns that `best` ranks by."""
+        scored = [
+            c for entry in self.entries.values() for one in entry.rescored.values() for c in one
+        ]
+        return ("dense_map", "probe_map", *sorted({*scored} - {*COLUMNS}))
+
+    def _settings(self, runs: Iterable[str], column: str, split: str) -> dict[str, list[Any]]:
+        """Protocol and coverage that runs were scored with under a further protocol."""
+        scores = [self.entries[run].rescored[split][column] for run in runs]
+        names = ("protocol", "videos_scored", "videos_expected")
+        return {name: [score[name] for score in scores] for name in names}
 
     def checkpoint(self, stage: str) -> Path:
         """Last weights of a training stage, or those that a run scored (a probe: read).
@@ -228,7 +253,8 @@ class Results:
         trained = [s for s in self.lineage.chain(stage) if s.startswith(("finetune-", "pretrain-"))]
         if not trained or stage.startswith("ensemble-"):
             raise ValueError(f"{stage!r} has no weights of its own")
-        path = self.store.folder(trained[0]) / "checkpoints" / "last.pt"
+        part = "checkpoints/last.pt"
+        path = self.store.local(trained[0], part) / part
         if not path.is_file():
             raise FileNotFoundError(f"{path}: the weights of {stage} are gone")
         return path

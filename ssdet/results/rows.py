@@ -72,7 +72,11 @@ def rows_of(lineage: Lineage) -> dict[str, dict[str, Any]]:
             if entry.identity["kind"] == kind and entry.scores:
                 found[name] = _row(lineage, entry, uses.get(name, []), found)
     _add_probes(lineage, found)
-    return dict(sorted(found.items()))
+    further = sorted({name for row in found.values() for name in row.keys() - {*COLUMNS}})
+    return {
+        name: {**found[name], **{column: found[name].get(column) for column in further}}
+        for name in sorted(found)
+    }
 
 
 def _uses(records: Iterable[StudyRecord]) -> dict[str, list[tuple[str, str]]]:
@@ -107,6 +111,17 @@ def _row(
         "seconds": lineage.seconds(entry.id),
         "host": entry.provenance.get("host"),
         "finished": entry.finished,
+        **_rescored(entry),
+    }
+
+
+def _rescored(entry: Entry) -> dict[str, float | None]:
+    """Scores under further protocols, each in a column of its own."""
+    return {
+        column + suffix: score["value"]
+        for split, suffix in (("test", ""), ("val", "_val"))
+        for column, score in entry.rescored.get(split, {}).items()
+        if column not in COLUMNS
     }
 
 

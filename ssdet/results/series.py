@@ -86,7 +86,7 @@ def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
             stages = [stage for stage in ancestry(run.predict) if stage.kind in KINDS]
             starts = sum(stage.kind == "pretrain" for stage in stages) - 1
             for place, stage in enumerate(stages):
-                log = store.folder(stage.id) / "metrics.jsonl"
+                log = store.local(stage.id, "metrics.jsonl") / "metrics.jsonl"
                 if log.is_file():
                     kind = f"{stage.kind}, start" if place < starts else stage.kind
                     found += _curves(log, arm.label, run.seed, kind)

@@ -26,6 +26,7 @@ from ssdet.studies.study import Arm, Study, Table
 from ssdet.training.inference import frame_targets
 
 READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
+TEST = "predictions/test"
 COSTS = ("parameters", "macs", "pflops")
 
 
@@ -36,11 +37,13 @@ class Cell:
     scores: Mapping[int, float]
     """Score by seed."""
     difference: BootstrapResult | None
-    """Against the baseline, over videos and the seeds that both have; None for the baseline."""
+    """From what the arm is compared with, over videos and the seeds that both have; None for the
+    baseline."""
     runs: Mapping[int, str] = field(default_factory=dict)
     """Stage whose predictions were scored, by seed."""
     p_adjusted: float | None = None
-    """p-value after Holm's correction over the rows of this read-out."""
+    """p-value after Holm's correction over the rows of this read-out, whatever each of them is
+    compared with."""
     effect: float | None = None
     """Hedges' g of the paired seeds; None where they are too few for one."""
     detectable: float | None = None
@@ -77,6 +80,8 @@ class Row:
     """Videos that a stage of this arm could not read, and why."""
     training: tuple[str, ...] = ()
     """What its seeds trained on where it was not the same, or not all that is annotated."""
+    against: str = ""
+    """Arm that this one is compared with; empty for the baseline."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,11 @@ class ResultTable:
     unreadable: Mapping[str, str]
     """Videos that some stage could not read, and why."""
     layout: Table = Table()
+
+    @property
+    def several_baselines(self) -> bool:
+        """Whether some arm is compared with another one than the baseline."""
+        return any(row.against not in ("", self.baseline) for row in self.rows)
 
 
 def result_table(plan: Plan, store: Store, resamples: int = 1000) -> ResultTable:
@@ -190,8 +200,9 @@ def _row(
 ) -> Row:
     quoted = plan.study.table.quoted.get(arm.name)
     ensemble = bool(arm.members or arm.seeds_of)
+    against = plan.study.baseline_of(arm.name)
     if missing := plan.missing(arm):
-        return Row(arm.name, arm.label, {}, quoted, ensemble, missing)
+        return Row(arm.name, arm.label, {}, quoted, ensemble, missing, against=against)
     runs = plan.of(arm.name)
     cells = {}
     for readout in READOUTS:
@@ -202,7 +213,7 @@ def _row(
     unreadable, training = _coverage(runs, store)
     return Row(
         arm.name, arm.label, cells, quoted, ensemble, "", _costs(plan.study, arm), unreadable,
-        training,
+        training, against,
     )  # fmt: skip
 
 
@@ -257,19 +268,17 @@ def _costs(study: Study, arm: Arm) -> dict[str, float]:
 
 
 def _compared(plan: Plan, store: Store, rows: list[Row], resamples: int) -> list[Row]:
-    """The rows with every read-out compared with the baseline's."""
-    study = plan.study
-    manifest = study.data.split("downstream", "test")
-    targets = frame_targets(manifest, study.data.reader("downstream"))
-    base = next(row for row in rows if row.arm == study.baseline)
-    for readout, cell in base.cells.items():
-        others = [row for row in rows if row is not base and readout in row.cells]
-        differences = [
-            _difference(plan, store, row.arm, readout, targets, resamples) for row in others
-        ]
+    """The rows with every read-out compared with that of the row's own baseline."""
+    data = plan.study.data
+    targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))
+    for readout in READOUTS:
+        cells = {row.arm: row.cells[readout] for row in rows if readout in row.cells}
+        others = [row for row in rows if row.arm in cells and row.against in cells]
+        differences = [_difference(plan, store, row, readout, targets, resamples) for row in others]
+        # One family over all baselines: an arm that was tuned has had a second chance to win.
         adjusted = holm([difference.p_value for difference in differences])
         judged = {
-            row.arm: _judged(row.cells[readout], cell, difference, p, len(others))
+            row.arm: _judged(cells[row.arm], cells[row.against], difference, p, len(others))
             for row, difference, p in zip(others, differences, adjusted, strict=True)
         }
         rows = [
@@ -302,13 +311,13 @@ def _judged(
 def _difference(
     plan: Plan,
     store: Store,
-    arm: str,
+    row: Row,
     readout: str,
     targets: Mapping[str, np.ndarray],
     resamples: int,
 ) -> BootstrapResult:
-    ours = predictions(plan, store, arm, readout)
-    base = predictions(plan, store, plan.study.baseline, readout)
+    ours = predictions(plan, store, row.arm, readout)
+    base = predictions(plan, store, row.against, readout)
     if len(ours) == 1:  # the one ensemble of all seeds stands against every seed of the baseline
         ours = dict.fromkeys(base, *ours.values())
     seeds = sorted(ours.keys() & base.keys())
@@ -321,7 +330,7 @@ def _difference(
 def predictions(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, PredictionSet]:
     """Prediction sets of an arm on the test split, by seed; empty without this read-out."""
     return {
-        run.seed: PredictionSet.open(store.folder(stage.id) / "predictions" / "test")
+        run.seed: PredictionSet.open(store.local(stage.id, TEST) / TEST)
         for run in plan.of(arm)
         for name, stage in _ends(run)
         if name == readout
@@ -339,10 +348,12 @@ HEADER = (
 def write_csv(table: ResultTable, path: Path) -> None:
     """The numbers as fractions, one line an arm and read-out; equal results are equal files.
 
-    A declared arm that is not built has one line without numbers.
+    A declared arm that is not built has one line without numbers. Only a table of several
+    baselines has the column `against`.
     """
+    header = (*HEADER, "against") if table.several_baselines else HEADER
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, HEADER, lineterminator="\r\n")
+        writer = csv.DictWriter(file, header, lineterminator="\r\n")
         writer.writeheader()
         for row in table.rows:
             shared = _shared(table, row)
@@ -362,6 +373,7 @@ def _shared(table: ResultTable, row: Row) -> dict[str, Any]:
         "frames": table.frames,
         "unreadable": len(row.unreadable),
         **{name: f"{value:.9g}" for name, value in row.costs.items()},
+        **({"against": row.against} if table.several_baselines else {}),
     }
 
 

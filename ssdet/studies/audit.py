@@ -7,7 +7,7 @@ from typing import Any
 from ssdet.studies.costs import macs, parameter_count
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
-from ssdet.studies.study import Experiment
+from ssdet.studies.study import Arm, Experiment, Study
 from ssdet.training.recipe import to_json
 
 HOW = ("revision", "packages", "processor", "gpu", "workers", "threads")
@@ -16,7 +16,7 @@ HOW = ("revision", "packages", "processor", "gpu", "workers", "threads")
 
 @dataclass(frozen=True)
 class Difference:
-    """One field of the recipes in which an arm is not as the baseline."""
+    """One field of the recipes in which an arm is not as what it is compared with."""
 
     arm: str
     field: str
@@ -24,6 +24,8 @@ class Difference:
     baseline: Any
     value: Any
     declared: bool
+    against: str
+    """The arm that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Audit:
-    """All differences from the baseline, and what else is unequal."""
+    """All differences of arms from what they are compared with, and what else is unequal."""
 
     baseline: str
     facts: tuple[Facts, ...]
@@ -68,29 +70,36 @@ class Audit:
 def audit(plan: Plan, store: Store | None = None) -> Audit:
     """Compare the recipes of all arms, and with a store also how their stages ran.
 
-    An arm may differ from the baseline in the fields that it or the baseline declares
-    (`Arm.declared`). An ensemble is judged by its members.
+    An arm may differ from the one that it is compared with in the fields that either of them
+    declares (`Arm.declared`). An ensemble is judged by its members, and an arm that is compared
+    with an ensemble by the recipe of the study's baseline.
     """
     study = plan.study
     arms = [arm for arm in study.arms if plan.of(arm.name)]
     single = [arm for arm in arms if not arm.members and not arm.seeds_of]
     recipes = {arm.name: _recipes(plan.of(arm.name)[0]) for arm in single}
-    base = recipes.get(study.baseline, {})
-    allowed = {arm.name: {*arm.declared, *study.arm(study.baseline).declared} for arm in single}
-    differences = tuple(
-        Difference(arm.name, name, old, new, _covers(allowed[arm.name], name))
-        for arm in single
-        for name, old, new in _unequal(base, recipes[arm.name])
-    )
-    facts = tuple(_facts(arm.name, plan, store) for arm in arms)
+    differences = tuple(d for arm in single for d in _differences(study, arm, recipes))
+    facts = {arm.name: _facts(arm.name, plan, store) for arm in arms}
     notes = [
-        f"{d.arm} differs from {study.baseline} in {d.field}, which it does not declare: "
+        f"{d.arm} differs from {d.against} in {d.field}, which it does not declare: "
         f"{d.value!r} instead of {d.baseline!r}"
         for d in differences
         if not d.declared
     ]
     notes += [f"{arm.name}: {text}" for arm in single for text in _uneven(plan.of(arm.name))]
-    return Audit(study.baseline, facts, differences, (*notes, *_unlike(facts, study.baseline)))
+    pairs = [(facts[a], facts[base]) for a in facts if (base := study.baseline_of(a)) in facts]
+    unlike = sorted(note for pair in pairs for note in _unlike(*pair))
+    return Audit(study.baseline, tuple(facts.values()), differences, (*notes, *unlike))
+
+
+def _differences(
+    study: Study, arm: Arm, recipes: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Difference]:
+    other = study.baseline_of(arm.name)
+    base = study.arm(other if other in recipes else study.baseline)
+    allowed = {*arm.declared, *base.declared}
+    for name, old, new in _unequal(recipes.get(base.name, {}), recipes[arm.name]):
+        yield Difference(arm.name, name, old, new, _covers(allowed, name), base.name)
 
 
 def _recipes(run: Run) -> dict[str, Any]:
@@ -205,28 +214,22 @@ def _family(stage: Stage) -> list[Stage]:
     return [stage, *(older for parent in stage.parents for older in _family(parent))]
 
 
-def _unlike(facts: tuple[Facts, ...], baseline: str) -> list[str]:
-    """Coverage, seeds and ways of running in which arms are unequal."""
-    (base,) = (one for one in facts if one.arm == baseline)
-    notes = []
-    for one in facts:
-        if one.coverage != base.coverage:
-            notes.append(
-                f"{one.arm} was scored on {one.coverage[0]} of {one.coverage[1]} videos, "
-                f"{baseline} on {base.coverage[0]} of {base.coverage[1]}"
+def _unlike(one: Facts, base: Facts) -> Iterator[str]:
+    """Coverage, seeds and ways of running in which an arm is not as what it is compared with."""
+    if one.coverage != base.coverage:
+        yield (
+            f"{one.arm} was scored on {one.coverage[0]} of {one.coverage[1]} videos, "
+            f"{base.arm} on {base.coverage[0]} of {base.coverage[1]}"
+        )
+    if one.unreadable != base.unreadable:
+        yield f"{one.arm} could not read {one.unreadable} videos, {base.arm} {base.unreadable}"
+    if one.seeds != base.seeds and one.parameters is not None:
+        yield f"{one.arm} has the seeds {one.seeds}, {base.arm} {base.seeds}"
+    if one.selection != base.selection and one.parameters is not None:
+        yield f"{one.arm} is scored with {one.selection}, {base.arm} {base.selection}"
+    for name in one.how.keys() & base.how.keys():
+        if one.how[name] != base.how[name]:
+            yield (
+                f"{one.arm} ran with {name} {' and '.join(one.how[name])}, {base.arm} with "
+                f"{' and '.join(base.how[name])}"
             )
-        if one.unreadable != base.unreadable:
-            notes.append(
-                f"{one.arm} could not read {one.unreadable} videos, {baseline} {base.unreadable}"
-            )
-        if one.seeds != base.seeds and one.parameters is not None:
-            notes.append(f"{one.arm} has the seeds {one.seeds}, {baseline} {base.seeds}")
-        if one.selection != base.selection and one.parameters is not None:
-            notes.append(f"{one.arm} is scored with {one.selection}, {baseline} {base.selection}")
-        for name in one.how.keys() & base.how.keys():
-            if one.how[name] != base.how[name]:
-                notes.append(
-                    f"{one.arm} ran with {name} {' and '.join(one.how[name])}, {baseline} with "
-                    f"{' and '.join(base.how[name])}"
-                )
-    return sorted(notes)

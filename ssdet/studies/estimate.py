@@ -13,17 +13,20 @@ import torch
 
 from ssdet.data.video import CorruptVideo
 from ssdet.evaluation.comparison import detectable_difference, paired_sd
+from ssdet.studies.costs import clip_macs
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.context import default_device
 from ssdet.training.inference import score_video
 from ssdet.training.loop import network
-from ssdet.training.recipe import to_json
+from ssdet.training.recipe import TrainRecipe, to_json
 
 STEPS = 20
 PATIENCE = 60.0
 """Seconds of measuring one kind of work, where 20 steps would take longer."""
+CPU_MACS = 1e10
+"""Multiply-adds of the largest step that is measured without a GPU, forward."""
 WATCHED = 3
 """Videos that are scored to see how long a frame takes."""
 
@@ -95,13 +98,29 @@ def _measured(stage: Stage, plan: Plan) -> Rate:
     steps = max(2, min(STEPS, int(PATIENCE / max(first, 1e-3))))
     longer, size = _short_run(stage, plan, steps + 1)
     readout = " (classification)" if stage.recipe.readout == "clip" else ""
-    label = f"{stage.kind}{readout}, {stage.recipe.model.name}, batch {stage.recipe.optim.batch}"
-    return Rate(label, max(1e-4, (longer - first) / steps), steps, size)
+    batch, tried = stage.recipe.optim.batch, affordable(stage.recipe, plan)
+    few = f", of which {tried} were tried" if tried < batch else ""
+    label = f"{stage.kind}{readout}, {stage.recipe.model.name}, batch {batch}{few}"
+    return Rate(label, max(1e-4, (longer - first) / steps) * batch / tried, steps, size)
+
+
+def affordable(recipe: TrainRecipe, plan: Plan) -> int:
+    """Clips of a step to measure: the batch, or what a machine without a GPU can hold and do in
+    seconds; the rest is held to cost the same."""
+    batch, group = recipe.optim.batch, recipe.model.norm_group
+    if default_device().type == "cuda":
+        return batch
+    role = "upstream" if recipe.task == "pretrain" else "downstream"
+    cost = clip_macs(recipe, plan.study.data.manifests[role].num_classes)
+    most = max(1, min(batch, int(CPU_MACS / cost)))
+    return most if most == batch or most < group else most - most % group
 
 
 def _short_run(stage: Stage, plan: Plan, steps: int) -> tuple[float, int]:
     """Seconds of a run from fresh weights, and bytes of its checkpoint."""
-    optim = replace(stage.recipe.optim, steps=steps)
+    optim = replace(stage.recipe.optim, steps=steps, schedule="constant")
+    if (tried := affordable(stage.recipe, plan)) < optim.batch:
+        optim = replace(optim, batch=tried, accumulate=1)
     short = Stage(stage.kind, replace(stage.recipe, optim=optim, validations=0), (), "calibration")
     with tempfile.TemporaryDirectory() as folder:
         job = Job(short, str(Store.open(Path(folder)).root), plan.study.data)
@@ -158,9 +177,10 @@ def makespan(
 
 
 def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[float, int] | None:
-    """Smallest difference (fraction of mAP) from the baseline that the planned seeds detect with
-    80 % power after Holm's correction, given the noise of the finished seeds; and the number of
-    pairs that the noise was seen in. None until two arms have two seeds each, and for one seed.
+    """Smallest difference (fraction of mAP) from what an arm is compared with that the planned
+    seeds detect with 80 % power after Holm's correction, given the noise of the finished seeds;
+    and the number of pairs that the noise was seen in. None until two arms have two seeds each,
+    and for one seed.
 
     The noise is the root mean square of the paired differences' standard deviations over arms.
     """
@@ -171,10 +191,8 @@ def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[floa
         result = store.result(stage.id) if stage is not None else None
         if result is not None and "test" in result["scores"]:
             scores.setdefault(run.arm, {})[run.seed] = result["scores"]["test"]["value"]
-    base = scores.pop(study.baseline, {})
-    found = [
-        (sd, len(base.keys() & s.keys())) for s in scores.values() if (sd := paired_sd(base, s))
-    ]
+    pairs = [(scores.get(study.baseline_of(arm), {}), seen) for arm, seen in scores.items()]
+    found = [(sd, len(base.keys() & s.keys())) for base, s in pairs if (sd := paired_sd(base, s))]
     if not found or len(study.seeds) < 2:
         return None
     noise = (sum(sd * sd * (n - 1) for sd, n in found) / sum(n - 1 for _, n in found)) ** 0.5

@@ -14,7 +14,9 @@ from pydantic_core import to_jsonable_python
 from ssdet.studies.data import Data
 from ssdet.studies.plan import EnsembleRecipe, FrozenProbe, Plan, Run, Stage
 from ssdet.studies.store import STAGE_ID, Store, write_json
-from ssdet.studies.study import Arm, Experiment, Study
+from ssdet.studies.study import Arm, Experiment, Study, Table
+from ssdet.training.extraction import ExtractRecipe
+from ssdet.training.heads import HeadRecipe
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import TrainRecipe, from_json
@@ -129,13 +131,16 @@ _RECIPES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "predict": lambda values: from_json(PredictRecipe, values),
     "probe": _probe,
     "ensemble": lambda values: from_json(EnsembleRecipe, values),
+    "extract": lambda values: from_json(ExtractRecipe, values),
+    "fit_head": lambda values: from_json(HeadRecipe, values),
 }
 
 
 def record_of(plan: Plan, written: float) -> StudyRecord:
     """The record of a plan."""
     return StudyRecord(
-        study=_values(plan.study, without=("arms", "base", "data")),
+        study=_values(plan.study, without=("arms", "base", "data", "table"))
+        | {"table": _layout(plan.study.table)},
         arms=tuple(
             _values(replace(arm, declares=arm.declared), without=("change",))
             for arm in plan.study.arms
@@ -148,6 +153,11 @@ def record_of(plan: Plan, written: float) -> StudyRecord:
         data=_values(plan.study.data),
         written=written,
     )
+
+
+def _layout(table: Table) -> dict[str, Any]:
+    """One baseline for all is not written: what records had no word for keeps its digest."""
+    return _values(table, without=() if table.against else ("against",))
 
 
 def _values(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -165,6 +175,7 @@ def write_record(store: Store, plan: Plan) -> Path:
     with store.guard():
         path.parent.mkdir(exist_ok=True)
         write_json(path, asdict(record))
+        store.share(path)
     return path
 
 

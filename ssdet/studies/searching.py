@@ -71,7 +71,7 @@ def run_search(
             resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=cluster)
             lines.start(session.summary(), resources.concurrent)
             means = Means(
-                str(store.root), search.data, resources, loaders, checkpoint_every,
+                store.uri, search.data, resources, loaders, checkpoint_every,
                 "macs" in search.objectives,
             )  # fmt: skip
             _fit(search, ledger, resources, evaluate or partial(run_chain, means), lines)

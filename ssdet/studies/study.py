@@ -189,7 +189,10 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """How a study's result is laid out; ValueError for unknown columns or an arm in two groups."""
+    """How a study's result is laid out.
+
+    ValueError for unknown columns, an arm in two groups, or one that is compared with itself.
+    """
 
     title: str = ""
     baseline: str = ""
@@ -203,6 +206,8 @@ class Table:
     every read-out."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Sub-headings with the arms below them; arms of no group stand first."""
+    against: Mapping[str, str] = field(default_factory=dict)
+    """Arms that are compared with another one than the baseline, and with which."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.columns if name not in COLUMNS]:
@@ -212,22 +217,30 @@ class Table:
         placed = [arm for arms in self.groups.values() for arm in arms]
         if twice := sorted({arm for arm in placed if placed.count(arm) > 1}):
             raise ValueError(f"table: {', '.join(twice)} in several groups, name each arm once")
+        if alone := [arm for arm, other in self.against.items() if arm == other]:
+            raise ValueError(f"table: {', '.join(alone)} compared with itself: name another arm")
 
     @property
     def arms(self) -> set[str]:
         """Every arm that the layout names."""
         named = {*self.quoted, *(arm for arms in self.groups.values() for arm in arms)}
+        named |= {*self.against, *self.against.values()}
         return named | ({self.baseline} if self.baseline else set())
 
     def only(self, arms: Collection[str]) -> "Table":
-        """The same layout for some of the arms."""
+        """The same layout for some of the arms; ValueError where one of them is compared with an
+        arm that is not among them."""
         groups = {
             heading: kept
             for heading, members in self.groups.items()
             if (kept := tuple(arm for arm in members if arm in arms))
         }
         quoted = {arm: value for arm, value in self.quoted.items() if arm in arms}
-        return replace(self, quoted=quoted, groups=groups)
+        against = {arm: other for arm, other in self.against.items() if arm in arms}
+        for arm, other in against.items():
+            if other not in arms:
+                raise ValueError(f"{arm!r} is compared with {other!r}: ask for that arm as well")
+        return replace(self, quoted=quoted, groups=groups, against=against)
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,11 @@ class Study:
             wanted |= {*arm.members, *([arm.seeds_of] if arm.seeds_of else [])}
         if unknown := wanted - set(names):
             raise ValueError(f"study {self.name!r}: no arm named {sorted(unknown)}, only {names}")
+        if (other := self.table.against.get(self.baseline)) is not None:
+            raise ValueError(
+                f"study {self.name!r}: its baseline {self.baseline!r} is compared with {other!r}: "
+                "the baseline is compared with nothing, name another baseline"
+            )
 
     def arm(self, name: str) -> Arm:
         """The arm of this name."""
@@ -273,5 +291,9 @@ class Study:
 
     @property
     def baseline(self) -> str:
-        """Name of the arm that the others are compared with."""
+        """Name of the arm that the others are compared with, unless the table says otherwise."""
         return self.table.baseline or self.arms[0].name
+
+    def baseline_of(self, arm: str) -> str:
+        """Name of the arm that this one is compared with; empty for the baseline itself."""
+        return "" if arm == self.baseline else self.table.against.get(arm, self.baseline)

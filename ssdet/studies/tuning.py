@@ -96,6 +96,7 @@ def tuned(study: Study, store: Store, tuning: Tuning, **how: Any) -> Study:
     result = with_choices(study, {name: choice.params for name, choice in choices.items()})
     path = store.table_folder(result.name) / "tuning.json"
     write_json(path, {"tuning_seed": tuning.seed, "arms": [asdict(c) for c in choices.values()]})
+    store.share(path)
     return result
 
 
@@ -169,7 +170,11 @@ def _choice(arm: Arm, search: Search, result: SearchResult, store: Store) -> Cho
 
 def with_choices(study: Study, chosen: Mapping[str, Mapping[str, Any]]) -> Study:
     """The study, named STUDY_tuned, with a tuned arm behind each arm that has chosen values, and
-    behind each ensemble all of whose members have."""
+    behind each ensemble all of whose members have.
+
+    A tuned arm is compared with the tuned counterpart of what the arm is compared with, or with
+    that one itself where it has none; the tuned baseline with the baseline as it is.
+    """
     counterpart = {name: f"{name}{SUFFIX}" for name in chosen}
     for arm in study.arms:
         parts = (*arm.members, *([arm.seeds_of] if arm.seeds_of else []))
@@ -184,10 +189,16 @@ def with_choices(study: Study, chosen: Mapping[str, Mapping[str, Any]]) -> Study
         heading: tuple(n for name in names for n in (name, counterpart.get(name, "")) if n)
         for heading, names in study.table.groups.items()
     }
+    tuned_against = {
+        counterpart[arm]: counterpart.get(other, other)
+        for arm in counterpart
+        if (other := study.baseline_of(arm))
+    }
     table = replace(
         study.table,
         title=f"{study.table.title or study.name}, nuisance knobs tuned for each arm",
         baseline=study.baseline,
+        against={**study.table.against, **tuned_against},
         groups=groups,
     )
     result = replace(study, name=f"{study.name}_tuned", arms=tuple(arms), table=table)

@@ -20,6 +20,7 @@ from ssdet.data.clips import (
     ClipRecipe,
     Clips,
     batches,
+    centre_clips,
     centre_crop,
     normalise,
     random_crop,
@@ -256,6 +257,62 @@ def test_crops_are_of_the_declared_scale_and_stay_inside() -> None:
         == pytest.approx(100, abs=4)  # fmt: skip
 
 
+def test_published_crops_are_shares_of_the_short_side() -> None:
+    """Sides of int(150 · share), as likely each, wherever they fit."""
+    clip = ramps(150, 200)
+    recipe = ClipRecipe(size=40, short_side=(50, 80), scales=(224 / 256, 224 / 320))
+    draws = torch.rand(300, 3, generator=torch.Generator().manual_seed(0))
+    sides, tops = [], {131: set(), 105: set()}
+    for scale, top, left in draws.tolist():
+        out = random_crop(clip, recipe, scale, top, left)
+        pitch = float(out[0, 35, 20, 0].double() - out[0, 4, 20, 0].double()) / 31
+        side = min((131, 105), key=lambda known: abs(known - 40 * pitch))
+        assert 40 * pitch == pytest.approx(side, abs=2.1)
+        sides.append(side)
+        tops[side].add(int(out[0, 0, 0, 0]))
+    assert 120 < sides.count(131) < 180
+    assert max(tops[131]) <= 21 and max(tops[105]) > 35
+
+
+@pytest.mark.parametrize("asked", [0, 12])
+def test_the_window_says_where_a_clip_may_start(asked) -> None:
+    recipe = replace(RECIPE, window=asked)
+    clips = stream(recipe=recipe)
+    span = asked or 7
+    starts: dict[int, set[int]] = {}
+    for position in range(500 * len(LENGTHS)):
+        clip = clips[position]["clip"]
+        starts.setdefault(int(clip[0, 0, 0, 0]), set()).add(int(clip[0, 0, 0, 1]))
+    for number, length in enumerate(LENGTHS):
+        assert starts[number] == set(range(max(1, length - span + 1)))
+
+
+def test_short_videos_are_dropped_where_the_recipe_says_so() -> None:
+    clips = stream(recipe=replace(RECIPE, window=17, short_videos="drop"))
+    shown, dropped = set(), {}
+    for position in range(20 * len(LENGTHS)):
+        sample = clips[position]
+        shown.add(int(sample["clip"][0, 0, 0, 0]))
+        dropped |= sample["replaced"]
+        assert sample["mask"].all()
+    assert shown == {n for n, length in enumerate(LENGTHS) if length >= 17}
+    assert dropped.keys() == {"2", "4", "6"}
+    assert dropped["2"] == "5 frames, the recipe's window is 17: left out"
+
+
+@pytest.mark.parametrize("length", [7, 8, 9, 33, 40])
+def test_validation_clips_are_the_first_the_middle_and_the_last(length) -> None:
+    video = next(v for v, n in zip(LONG.videos, LENGTHS, strict=True) if n == max(LENGTHS))
+    reader = Telling()
+    reader.frames = lambda video: length
+    three = centre_clips(video, reader, RECIPE, 3)[:, :, 0, 0, 1].tolist()
+    room = length - 7
+    assert [clip[0] for clip in three] == [0, room // 2, room]
+    assert all(clip == [clip[0] + 2 * t for t in range(4)] for clip in three)
+    (one,) = centre_clips(video, reader, RECIPE)[:, :, 0, 0, 1].tolist()
+    assert one == window(length, 4, 2, 0.5)
+
+
 def test_scaling_averages_as_it_shrinks_and_leaves_the_same_size_alone() -> None:
     clip = torch.randint(0, 256, (3, 16, 24, 3), dtype=torch.uint8)
     assert resize(clip, (16, 24)) is clip
@@ -351,9 +408,10 @@ def test_parts_of_a_batch_are_interleaved() -> None:
         assert part.replaced == batch.replaced and len(part) == 4
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"frames": 1}, {"stride": 0}, {"short_side": (20, 30)}, {"short_side": (40, 30)}]
-)
+@pytest.mark.parametrize("wrong", [
+    {"frames": 1}, {"stride": 0}, {"short_side": (20, 30)}, {"short_side": (40, 30)},
+    {"window": 15}, {"scales": (0.5, 1.5)},
+])  # fmt: skip
 def test_recipes_that_cut_nothing_are_refused(wrong) -> None:
-    with pytest.raises(ValueError, match=r"frames|short_side"):
+    with pytest.raises(ValueError, match=r"frames|short_side|scales"):
         ClipRecipe(**wrong)

@@ -1,7 +1,9 @@
 """A finished study made by hand: real recipes, prediction sets and checkpoints, nothing trained."""
 
+import json
 import shutil
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ ARMS = (
     Arm("pair", members=("cls", "view")),
 )
 NOISE = {"cls": 1.0, "view": 0.6, "fresh": 2.0, "pair": 0.4}
+EVIL = '</script><script>document.title = "broken"</script><b id="evil">&amp;'
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,49 @@ def finished(made, tmp_path) -> Finished:
     """A copy of it that a test may change."""
     shutil.copytree(made.store.root, tmp_path / "store")
     return replace(made, store=Store(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def logged(made, tmp_path_factory) -> Store:
+    """The finished study with full provenance and logs; tests only read it."""
+    from ssdet.studies.store import write_json
+
+    root = tmp_path_factory.mktemp("report") / "store"
+    shutil.copytree(made.store.root, root)
+    found = Store(root)
+    for number, (name, stage) in enumerate(made.plan.stages.items()):
+        how = {"revision": "abc", "packages": {"torch": "2"}, "processor": "P", "gpu": None,
+               "workers": 1, "threads": 1, "host": "alices-laptop", "attempts": 1}  # fmt: skip
+        times = {"started": 1000.0 + number, "seconds": 2.0, "gpu_seconds": 0.0}
+        write_json(found.folder(name) / "provenance.json", {**how, **times})
+        if stage.kind in ("pretrain", "finetune"):
+            lines = [{"step": step, "loss": 1 / step, "validation": 0.1 * step} for step in (2, 4)]
+            log = found.folder(name) / "metrics.jsonl"
+            log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+@pytest.fixture(scope="session")
+def odd(made) -> Plan:
+    """The same plan, every text that users give as hostile as it can be: `table.source` is what
+    all of them hold."""
+    study = made.plan.study
+    data = replace(study.data, cache=False)
+    named = {
+        role: replace(one, classes=tuple(f"{k} {EVIL}" for k in range(one.num_classes)))
+        for role, one in study.data.manifests.items()
+    }
+    data.__dict__["manifests"] = named
+    arms = tuple(replace(arm, title=f"{arm.name} {EVIL}") for arm in study.arms)
+    table = replace(study.table, title=f"Title {EVIL}", source=EVIL)
+    return Plan(replace(study, arms=arms, data=data, table=table), made.plan.runs)
+
+
+@pytest.fixture(scope="session")
+def page(odd, logged, tmp_path_factory) -> Path:
+    """The report of it."""
+    from ssdet.results.report import write_report
+
+    return write_report(
+        odd, logged, tmp_path_factory.mktemp("page") / "r.html", 3, resamples=20
+    ).path

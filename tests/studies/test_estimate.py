@@ -8,6 +8,7 @@ from ssdet.evaluation.comparison import detectable_difference
 from ssdet.studies import estimate as costs
 from ssdet.studies.budget import Budget
 from ssdet.studies.plan import Stage
+from ssdet.studies.study import Arm, Study, Table
 from ssdet.training.recipe import ModelRecipe
 
 
@@ -32,7 +33,7 @@ def test_a_plan_lasts_as_long_as_its_stages_can_overlap() -> None:
     assert costs.makespan([], {}, slots=1) == 0
 
 
-def planned(scores: dict[str, list[float | None]]):
+def planned(scores: dict[str, list[float | None]], against: dict[str, str] | None = None):
     """A plan whose stages are called ARM-SEED, and a store that holds the given scores."""
     results = {
         f"{arm}-{seed}": {"scores": {"test": {"value": value}}}
@@ -46,7 +47,8 @@ def planned(scores: dict[str, list[float | None]]):
         for arm in scores
         for s in seeds
     ]
-    study = SimpleNamespace(arms=list(scores), seeds=seeds, baseline="base")
+    table = Table(baseline="base", against=against or {})
+    study = Study("noise", tuple(Arm(name) for name in scores), seeds, table=table)
     return SimpleNamespace(study=study, runs=runs), SimpleNamespace(result=results.get)
 
 
@@ -57,6 +59,15 @@ def test_seeds_seen_say_what_the_planned_ones_can_detect() -> None:
     # Differences 0.02 and 0.04: their standard deviation is 0.02 / sqrt(2).
     expected = detectable_difference(0.02 / 2**0.5, seeds=3, comparisons=2)
     assert found == (pytest.approx(expected), 2)
+
+
+def test_noise_is_that_of_an_arm_and_what_it_is_compared_with() -> None:
+    scores = {"base": [0.5, 0.6], "a": [0.52, 0.64], "b": [0.53, 0.69]}
+    found = costs.detectable(*planned(scores, {"b": "a"}))
+    assert found is not None
+    # a - base: 0.02 and 0.04, variance 0.0002; b - a: 0.01 and 0.05, variance 0.0008.
+    expected = detectable_difference(0.0005**0.5, seeds=2, comparisons=2)
+    assert found == (pytest.approx(expected), 4)
 
 
 @pytest.mark.parametrize("known", [[0.5, None], [0.5]])

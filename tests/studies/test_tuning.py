@@ -74,11 +74,26 @@ def test_tuned_arms_stand_beside_the_untuned(study) -> None:
     assert both.arm("pair, tuned").members == ("cls, tuned", "view, tuned")
     assert both.arm("cls, tuned").label == "classification, tuned"
     assert {"pretrain.augment", "pretrain.optim.steps"} <= {*both.arm("view, tuned").declared}
+    assert {arm.name: both.baseline_of(arm.name) for arm in both.arms} == {
+        "cls": "", "scratch": "cls", "view": "cls", "pair": "cls", "control": "cls",
+        "cls, tuned": "cls", "view, tuned": "cls, tuned", "pair, tuned": "cls, tuned",
+        "control, tuned": "cls, tuned",
+    }  # fmt: skip
     optim = both.arm("view, tuned").change(study.base).pretrain.optim
     assert optim == replace(study.base.pretrain.optim, steps=8)
     assert plan(study).stages.keys() < plan(both).stages.keys()
     half = with_choices(study, {"cls": {"finetune_lr": 0.5}})
     assert [a.name for a in half.arms if a.name.endswith("tuned")] == ["cls, tuned"]
+
+
+def test_a_tuned_arm_is_compared_with_what_is_tuned_of_its_baseline(study) -> None:
+    control = replace(study, table=replace(study.table, against={"pair": "control"}))
+    chosen = {"cls": {"finetune_lr": 0.5}, "view": {"finetune_lr": 0.25}}
+    both = with_choices(control, chosen)
+    assert both.baseline_of("pair") == "control"
+    assert both.baseline_of("pair, tuned") == "control, tuned"
+    only = with_choices(control, {"view": {"finetune_lr": 0.25}})  # the baseline has no such knob
+    assert only.baseline_of("view, tuned") == "cls"
 
 
 def by_rate(chain, report) -> dict[str, float]:

@@ -99,8 +99,8 @@ def _run(stage: Stage, arms: tuple[str, ...], seed: str, readout: str, store: St
 def _weights(stage: Stage, store: Store) -> str:
     if stage.kind == "ensemble" or not stage.parents:
         return ""
-    path = store.folder(stage.parents[0].id) / "checkpoints" / "last.pt"
-    return str(path.relative_to(store.root)) + ("" if path.is_file() else " (gone)")
+    parent, file = stage.parents[0].id, "checkpoints/last.pt"
+    return f"stages/{parent}/{file}" + ("" if store.holds(parent, file) else " (gone)")
 
 
 def stage_entries(plan: Plan, store: Store) -> list[StageEntry]:

@@ -3,7 +3,7 @@
 import base64
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ssdet.results.figures import (
@@ -12,7 +12,7 @@ from ssdet.results.figures import (
     write_figure,
     write_forest,
 )
-from ssdet.results.layout import difference_text, p_text
+from ssdet.results.layout import difference_text, label_against, p_text
 from ssdet.results.series import ClassGain, Curve, class_gains, curves
 from ssdet.results.tables import READOUTS, ResultTable, Row
 from ssdet.studies.plan import Plan
@@ -39,14 +39,16 @@ def pictures(plan: Plan, store: Store, table: ResultTable) -> list[Picture]:
 def _pictures(plan: Plan, store: Store, table: ResultTable) -> Iterator[Picture]:
     if any(cell.difference for row in table.rows for cell in row.cells.values()):
         yield _picture("Differences from the baseline", _said_of_differences(table),
-                       lambda path: write_forest(table, path))  # fmt: skip
+                       lambda path: write_forest(_told(table), path))  # fmt: skip
     yield _picture("Scores", _said_of_scores(table), lambda path: write_figure(table, path))
     if lines := curves(plan, store):
         yield _picture("Learning curves", _said_of_curves(lines),
                        lambda path: write_curves(lines, path))  # fmt: skip
     if (best := best_row(table)) is not None:
-        gains = class_gains(plan, store, best.arm)
-        title = f"Gains by class of “{best.label}”, the highest difference"
+        layout = replace(plan.study.table, baseline=best.against, against={})
+        pair = replace(plan, study=replace(plan.study, table=layout))
+        gains = class_gains(pair, store, best.arm)
+        title = f"Gains by class of “{label_against(table, best)}”, the highest difference"
         yield _picture(title, _said_of_gains(gains), lambda path: write_class_gains(gains, path))
 
 
@@ -57,7 +59,7 @@ def _picture(title: str, alt: str, write: Callable[[Path], Path]) -> Picture:
 
 
 def best_row(table: ResultTable) -> Row | None:
-    """The arm with the highest fine-tuned difference from the baseline, if any."""
+    """The arm with the highest fine-tuned difference from its baseline, if any."""
     found = [
         (cell.difference.difference, -place, row)
         for place, row in enumerate(table.rows)
@@ -66,8 +68,14 @@ def best_row(table: ResultTable) -> Row | None:
     return max(found)[2] if found else None
 
 
+def _told(table: ResultTable) -> ResultTable:
+    """The table with what arms are compared with in their labels, where that is another arm."""
+    rows = tuple(replace(row, label=label_against(table, row)) for row in table.rows)
+    return replace(table, rows=rows)
+
+
 def _said_of_differences(table: ResultTable) -> str:
-    parts = []
+    table, parts = _told(table), []
     for readout, name in READOUTS.items():
         cells = [(row.label, row.cells[readout]) for row in table.rows if readout in row.cells]
         told = [

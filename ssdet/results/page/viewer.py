@@ -46,7 +46,7 @@ class Viewer:
 
 def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer:
     """Scores of all runs in `videos` test videos, evenly spread over the sorted ids, in at most
-    `room` bytes: scores first, then pictures. What is shown first is `arm` beside the baseline.
+    `room` bytes: scores first, then pictures. What is shown first is `arm` beside its baseline.
 
     Scores are quantised to 1/255. The last videos that do not fit are left out.
     """
@@ -70,7 +70,8 @@ def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer
         if pictures is not None and (size := len(pictures["uri"])) <= room:
             entry["pictures"], room = pictures, room - size
     called = labels(plan.study)
-    first = {"arm": called[arm], "baseline": called[plan.study.baseline]}
+    base = plan.study.baseline_of(arm) or arm
+    first = {"arm": called[arm], "baseline": called[base]}
     return Viewer(
         {"classes": list(manifest.classes), "runs": runs, "videos": shown, **first},
         len(shown), len(scored), len(wanted) - len(shown),

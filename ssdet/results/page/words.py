@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssdet.results.layout import difference_text
+from ssdet.results.layout import difference_text, label_against
 from ssdet.results.tables import READOUTS, ResultTable, ancestry
 from ssdet.studies.audit import Audit
 from ssdet.studies.plan import Plan, Stage
@@ -63,6 +63,7 @@ def compared(plan: Plan, table: ResultTable) -> list[str]:
     return [
         f"{arms}, {_count(len(study.seeds), 'seed')} ({seeds}), compared with the baseline "
         f"“{base}”.",
+        *_others(table),
         f"Protocol {table.protocol} on the test split: {table.videos_scored:,} of "
         f"{table.videos_expected:,} videos, {table.frames:,} frames, "
         f"{data.manifests['downstream'].num_classes} classes. Trained on "
@@ -70,16 +71,26 @@ def compared(plan: Plan, table: ResultTable) -> list[str]:
         f"{data.manifests['upstream'].num_classes} classes (pretraining) and "
         f"{len(data.split('downstream', 'train').videos):,} videos (fine-tuning).",
         f"Intervals: paired bootstrap, {table.resamples:,} resamples of videos and seeds; p-values "
-        "after Holm's correction over the rows of a read-out.",
+        "after Holm's correction over the rows of a read-out"
+        f"{', whatever they are compared with' if table.several_baselines else ''}.",
         *_schedules(plan),
     ]
+
+
+def _others(table: ResultTable) -> Iterator[str]:
+    """The arms that are compared with another one than the baseline."""
+    for other in table.rows:
+        rows = [row.label for row in table.rows if row.against == other.arm]
+        if rows and other.arm != table.baseline:
+            yield f"Compared with “{other.label}” in place of the baseline: {'; '.join(rows)}."
 
 
 def outcomes(table: ResultTable) -> list[Outcome]:
     """What came out in each read-out in which something is compared."""
     found = []
     for readout, name in READOUTS.items():
-        cells = [(row.label, row.cells[readout]) for row in table.rows if readout in row.cells]
+        rows = [row for row in table.rows if readout in row.cells]
+        cells = [(label_against(table, row), row.cells[readout]) for row in rows]
         told = [Finding(n, difference_text(c), c.verdict) for n, c in cells if c.difference]
         if told:
             better, worse = (
