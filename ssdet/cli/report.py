@@ -44,6 +44,8 @@ def command(arguments: list[str]) -> int:
             plan, results.store, path, options.videos, options.megabytes, options.resamples,
             options.planned,
         )  # fmt: skip
+        if options.out is None:
+            results.store.share(path)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.conditions import conditions
+from ssdet.evaluation.registry import to_json
 from ssdet.results.bundle import write_bundle
 from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
-from ssdet.results.query import Results
-from ssdet.results.rows import COLUMNS
+from ssdet.results.query import METRICS, Results
 from ssdet.studies.store import STAGE_ID, Store
 
 Named = Annotated[str, tyro.conf.Positional]
@@ -33,8 +33,8 @@ SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "fin
 def command(arguments: list[str]) -> int:
     """Run one of the subcommands; exit status 0 done, 1 failed, 2 wrong usage."""
     commands: dict[str, Callable[..., None]] = {
-        "ls": ls, "show": show, "best": best, "compare": compare, "bundle": bundle, "rm": rm,
-        "gc": gc,
+        "ls": ls, "show": show, "best": best, "compare": compare, "rescore": rescore,
+        "bundle": bundle, "rm": rm, "gc": gc,
     }  # fmt: skip
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -139,9 +139,7 @@ def _study(results: Results, name: str) -> dict[str, Any]:
 
 
 def best(
-    metric: Annotated[
-        Literal["dense_map", "probe_map", "ensemble_map"], tyro.conf.Positional
-    ] = "dense_map",
+    metric: Annotated[str, tyro.conf.Positional] = "dense_map",
     where: tuple[str, ...] = (),
     split: Literal["test", "val"] = "test",
     store: Where = "",
@@ -150,12 +148,16 @@ def best(
     """The best run. To choose by the test split is not a rule to report scores with.
 
     Args:
-        metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles.
+        metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles; a
+            column of `results rescore` fine-tuned networks by it.
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
     """
     results = _open(store)
-    run = results.best(metric, split, **conditions(where, COLUMNS))
+    if metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
+        print(f"error: metric {metric!r}: choose from {', '.join(known)}", file=sys.stderr)
+        raise SystemExit(2)
+    run = results.best(metric, split, **conditions(where, results.columns))
     told = {**run.row, "folder": str(run.folder)}
     if run.kind != "ensemble":
         with suppress(FileNotFoundError):  # scores outlive weights
@@ -197,6 +199,38 @@ def compare(
         f"({READ[found.readout]}, {found.protocol}, {found.videos_scored} of "
         f"{found.videos_expected} test videos, seeds {', '.join(map(str, found.seeds))})"
     )
+
+
+def rescore(
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    protocol: tuple[str, ...] = (),
+    split: tuple[str, ...] = ("test",),
+    store: Where = "",
+    as_json: AsJson = False,
+) -> None:
+    """Score finished runs under further protocols; the numbers become columns of their own.
+
+    Args:
+        runs: Ids of runs.
+        protocol: Only these protocols; all that apply by default.
+        split: Splits to score.
+    """
+    from ssdet.cli.evaluate import show as show_readings
+    from ssdet.results.rescore import rescore as score_again
+
+    results, told = _open(store), {}
+    if not runs:
+        raise ValueError("name the runs to score: see ssdet results ls")
+    for run in runs:
+        found = score_again(results, run, protocol or None, split)
+        told[run] = {name: [to_json(one) for one in of] for name, of in found.readings.items()}
+        for name, readings in () if as_json else found.readings.items():
+            print(f"{run}, split {name}")
+            show_readings(readings, {}, "table")
+        for name, why in found.refused.items():
+            print(f"{run}: not applicable: {name}: {why}", file=sys.stderr)
+    if as_json:
+        _print_json(told)
 
 
 READ = {"finetuned": "fine-tuned", "probe": "linear probe"}

@@ -7,6 +7,7 @@ place last: data without an index is an unfinished shard.
 
 import json
 import math
+import mmap
 import os
 import re
 import zlib
@@ -137,6 +138,10 @@ class PredictionSet(Mapping[str, Array]):
             opened._add_shard(folder / f"{shard}.json", index)
         return opened
 
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        """Another process opens the folder anew; the scores are not sent."""
+        return PredictionSet.open, (self.folder,)
+
     def _add_shard(self, path: Path, index: dict[str, Any]) -> None:
         if index["classes"] != self.classes:
             raise _broken(path, f"{index['classes']} classes, other shards have {self.classes}")
@@ -159,6 +164,14 @@ class PredictionSet(Mapping[str, Array]):
         for data, (scores_NK, expected) in self._shards.items():
             if _checksum(scores_NK) != expected:
                 raise _broken(data, "its checksum is not the one in its index")
+
+    def release(self) -> None:
+        """Let go of the memory of scores that were read: they are in their files, and are read
+        again when they are used."""
+        for scores_NK, _ in self._shards.values():
+            mapped = getattr(scores_NK, "_mmap", None)
+            if mapped is not None:  # an empty shard has no map
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
     def videos(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ssdet.evaluation.average_precision import (
     Array,
@@ -16,8 +15,7 @@ from ssdet.evaluation.average_precision import (
     checked,
 )
 from ssdet.evaluation.protocols import EmptyClasses, scored_videos
-
-Rows = Mapping[str, Array | torch.Tensor]
+from ssdet.evaluation.views import Rows, release
 
 
 @dataclass(frozen=True)
@@ -151,10 +149,10 @@ class StratumView(Mapping[str, Array]):
     """
 
     def __init__(self, scores: Rows, masks: Mapping[str, Array]) -> None:
-        self._scores, self._masks = scores, masks
+        self.source, self._masks = scores, masks
 
     def __getitem__(self, video: str) -> Array:
-        mask, scores_TK = self._masks[video], as_array(self._scores[video])
+        mask, scores_TK = self._masks[video], as_array(self.source[video])
         if mask.ndim == 1:
             return scores_TK[mask]
         if np.isneginf(scores_TK).any():
@@ -167,7 +165,7 @@ class StratumView(Mapping[str, Array]):
     @property
     def dtypes(self) -> set[np.dtype[Any]]:
         """Types of the scores of all videos."""
-        return {as_array(self._scores[video]).dtype for video in self._masks}
+        return {as_array(self.source[video]).dtype for video in self._masks}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._masks)
@@ -182,6 +180,7 @@ def _checked_hits(predictions: Rows, targets: Rows) -> dict[str, Array]:
     classes = 0
     for video in scored_videos(predictions, targets):
         _, hits[video] = checked(predictions[video], targets[video], f"video {video!r}")
+        release(predictions)
         classes = classes or hits[video].shape[1]
         if hits[video].shape[1] != classes:
             raise ValueError(
@@ -223,4 +222,5 @@ def _average_precision(scores: StratumView, truth: Mapping[str, Array], classes:
     histogram = HistogramAP(classes)
     for video, hits_TK in truth.items():
         histogram.add(scores[video], hits_TK, f"video {video!r}")
+        release(scores.source)
     return histogram.average_precision()
