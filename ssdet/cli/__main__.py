@@ -7,11 +7,16 @@ COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
     "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
     "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
+    "evaluate": ("ssdet.cli.evaluate", "score predictions under every protocol that applies"),
     "verify": ("ssdet.cli.verify", "recompute the table of a proof bundle"),
     "search": ("ssdet.cli.search", "what searches found; tune arms; trust early stopping"),
     "report": ("ssdet.cli.report", "a finished study as one HTML page"),
     "lens": ("ssdet.cli.lens", "what an augmentation makes of clips, as a picture"),
     "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
+    "weights": ("ssdet.cli.weights", "published weights: list them, get them"),
+    "infer": ("ssdet.cli.infer", "what a trained network finds in any videos"),
+    "extract": ("ssdet.cli.extract", "features of whole videos from any network"),
+    "data": ("ssdet.cli.data", "check, convert and count the videos of a data set"),
 }
 
 

@@ -38,8 +38,8 @@ class Options:
     """Format of the untrimmed videos to fine-tune and score on. All but moving_shapes need
     --upstream and --downstream."""
     preset: str = "tiny"
-    """Network, clips and schedules: smoke, tiny, science, small, paper (its recipe for the data), or
-    released (as the published code has it)."""
+    """Network, clips and schedules: smoke, tiny, science, small, paper (its recipe for the data),
+    or released (as the published code has it)."""
     weights: str = ""
     """What pretraining starts from, with paper and released: a published name (`ssdet weights`) or
     the path of a checkpoint. Theirs is the short schedule; without weights it is the long one."""

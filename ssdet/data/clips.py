@@ -1,7 +1,8 @@
 """Training clips: which video, which frames, which crop, decided by seed and position alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from ssdet.data.sampling import generator_for, sample_at, window
 from ssdet.data.video import CorruptVideo
 
 MAX_REPLACEMENTS = 100
+
+LATER = {"later": True}
+"""Metadata of a field that recipes have gained since results were first kept: at its default it is
+left out of their JSON, and so out of the names of stages, which stay what they were."""
+
+
+class ShortVideo(ValueError):
+    """A video too short for the recipe's clips."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,31 @@ class ClipRecipe:
     """Probability of a mirror image; 0 where left and right are classes."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    scales: tuple[float, ...] = field(default=(), metadata=LATER)
+    """Published code: the square's side is one of these shares of the picture's short side, as
+    likely each, in place of `short_side`."""
+    window: int = field(default=0, metadata=LATER)
+    """Video frames that must follow from a clip's start on; 0: as far as its last frame, that is
+    (frames - 1) · stride + 1. The published code asks for a few more."""
+    short_videos: Literal["repeat", "drop"] = field(default="repeat", metadata=LATER)
+    """Training videos shorter than the window: gone through cyclically, or (published code) left
+    out: another clip stands in, and the video is counted as replaced."""
+
+    @property
+    def span(self) -> int:
+        """Video frames that a clip takes from its start on."""
+        return self.window or (self.frames - 1) * self.stride + 1
 
     def __post_init__(self) -> None:
         if self.frames < 2 or self.stride < 1:
             raise ValueError(f"{self.frames} frames at stride {self.stride}: need >= 2 and >= 1")
+        if self.window and self.window <= (self.frames - 1) * self.stride:
+            raise ValueError(
+                f"window {self.window}: {self.frames} frames at stride {self.stride} take "
+                f"{(self.frames - 1) * self.stride + 1} video frames at least"
+            )
+        if not all(0 < scale <= 1 for scale in self.scales):
+            raise ValueError(f"scales {self.scales}: expected shares of the short side, to 1")
         low, high = self.short_side
         if not self.size <= low <= high:
             raise ValueError(
@@ -96,19 +126,21 @@ class Clips(Dataset):
             video = self.manifest.videos[index]
             try:
                 return {**self._clip(video, draws), "position": position, "replaced": failed}
-            except CorruptVideo as error:
-                failed[video.id] = error.reason
+            except (CorruptVideo, ShortVideo) as error:
+                failed[video.id] = getattr(error, "reason", str(error))
                 index = int(torch.randint(len(self.manifest.videos), (), generator=draws))
         raise RuntimeError(
             f"data set {self.manifest.name!r}: {MAX_REPLACEMENTS} videos in a row cannot be read, "
-            f"check its files: {failed}"
+            f"or are too short; check its files: {failed}"
         )
 
     def _clip(self, video: Video, draws: torch.Generator) -> dict:
         recipe = self.recipe
         start, scale, top, left, flip = torch.rand(5, generator=draws).tolist()
         length = self.reader.frames(video)
-        indices = window(length, recipe.frames, recipe.stride, start)
+        if length < recipe.span and recipe.short_videos == "drop":
+            raise ShortVideo(f"{length} frames, the recipe's window is {recipe.span}: left out")
+        indices = window(length, recipe.frames, recipe.stride, start, recipe.window)
         pictures = torch.from_numpy(np.ascontiguousarray(self.reader.read(video, indices)))
         pictures = random_crop(pictures, recipe, scale, top, left)
         if flip < recipe.flip:
@@ -128,27 +160,38 @@ class Clips(Dataset):
         return columns.float(), torch.from_numpy(frames < length)
 
 
-def centre_clip(video: Video, reader: FrameReader, recipe: ClipRecipe) -> Tensor:
-    """uint8 [T, H, W, C]: the clip from the middle of a video and of its frames, without draws.
+def centre_clips(video: Video, reader: FrameReader, recipe: ClipRecipe, count: int = 1) -> Tensor:
+    """uint8 [count, T, H, W, C]: the middle of the frames of clips that are spread evenly over a
+    video from its first to its last, without draws; one is that from its middle.
 
     Raises CorruptVideo.
     """
-    indices = window(reader.frames(video), recipe.frames, recipe.stride, 0.5)
-    pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, indices)))
-    return centre_crop(pictures, recipe.size)
+    length = reader.frames(video)
+    room = max(0, length - recipe.span)
+    starts = [room * place // (count - 1) for place in range(count)] if count > 1 else []
+    clips = []
+    for start in starts or [(room + 1) // 2]:
+        indices = [(start + i * recipe.stride) % length for i in range(recipe.frames)]
+        pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, indices)))
+        clips.append(centre_crop(pictures, recipe.size))
+    return torch.stack(clips)
 
 
 def random_crop(
     clip_THWC: Tensor, recipe: ClipRecipe, scale: float, top: float, left: float
 ) -> Tensor:
-    """Square crop as after scaling the short side to a length drawn from `recipe.short_side`.
+    """Square crop as after scaling the short side to a length drawn from `recipe.short_side`, or
+    of a share of it drawn from `recipe.scales`.
 
     scale, top and left are draws in [0, 1). The crop is cut first and scaled once (MODELS.md 2.1).
     """
     height, width = clip_THWC.shape[1:3]
-    low, high = recipe.short_side
-    side = low + scale * (high - low)
-    cut = max(1, round(min(height, width) * recipe.size / side))
+    if recipe.scales:
+        cut = max(1, int(min(height, width) * recipe.scales[int(scale * len(recipe.scales))]))
+    else:
+        low, high = recipe.short_side
+        side = low + scale * (high - low)
+        cut = max(1, round(min(height, width) * recipe.size / side))
     y, x = int(top * (height - cut + 1)), int(left * (width - cut + 1))
     return resize(clip_THWC[:, y : y + cut, x : x + cut], (recipe.size, recipe.size))
 

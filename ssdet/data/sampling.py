@@ -29,11 +29,12 @@ def sample_at(seed: int, position: int, size: int) -> tuple[int, int]:
     return epoch, int(epoch_order(seed, epoch, size)[place])
 
 
-def window(length: int, frames: int, stride: int, draw: float) -> list[int]:
-    """Indices of `frames` frames at `stride`, starting at a share `draw` in [0, 1) of what fits.
+def window(length: int, frames: int, stride: int, draw: float, span: int = 0) -> list[int]:
+    """Indices of `frames` frames at `stride`, starting at a share `draw` in [0, 1) of where `span`
+    video frames fit (0: as many as lead to the last index).
 
     A video shorter than the window is gone through cyclically (MODELS.md 2.1).
     """
-    span = (frames - 1) * stride + 1
+    span = span or (frames - 1) * stride + 1
     start = int(draw * max(1, length - span + 1))
     return [(start + i * stride) % length for i in range(frames)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.models.norm import SubBatchNorm3d, pooled_variance
+from ssdet.models.numpy_pickle import is_pickle, read_arrays
 
 State = dict[str, Tensor]
 Recogniser = Callable[[State], bool]
@@ -107,6 +108,8 @@ def _read(source: str | PathLike[str] | Mapping[str, Any]) -> tuple[str, State]:
     if isinstance(source, Mapping):
         return "state dict", _tensors(source, "state dict")
     path = Path(source)
+    if is_pickle(path):
+        return str(path), read_arrays(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -23,7 +23,7 @@ def parameter_count(experiment: Experiment, classes: int) -> int:
 
 def macs(experiment: Experiment, classes: int) -> int:
     """Multiply-adds of the convolutions of the fine-tuned network on one clip of fine-tuning."""
-    return _clip_macs(experiment.finetune, classes)
+    return clip_macs(experiment.finetune, classes)
 
 
 def pretraining_pflops(experiment: Experiment, classes: int) -> float:
@@ -35,12 +35,13 @@ def pretraining_pflops(experiment: Experiment, classes: int) -> float:
     """
     total = 0.0
     for recipe in experiment.pretrainings:
-        clip, optim = _clip_macs(recipe, classes), recipe.optim
+        clip, optim = clip_macs(recipe, classes), recipe.optim
         total += cost.pretraining_pflops(clip, optim.batch, optim.steps)
     return total
 
 
-def _clip_macs(recipe: TrainRecipe, classes: int) -> int:
+def clip_macs(recipe: TrainRecipe, classes: int) -> int:
+    """Multiply-adds of the convolutions of a recipe's network on one of its clips, forward."""
     return _counted(_key(recipe.model), recipe.head_classes(classes), _shape(recipe.clip))[1]
 
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ssdet.data.frames import Decoder, FrameReader, open_cache
+from ssdet.data.grid import on_grid
 from ssdet.data.manifest import Manifest, load_manifest
 from ssdet.data.moving_shapes import Config, default_cache, prepare
 
@@ -40,13 +41,16 @@ class Data:
     cache_folder: str = ""
     limit: int | None = None
     """Most videos of each split, the first by id; None takes all."""
+    fps: float = 0.0
+    """Rate at which the untrimmed videos are read, labelled and scored, whatever their own (24 for
+    Charades, 10 for MultiTHUMOS); 0 takes every frame of a file."""
 
     @cached_property
     def manifests(self) -> dict[str, Manifest]:
         """Manifest by role."""
         sources = {"upstream": self.upstream, "downstream": self.downstream}
         loaded = {
-            role: load_manifest(source.format, Path(source.path), videos=source.videos)
+            role: load_manifest(source.format, source.path, videos=source.videos)
             for role, source in sources.items()
         }
         if self.limit is None:
@@ -73,10 +77,14 @@ class Data:
             "ensemble": [],
         }[kind]
         parts = [self.split(role, name).fingerprint for role, name in splits]
-        return ",".join([*parts, f"decoded at {self.decode_size}"])
+        grid = f" at {self.fps:g} frames a second" if self.fps and kind != "pretrain" else ""
+        return ",".join([*parts, f"decoded at {self.decode_size}{grid}"])
 
     def reader(self, role: str, progress: Progress = silent) -> FrameReader:
         """Frames of one role's videos; fills the cache first where one is used."""
+        return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)
+
+    def _stored(self, role: str, progress: Progress) -> FrameReader:
         if not self.cache:
             return Decoder(self.decode_size)
         root = Path(self.cache_folder) if self.cache_folder else default_cache()

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from ssdet.studies.data import Data
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Experiment, Study
-from ssdet.training.recipe import to_json
+from ssdet.training.origin import check_constants, starting_weights
+from ssdet.training.recipe import TrainRecipe, to_json
 
 FORMAT = 3
 """Version of what stages compute; a change that alters results raises it."""
@@ -120,6 +121,7 @@ def plan(study: Study) -> Plan:
         raise ValueError(f"baseline {base.name!r} needs {study.needs(base)}: not built yet")
     arms = [arm for arm in study.arms if study.can_run(arm)]
     assert study.base is not None
+    _check_start(study.base, study.data)
     stage = _stages_of(study.data)
     runs: dict[tuple[str, int], Run] = {}
     for seed in study.seeds:
@@ -157,7 +159,10 @@ def _stages_of(data: Data) -> Callable[..., Stage]:
     known: dict[str, Stage] = {}
 
     def stage(kind: str, recipe: Any, parents: tuple[Stage, ...]) -> Stage:
-        fresh = Stage(kind, recipe, parents, prints.get(kind, prints["predict"]))
+        print_ = prints.get(kind, prints["predict"])
+        if isinstance(recipe, TrainRecipe) and recipe.validate_on == "test":
+            print_ += "," + data.fingerprint("predict")
+        fresh = Stage(kind, recipe, parents, print_)
         return known.setdefault(fresh.id, fresh)
 
     return stage
@@ -166,13 +171,41 @@ def _stages_of(data: Data) -> Callable[..., Stage]:
 def _run(stage: Callable[..., Stage], arm: str, seed: int, experiment: Experiment) -> Run:
     start: tuple[Stage, ...] = ()
     for pretraining in experiment.pretrainings:
-        start = (stage("pretrain", pretraining, start),)
-    tuned = stage("finetune", experiment.finetune, start)
+        start = (stage("pretrain", _after(start, pretraining), start),)
+    tuned = stage("finetune", _after(start, experiment.finetune), start)
+    _check_reading(experiment)
     probe = None
     if experiment.probe is not None:
         recipe = FrozenProbe(experiment.probe, None if start else experiment.finetune)
         probe = stage("probe", recipe, start)
     return Run(arm, seed, stage("predict", experiment.predict, (tuned,)), probe)
+
+
+def _after(start: tuple[Stage, ...], recipe: TrainRecipe) -> TrainRecipe:
+    """The recipe as it goes on from a stage: without weights of its own, with clips as there."""
+    if not start:
+        return recipe
+    before: TrainRecipe = start[0].recipe
+    source = f"{before.task}ing with {before.model.name}"
+    check_constants(recipe, (before.clip.mean, before.clip.std), source)
+    return replace(recipe, model=replace(recipe.model, weights=""))
+
+
+def _check_start(base: Experiment, data: Data) -> None:
+    """ValueError or FileNotFoundError where the base's first weights cannot be started from."""
+    if base.pretrainings:
+        first = base.pretrainings[0]
+        starting_weights(first, first.head_classes(data.manifests["upstream"].num_classes))
+
+
+def _check_reading(experiment: Experiment) -> None:
+    """ValueError where whole videos are normalised otherwise than the clips of fine-tuning."""
+    trained, read = experiment.finetune.clip, experiment.predict.clip
+    if (trained.mean, trained.std) != (read.mean, read.std):
+        raise ValueError(
+            f"predict normalises by {read.mean} and {read.std}, fine-tuning by {trained.mean} and "
+            f"{trained.std}: give predict.clip the mean and std of finetune.clip"
+        )
 
 
 @dataclass(frozen=True)

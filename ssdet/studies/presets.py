@@ -7,11 +7,13 @@ from ssdet.data.moving_shapes import Config as MovingShapes
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.study import Experiment, Study
 from ssdet.training.inference import PredictRecipe
+from ssdet.training.origin import CONSTANTS
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import ModelRecipe, OptimRecipe, TrainRecipe
 
-KINETICS_MEAN = (0.45, 0.45, 0.45)
-KINETICS_STD = (0.225, 0.225, 0.225)
+KINETICS_MEAN, KINETICS_STD = CONSTANTS["facebook"]
+ONE_PASS = 512
+"""Clip frames of the longest pass over a video: all of any video of Charades."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Preset:
     """The embedded data set that goes with it."""
     decode_size: int | None
     cache: bool
+    fps: float = 0.0
+    """Rate at which the untrimmed videos are read (`Data.fps`)."""
 
 
 def completed(study: Study) -> Study:
@@ -33,12 +37,22 @@ def completed(study: Study) -> Study:
     return replace(study, base=base, data=data)
 
 
-def preset(name: str) -> Preset:
-    """Preset by name; ValueError for an unknown one."""
-    known = {"smoke": smoke, "tiny": tiny, "science": science, "small": small, "paper": paper}
-    if name not in known:
-        raise ValueError(f"preset {name!r}: choose one of {', '.join(known)}")
-    return known[name]()
+def preset(name: str, data: str = "charades", weights: str = "") -> Preset:
+    """Preset by name; ValueError for an unknown one.
+
+    data: format of the untrimmed videos. weights: what pretraining starts from, a published name
+    or the path of a checkpoint. Both concern `paper` and `released` alone.
+    """
+    own = {"smoke": smoke, "tiny": tiny, "science": science, "small": small}
+    published = {"paper": paper, "released": released}
+    if name in published:
+        return published[name](data, weights)
+    if name not in own:
+        raise ValueError(f"preset {name!r}: choose one of {', '.join([*own, *published])}")
+    if weights:
+        raise ValueError(f"preset {name!r} starts from fresh weights: weights go with "
+                         f"{' or '.join(published)}")  # fmt: skip
+    return own[name]()
 
 
 def _experiment(
@@ -126,23 +140,82 @@ def small() -> Preset:
     )
 
 
-def paper() -> Preset:
-    """X3D-M at 224 px with the paper's schedules, pretraining from fresh weights.
+@dataclass(frozen=True)
+class Downstream:
+    """What fine-tuning depends on in a data set: its size and the rate that it is read at."""
 
-    300,000 iterations of batch 64 (Table A.1f, from scratch); fine-tuning as long as 100 epochs of
-    Charades' 7,985 videos at batch 16. Needs GPUs: some 91 PFLOPs of pretraining an arm and seed.
+    videos: int
+    """Training videos: an epoch shows a clip of each."""
+    fps: float
+    """Of the grid that frames, labels and scores are on; 0 for that of each file."""
+    stride: int
+    """Grid frames from one clip frame to the next."""
+
+
+DOWNSTREAM = {
+    "charades": Downstream(videos=7985, fps=24, stride=10),
+    # 16 frames over the same 6.4 to 6.7 seconds, on the grid that its labels are scored on.
+    "multithumos": Downstream(videos=200, fps=10, stride=4),
+}
+OTHER = Downstream(videos=7985, fps=0, stride=10)
+
+
+def paper(data: str = "charades", weights: str = "") -> Preset:
+    """X3D-M at 224 px as the paper trains it (docs/recipes.md): 100,000 iterations of batch 64 from
+    published weights, 300,000 from fresh ones (Table A.1f); 100 epochs of fine-tuning at batch 16.
+
+    Needs GPUs: some 30 or 91 PFLOPs of pretraining an arm and seed.
     """
-    return Preset(
-        _experiment(
-            ModelRecipe("x3d_m", {"dropout": 0.5}),
-            ClipRecipe(16, 5, 224, (256, 320), 0.5, KINETICS_MEAN, KINETICS_STD),
-            10,
-            OptimRecipe(steps=300_000, batch=64, lr=0.05, milestones=(0.8,)),
-            OptimRecipe(
-                steps=100 * 7985 // 16, batch=16, lr=0.02, milestones=(0.8,), weight_decay=1e-5
-            ),
-        ),
-        MovingShapes(),
-        decode_size=320,
-        cache=False,
+    known = DOWNSTREAM.get(data, OTHER)
+    clip = ClipRecipe(16, 5, 224, (256, 320), 0.5, KINETICS_MEAN, KINETICS_STD)
+    model = ModelRecipe("x3d_m", {"dropout": 0.5})
+    steps = 100_000 if weights else 300_000
+    epochs = 100 * known.videos // 16
+    base = _experiment(
+        model,
+        clip,
+        known.stride,
+        OptimRecipe(steps=steps, batch=64, lr=0.05, milestones=(0.8,)),
+        OptimRecipe(steps=epochs, batch=16, lr=0.02, milestones=(0.8,), weight_decay=1e-5),
     )
+    assert base.pretrain is not None
+    started = replace(base.pretrain, model=replace(model, weights=weights), validation_clips=3)
+    whole = replace(base.predict, window=ONE_PASS)
+    experiment = replace(base, pretrain=started, predict=whole, probe=ProbeRecipe(whole))
+    return Preset(experiment, MovingShapes(), decode_size=320, cache=False, fps=known.fps)
+
+
+def released(data: str = "charades", weights: str = "") -> Preset:
+    """The same as the published code has it, where that differs (docs/recipes.md).
+
+    Augmentations of its arms stay those of the paper unless they ask for compat="released".
+    """
+    base = paper(data, weights)
+    pretrain, tuned = base.experiment.pretrain, base.experiment.finetune
+    assert pretrain is not None
+    mean, std = CONSTANTS["ssdet_kinetics"]
+    scales = (224 / 256,) if weights else (224 / 256, 224 / 320)
+    clip = replace(pretrain.clip, mean=mean, std=std, scales=scales, window=81,
+                   short_videos="drop")  # fmt: skip
+    optim = replace(pretrain.optim, warmup=8000, head_lr_mult=10, milestones=(0.025, 0.075, 0.6))
+    pretrain = replace(
+        pretrain, clip=clip, optim=optim, loss="released", background="class0", constants="own",
+        model=replace(pretrain.model, norm_group=16),
+    )  # fmt: skip
+    mean, std = CONSTANTS["charades"]
+    stretch = tuned.clip.frames * tuned.clip.stride + 2
+    clip = replace(tuned.clip, mean=mean, std=std, scales=(224 / 256,), window=stretch,
+                   short_videos="drop")  # fmt: skip
+    tuned = replace(
+        tuned, clip=clip, constants="own", validations=50, validate_on="test",
+        model=replace(tuned.model, norm_start="pooled"),
+        optim=replace(tuned.optim, schedule="plateau", patience=10),
+    )  # fmt: skip
+    predict = replace(
+        base.experiment.predict, clip=replace(base.experiment.predict.clip, mean=mean, std=std)
+    )
+    # A probe reads the pretrained network, which is used to the pictures of pretraining.
+    seen = replace(
+        predict, clip=replace(predict.clip, mean=pretrain.clip.mean, std=pretrain.clip.std)
+    )
+    return replace(base, experiment=Experiment(tuned, pretrain, predict, ProbeRecipe(seen)))

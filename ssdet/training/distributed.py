@@ -15,6 +15,7 @@ from torch import nn
 
 from ssdet.training.context import Context
 
+ANSWER = "workers.json"
 WAIT_SECONDS = 24 * 3600
 """Longest wait for another worker: rank 0 scores the validation split while the others wait."""
 
@@ -52,10 +53,8 @@ def average(value: float, context: Context) -> float:
     return total.item() / context.world
 
 
-def _work(
-    folder: Path, answer: Path, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]
-) -> None:
-    """What each Ray Train worker runs; rank 0 leaves the result in the file `answer`."""
+def _work(folder: Path, work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...]) -> None:
+    """What each Ray Train worker runs; rank 0 leaves the result in its folder."""
     from ray import train
 
     place = train.get_context()
@@ -68,7 +67,7 @@ def _work(
     )
     result = work(context, *arguments)
     if context.rank == 0:
-        answer.write_text(json.dumps(result))
+        (context.folder / ANSWER).write_text(json.dumps(result))
 
 
 def run_workers(
@@ -77,26 +76,28 @@ def run_workers(
     folder: Path,
     work: Callable[..., dict[str, Any]],
     *arguments: Any,
+    bring: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run `work(context, *arguments)` on several Ray Train workers; returns what rank 0 returned.
 
     Must be called where Ray is initialised; inside a Tune trial the workers' reports become the
     trial's. If one dies or raises, all are started again, at most three times, and go on from the
-    last checkpoint: the others wait for it in a collective call and cannot go on without it. Raises
-    RuntimeError with the worker's error when training fails.
+    last checkpoint: the others wait for it in a collective call and cannot go on without it.
+    `bring` is called when they have ended: it brings their files where they have another disk.
+    Raises RuntimeError with the worker's error when training fails.
     """
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    answer = folder / "workers.json"
+    answer = folder / ANSWER
     answer.unlink(missing_ok=True)
 
     callbacks: list[Any] = []
     with suppress(RuntimeError):  # refuses to exist outside a Tune trial, where none listens
         callbacks.append(TuneReportCallback())
     trainer = TorchTrainer(
-        partial(_work, folder, answer, work, arguments),
+        partial(_work, folder, work, arguments),
         torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
         scaling_config=train.ScalingConfig(
             num_workers=workers,
@@ -116,4 +117,5 @@ def run_workers(
         trainer.fit()
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
+    bring()
     return json.loads(answer.read_text())

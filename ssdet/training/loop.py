@@ -13,7 +13,7 @@ from ssdet.data.clips import Batch, Clips, batches, normalise
 from ssdet.data.sampling import generator_for
 from ssdet.models import create
 from ssdet.models.fast import accelerate
-from ssdet.models.norm import set_splits, splits_for
+from ssdet.models.norm import SubBatchNorm3d, set_splits, splits_for
 from ssdet.training import losses
 from ssdet.training.context import Context
 from ssdet.training.distributed import parallel
@@ -37,7 +37,7 @@ def train(
     """
     optim = recipe.optim
     model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
-    set_splits(model, splits_for(share(recipe, context.world), recipe.model.norm_group))
+    start_splits(model, recipe, context.world)
     state = State(recipe, model, context)
     state.restore()
     scored = parallel(Readout(model, recipe.readout), context)
@@ -45,24 +45,43 @@ def train(
     data = batches(
         clips, optim.batch, state.step, optim.steps, context.rank, context.world, context.loaders
     )
-    progress = Progress(optim.steps, context)
-    model.train()
-    for step in range(state.step, optim.steps):
-        seed_dropout(recipe.seed, step, context.rank)
-        lr = set_lr(state.optimizer, optim, step)
-        batch = next(data)
-        total = 0.0
+
+    def backward(step: int) -> tuple[float, int]:
+        batch, total = next(data), 0.0
         for part in batch.split(optim.accumulate):
             with autocast(context.device, optim.amp):
                 loss = batch_loss(recipe, scored, mixing, part, step, context)
             state.scaler.scale(loss / optim.accumulate).backward()
             total += loss.item() / optim.accumulate
-        if not math.isfinite(total):
-            raise FloatingPointError(f"loss is {total} at step {step}: lower the learning rate")
-        state.update()
         state.replaced |= batch.replaced
-        progress.add(step, total, lr, len(batch) * context.world)
-        if validate is not None and due(step + 1, optim.steps, recipe.validations):
+        return total, len(batch) * context.world
+
+    return descend(state, recipe.seed, backward, validate, recipe.validations)
+
+
+def descend(
+    state: State,
+    seed: int,
+    backward: Callable[[int], tuple[float, int]],
+    validate: Validate | None,
+    validations: int,
+) -> dict[str, Any]:
+    """The steps that are left of a run; returns what happened.
+
+    backward: leave the gradients of a step, and say its loss and how many samples it was of.
+    """
+    optim, context = state.recipe.optim, state.context
+    progress = Progress(optim.steps, context)
+    state.model.train()
+    for step in range(state.step, optim.steps):
+        seed_dropout(seed, step, context.rank)
+        lr = set_lr(state.optimizer, optim, step, state.drops)
+        loss, samples = backward(step)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss} at step {step}: lower the learning rate")
+        state.update()
+        progress.add(step, loss, lr, samples)
+        if validate is not None and due(step + 1, optim.steps, validations):
             state.judge(validate)
         state.save_if_due()
     return state.finish()
@@ -79,6 +98,22 @@ def share(recipe: TrainRecipe, workers: int) -> int:
             f"{min(group, batch)} clips, which share statistics; use fewer workers"
         )
     return each
+
+
+def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
+    """Give every normalisation one split a group, with the statistics that the recipe asks for."""
+    splits = splits_for(share(recipe, workers), recipe.model.norm_group)
+    set_splits(model, splits)
+    if recipe.model.norm_start == "running":
+        return
+    if workers > 1:
+        raise ValueError("norm_start='pooled' stretches statistics over one worker's groups: "
+                         "use one worker, or norm_start='running'")  # fmt: skip
+    for norm in (module for module in model.modules() if isinstance(module, SubBatchNorm3d)):
+        for name in ("mean", "var"):
+            running_C, split_SC = getattr(norm, f"running_{name}"), getattr(norm, f"split_{name}")
+            pooled = nn.functional.adaptive_avg_pool1d(running_C[None, None], len(split_SC))
+            split_SC.copy_(pooled[0, 0])
 
 
 def augmentation(recipe: TrainRecipe) -> augment.Augmentation:
@@ -103,7 +138,7 @@ def network(
     if initial is not None:
         fresh = model.state_dict()
         keep = {k: v for k, v in initial.items() if k in fresh and v.shape == fresh[k].shape}
-        classifier = {name for name in fresh if ".proj." in name}
+        classifier = {name for name in fresh if name.startswith(str(model.classifier))}
         wrong = {k for k in fresh.keys() - keep.keys() - classifier if ".split_" not in k}
         if wrong:
             raise ValueError(f"initial weights do not fit {recipe.model.name}: {sorted(wrong)[:5]}")
@@ -149,7 +184,9 @@ def batch_loss(
     clips = normalise(batch.clips_BTHWC, recipe.clip, context.device)
     labels = batch.targets_BKF.to(context.device)
     if recipe.task == "finetune":
-        return losses.localisation_loss(scored(clips), labels, batch.mask_BF.to(context.device))
+        masked = recipe.localisation == "coarse_fine"
+        form = losses.masked_localisation_loss if masked else losses.localisation_loss
+        return form(scored(clips), labels, batch.mask_BF.to(context.device), recipe.align_corners)
     labels = labels[:, :, 0]
     targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
     if recipe.readout == "clip":

@@ -39,14 +39,16 @@ def released_loss(logits_BKT: Tensor, components: Components) -> Tensor:
     return (total_M / visible_M.clamp(min=1)).sum()
 
 
-def localisation_loss(logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor) -> Tensor:
+def localisation_loss(
+    logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor, align_corners: bool = False
+) -> Tensor:
     """½ (BCE of the clip's maximum + BCE of the frames), frames that do not exist left out.
 
     logits at the network's rate are interpolated to the F video frames (paper, Charades
     Evaluation; MODELS.md 4). Each worker divides by its own number of frames: where videos are
     shorter than a clip, several workers weigh frames a little differently than one.
     """
-    logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2])
+    logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2], align_corners)
     absent = ~mask_BF.unsqueeze(1)
     clip = F.binary_cross_entropy_with_logits(
         logits_BKF.masked_fill(absent, -torch.inf).amax(2),
@@ -57,8 +59,38 @@ def localisation_loss(logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor) 
     return 0.5 * (clip + frame.masked_fill(absent, 0).sum() / frames)
 
 
-def interpolate(logits_BKT: Tensor, frames: int) -> Tensor:
-    """Linear interpolation in time to `frames` columns (align_corners=False)."""
+def masked_localisation_loss(
+    logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor, align_corners: bool = False
+) -> Tensor:
+    """The same as Coarse-Fine Networks' code has it: probabilities are set to 0 where there is no
+    frame, their maxima are compared with those of the labels, and the frames' losses divided by
+    the number of existing frames and classes (MODELS.md 4)."""
+    logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2], align_corners)
+    mask_B1F = mask_BF.unsqueeze(1).to(logits_BKF.dtype)
+    probs_BKF, targets_BKF = logits_BKF.sigmoid() * mask_B1F, targets_BKF * mask_B1F
+    with torch.autocast(logits_BKT.device.type, enabled=False):  # it refuses probabilities
+        probs_BKF, targets_BKF = probs_BKF.float(), targets_BKF.float()
+        clip = F.binary_cross_entropy(probs_BKF.amax(2), targets_BKF.amax(2))
+        frames = F.binary_cross_entropy(probs_BKF, targets_BKF, reduction="sum")
+    return 0.5 * (clip + frames / (mask_BF.sum() * logits_BKT.shape[1]))
+
+
+def head_loss(
+    logits_BKT: Tensor, targets_BKT: Tensor, mask_BT: Tensor, padding: Literal["masked", "counted"]
+) -> Tensor:
+    """Sum of BCE over steps and classes, over the number of existing steps (MODELS.md 7).
+
+    padding="counted": steps that only fill up a batch add to the sum, as in the published code of
+    Super-Events; their targets must be 0.
+    """
+    loss_BKT = F.binary_cross_entropy_with_logits(logits_BKT, targets_BKT, reduction="none")
+    if padding == "masked":
+        loss_BKT = loss_BKT.masked_fill(~mask_BT.unsqueeze(1), 0)
+    return loss_BKT.sum() / mask_BT.sum()
+
+
+def interpolate(logits_BKT: Tensor, frames: int, align_corners: bool = False) -> Tensor:
+    """Linear interpolation in time to `frames` columns."""
     if logits_BKT.shape[2] == frames:
         return logits_BKT
-    return F.interpolate(logits_BKT, size=frames, mode="linear", align_corners=False)
+    return F.interpolate(logits_BKT, size=frames, mode="linear", align_corners=align_corners)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
-from ssdet.training.inference import Network, PredictRecipe, passes
+from ssdet.training.extraction import FEATURES, video_rows
+from ssdet.training.inference import Network, PredictRecipe
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def extract(
         try:
             dense = dense_targets(manifest, video, reader)
             rows = [
-                (features(clips)[0].T, torch.from_numpy(dense[:, np.asarray(steps)].T))
-                for steps, clips in passes(video, reader, recipe, device)
+                (found[FEATURES], torch.from_numpy(dense[:, np.asarray(steps)].T))
+                for steps, found in video_rows(features, video, reader, recipe, device)
             ]
         except CorruptVideo as error:
             broken[video.id] = error.reason

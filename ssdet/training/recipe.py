@@ -6,11 +6,11 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
-from ssdet.data.clips import ClipRecipe
+from ssdet.data.clips import LATER, ClipRecipe
+from ssdet.training.origin import fingerprint
 
-LATER = {"later": True}
-"""Metadata of a field that recipes have gained since results were first kept: at its default it is
-left out of their JSON, and so out of the names of stages, which stay what they were."""
+FILE = {**LATER, "file": True}
+"""Metadata of a later field that may name a file: its JSON says what the file holds."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,12 @@ class ModelRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_group: int = 8
     """Samples that share batch statistics, whatever the batch and the number of workers."""
+    norm_start: Literal["running", "pooled"] = field(default="running", metadata=LATER)
+    """What the statistics of each group start from: those of the whole, or (published code) those
+    stretched over all groups by adaptive pooling, which gives channels those of neighbours."""
+    weights: str = field(default="", metadata=FILE)
+    """Where a network that no earlier stage has trained starts: a name of
+    `ssdet.models.published`, or the path of a checkpoint; empty for fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +40,13 @@ class OptimRecipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-5
-    schedule: Literal["step", "cosine", "onecycle", "constant"] = "step"
+    schedule: Literal["step", "cosine", "onecycle", "constant", "plateau"] = "step"
+    """`plateau` (published fine-tuning) lowers the rate when the validation loss stops falling."""
     milestones: tuple[float, ...] = (0.8,)
-    """Shares of all steps at which `step` divides the learning rate by ten."""
+    """Shares of all steps at which `step` multiplies the learning rate by `decay`."""
+    decay: float = field(default=0.1, metadata=LATER)
+    patience: int = field(default=10, metadata=LATER)
+    """Validations without a lower loss that `plateau` lets pass before it multiplies by `decay`."""
     warmup: int = 0
     """Steps of linear warm-up."""
     head_lr_mult: float = 1.0
@@ -53,6 +63,10 @@ class OptimRecipe:
             raise ValueError(f"steps, batch and accumulate must be at least 1: {self}")
         if self.batch % self.accumulate:
             raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts")
+        if self.patience < 0 or not 0 < self.decay < 1:
+            raise ValueError(
+                f"patience {self.patience}, decay {self.decay}: expected >= 0, and a share below 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,11 @@ class TrainRecipe:
     """Pretraining: score every frame (detection) or the clip's average (classification)."""
     loss: Literal["soft_ce", "bce", "released"] = "soft_ce"
     """Pretraining loss; fine-tuning always takes localisation and classification BCE."""
+    localisation: Literal["ssdet", "coarse_fine"] = field(default="ssdet", metadata=LATER)
+    """Form of the fine-tuning loss: absent frames left out (that of SSDet where none are), or as
+    Coarse-Fine Networks' code masks probabilities."""
+    align_corners: bool = field(default=False, metadata=LATER)
+    """How fine-tuning interpolates logits to the labels' rate (Coarse-Fine's code: True)."""
     augment: str = "none"
     augment_options: Mapping[str, Any] = field(default_factory=dict)
     mix_depth: Literal["input", "random"] = field(default="input", metadata=LATER)
@@ -76,12 +95,20 @@ class TrainRecipe:
     """Frozen frames: an extra class 0, no class at all, or (as released) the first action."""
     validations: int = 2
     """How often the validation split is scored, evenly spaced, the last time at the end."""
+    validation_clips: int = field(default=1, metadata=LATER)
+    """Clips of each validation video of pretraining, evenly spaced, whose scores are averaged."""
+    validate_on: Literal["val", "test"] = field(default="val", metadata=LATER)
+    """Split of these scores; `test` is what published code does, and what tunes on test videos."""
+    constants: Literal["as_weights", "own"] = field(default="as_weights", metadata=LATER)
+    """Whether clips must be normalised as the weights that training starts from are used to, or
+    (published code) are by constants of their own."""
 
     def __post_init__(self) -> None:
         if self.readout == "clip" and self.augment != "none":
             raise ValueError(f"augment={self.augment!r} labels frames: it needs readout='frame'")
-        if self.readout == "clip" and self.loss != "soft_ce":
-            raise ValueError(f"loss={self.loss!r} scores frames: readout='clip' takes 'soft_ce'")
+        if self.readout == "clip" and self.loss == "bce":
+            # The released loss of a clip without augmentation is the cross entropy.
+            raise ValueError("loss='bce' scores frames: readout='clip' takes 'soft_ce'")
         if self.mix_depth == "random" and self.augment == "none":
             raise ValueError("mix_depth='random' mixes clips: it needs an augmentation (augment=…)")
         if "background" in self.augment_options:
@@ -90,6 +117,11 @@ class TrainRecipe:
             )
         if self.task == "finetune" and self.augment != "none":
             raise ValueError("volume augmentations belong to pretraining: augment must be 'none'")
+        if self.optim.schedule == "plateau" and not (self.task == "finetune" and self.validations):
+            raise ValueError("schedule='plateau' needs the validation loss of fine-tuning: "
+                             "validations must be at least 1")  # fmt: skip
+        if self.validation_clips < 1:
+            raise ValueError(f"validation_clips {self.validation_clips}: expected at least 1")
 
     def head_classes(self, classes: int) -> int:
         """Outputs of the head for a data set of `classes` classes."""
@@ -100,19 +132,24 @@ Recipe = TypeVar("Recipe")
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
-    """Recipe as plain JSON values, without `LATER` fields that are at their default."""
+    """Recipe as plain JSON values, without `LATER` fields that are at their default.
+
+    A file is named by what it holds, wherever it lies. FileNotFoundError where it is not there.
+    """
     values = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
-    _drop_later(recipe, values)
+    _settle(recipe, values)
     return values
 
 
-def _drop_later(recipe: Any, values: dict[str, Any]) -> None:
+def _settle(recipe: Any, values: dict[str, Any]) -> None:
     for entry in fields(recipe):
         value = getattr(recipe, entry.name)
-        if entry.metadata == LATER and value == entry.default:
+        if entry.metadata.get("later") and value == entry.default:
             del values[entry.name]
+        elif entry.metadata.get("file"):
+            values[entry.name] = fingerprint(value)
         elif is_dataclass(value):
-            _drop_later(value, values[entry.name])
+            _settle(value, values[entry.name])
 
 
 def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:

@@ -1,9 +1,9 @@
 """Everything that a run must have to go on where it was stopped, and the progress it tells of."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,11 +13,20 @@ from ssdet.models.norm import aggregate_splits, gather_splits, scatter_splits
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
 from ssdet.training.distributed import agree, average, barrier
-from ssdet.training.optim import optimizer_for
-from ssdet.training.recipe import TrainRecipe, to_json
+from ssdet.training.optim import optimizer_for, plateau_drops
+from ssdet.training.recipe import OptimRecipe, to_json
 
-Validate = Callable[[nn.Module], float]
-"""Score of a network in evaluation mode, higher is better."""
+Validate = Callable[[nn.Module], Mapping[str, float]]
+"""What a network in evaluation mode reaches: `validation`, higher is better, and perhaps
+`validation_loss`."""
+
+
+class Recipe(Protocol):
+    """What a run's recipe must have; all of it decides whether a checkpoint is of this run."""
+
+    @property
+    def optim(self) -> OptimRecipe:
+        """Optimiser, schedule and batch."""
 
 
 class State:
@@ -27,7 +36,7 @@ class State:
     of every generator.
     """
 
-    def __init__(self, recipe: TrainRecipe, model: nn.Module, context: Context) -> None:
+    def __init__(self, recipe: Recipe, model: nn.Module, context: Context) -> None:
         optim = recipe.optim
         self.recipe, self.model, self.context = recipe, model, context
         self.optimizer = optimizer_for(model, optim)
@@ -38,6 +47,8 @@ class State:
             self.ema = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         self.step = 0
         self.scores: dict[str, float] = {}
+        self.losses: list[float] = []
+        self.drops = 0
         self.replaced: dict[str, str] = {}
         self._saved = time.monotonic()
 
@@ -62,6 +73,8 @@ class State:
             self.ema.module.load_state_dict(averaged)
             self.ema.n_averaged.copy_(state["ema"])
         self.step, self.scores, self.replaced = state["step"], state["scores"], state["replaced"]
+        self.losses = state.get("losses", [])
+        self.drops = self._plateaus()
 
     def update(self) -> None:
         """One optimiser step from the gradients that have gathered."""
@@ -81,14 +94,22 @@ class State:
         judged.eval()
         aggregate_splits(judged)
         if self.context.rank == 0:
-            score = validate(judged)
-            self.scores["validation"] = score
+            found = validate(judged)
+            self.scores |= found
+            score = found["validation"]
+            self.losses += [found["validation_loss"]] if "validation_loss" in found else []
             if score > self.scores.get("best_validation", float("-inf")):
                 self.scores |= {"best_validation": score, "best_step": self.step}
                 checkpoint.save(self.context.checkpoint("best"), {"model": weights})
         self.model.train()
         barrier(self.context)
+        self.drops += agree(self._plateaus() > self.drops, self.context)
         self.context.report({"step": self.step, **self.scores})
+
+    def _plateaus(self) -> int:
+        """How often the learning rate has been lowered; rank 0 alone knows before the others."""
+        optim = self.recipe.optim
+        return plateau_drops(self.losses, optim.patience) if optim.schedule == "plateau" else 0
 
     @property
     def judged(self) -> nn.Module:
@@ -116,6 +137,7 @@ class State:
                 "averaged": averaged,
                 "step": self.step,
                 "scores": self.scores,
+                "losses": self.losses,
                 "replaced": self.replaced,
             }
             checkpoint.save(path, state)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ssdet.models import available, create
 
 OPTIONS = {"x3d": {"widths": ((12, 8), (24, 12)), "depths": (1, 2), "stem": 8, "head_dim": 32}}
-FEATURE_MODELS = {"super_events", "tgm", "tgm_super_events", "pdan", "ms_tct"}
+FEATURE_MODELS = {"linear", "super_events", "tgm", "tgm_super_events", "pdan", "ms_tct"}
 
 
 def inputs(name: str, seed: int) -> tuple[torch.Tensor, ...]:

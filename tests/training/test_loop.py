@@ -12,7 +12,8 @@ from ssdet.data import load_manifest
 from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
 from ssdet.data.frames import Decoder
 from ssdet.data.sampling import generator_for
-from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
+from ssdet.models.norm import SubBatchNorm3d
+from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, losses, train
 from ssdet.training.loop import (
     Readout,
     augmentation,
@@ -22,6 +23,7 @@ from ssdet.training.loop import (
     mix,
     network,
     share,
+    start_splits,
 )
 from ssdet.training.losses import pretrain_targets
 
@@ -92,6 +94,71 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, upstream, downstream, n
     momenta = [s["optimizer"]["state"][0] for s in (whole, cut)]
     for key, value in momenta[0].items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(momenta[1][key])), key
+
+
+def test_a_plateau_lowers_the_rate_and_survives_a_stop(tmp_path, downstream) -> None:
+    """Losses of four validations: no better than the first for longer than the patience once."""
+    optim = replace(OPTIM, steps=8, lr=0.02, schedule="plateau", patience=1)
+    recipe = replace(FINETUNE, optim=optim, validations=8)
+    told = [0.7, 0.6, 0.6, 0.65, 0.5, 0.55, 0.55, 0.4]
+    rates: dict[str, dict[int, float]] = {"whole": {}, "cut": {}}
+
+    def train_in(name: str, stop: int | None = None) -> None:
+        def report(metrics: Mapping[str, float]) -> None:
+            if "lr" in metrics:
+                rates[name][int(metrics["step"])] = metrics["lr"]
+                if metrics["step"] == stop:
+                    raise Stopped
+
+        seen = iter(told[max(0, len(rates[name]) - 1) :])
+        clips = Clips(downstream, Decoder(), recipe.clip, recipe.seed)
+        context = Context(tmp_path / name, device=torch.device("cpu"), report=report)
+        context.checkpoint_every = 0
+        judge = lambda model: {"validation": 0.0, "validation_loss": next(seen)}  # noqa: E731
+        train(recipe, clips, context, validate=judge)
+
+    train_in("whole")
+    with pytest.raises(Stopped):
+        train_in("cut", stop=6)
+    train_in("cut")
+    assert (
+        rates["whole"]
+        == rates["cut"]
+        == pytest.approx({step: 0.02 * 0.1 ** ((step > 4) + (step > 7)) for step in range(1, 9)})
+    )
+    ends = [checkpoint.load(tmp_path / n / "checkpoints/last.pt")["model"] for n in rates]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
+@pytest.mark.parametrize(("start", "expected"), [
+    ("running", [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]), ("pooled", [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]),
+])  # fmt: skip
+def test_what_the_statistics_of_groups_start_from(start, expected) -> None:
+    """16 clips in groups of 8; the published code stretches statistics over channels and groups."""
+    recipe = replace(FINETUNE, model=ModelRecipe(norm_start=start), optim=replace(OPTIM, batch=16))
+    norm = SubBatchNorm3d(3)
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0, 3.0]))
+    start_splits(torch.nn.Sequential(norm), recipe, workers=1)
+    assert norm.split_mean.tolist() == expected and norm.split_var.tolist() == [1.0] * 6
+    if start == "pooled":
+        with pytest.raises(ValueError, match="use one worker"):
+            start_splits(torch.nn.Sequential(norm), recipe, workers=2)
+
+
+@pytest.mark.parametrize("form", ["ssdet", "coarse_fine"])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_fine_tuning_takes_the_loss_that_is_asked_for(downstream, form, aligned) -> None:
+    clip = ClipRecipe(frames=8, stride=2)
+    recipe = replace(FINETUNE, clip=clip, localisation=form, align_corners=aligned)
+    batch = next(batches(Clips(downstream, Decoder(), clip, 0), 4, 0, 1, 0, 1))
+    logits = torch.randn(4, 10, 8, generator=generator_for(0))
+    scored = torch.nn.Module()
+    scored.forward = lambda clips: logits
+    loss = batch_loss(recipe, scored, augmentation(recipe), batch, 0, Context(Path()))
+    found = {
+        "ssdet": losses.localisation_loss, "coarse_fine": losses.masked_localisation_loss,
+    }[form](logits, batch.targets_BKF, batch.mask_BF, aligned)  # fmt: skip
+    torch.testing.assert_close(loss, found)
 
 
 @pytest.mark.parametrize("name", ["mixup", "joint"])

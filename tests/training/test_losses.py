@@ -1,5 +1,7 @@
 """Losses against reference outputs and by hand."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -42,6 +44,36 @@ def test_localisation_loss_equals_the_reference(golden) -> None:
     torch.testing.assert_close(
         losses.interpolate(logits, 160), torch.from_numpy(reference["ch/up"]), rtol=1e-5, atol=1e-6
     )
+
+
+def test_the_form_of_coarse_fine_networks_equals_the_reference(golden) -> None:
+    reference = golden("losses")
+    logits, labels, mask = (
+        torch.from_numpy(reference[f"ch/{name}"]) for name in ("logits", "labels", "mask")
+    )
+    loss = losses.masked_localisation_loss(logits, labels, mask.bool())
+    assert loss.item() == pytest.approx(float(reference["ch/coarsefine"][2]), rel=1e-5)
+    # Nothing that stands where no frame is counts.
+    noise = labels.masked_fill(mask[:, None] == 0, 1)
+    again = losses.masked_localisation_loss(logits, noise, mask.bool())
+    torch.testing.assert_close(again, loss)
+    aligned = losses.interpolate(logits, 160, align_corners=True)
+    torch.testing.assert_close(aligned, torch.from_numpy(reference["ch/up_align"]))
+    for form in (losses.localisation_loss, losses.masked_localisation_loss):
+        stretched = form(aligned, labels, mask.bool())
+        torch.testing.assert_close(form(logits, labels, mask.bool(), True), stretched)
+        assert abs(stretched - form(logits, labels, mask.bool())) > 1e-3
+
+
+@pytest.mark.parametrize("padding", ["masked", "counted"])
+def test_loss_of_heads_by_hand(padding) -> None:
+    logits = torch.tensor([[[0.0, 2.0]], [[1.0, -3.0]]])
+    targets = torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]]])
+    mask = torch.tensor([[True, True], [True, False]])
+    terms = [math.log(2), math.log1p(math.exp(2)), math.log1p(math.exp(-1))]
+    filling = math.log1p(math.exp(-3)) if padding == "counted" else 0.0
+    loss = losses.head_loss(logits, targets, mask, padding)
+    assert loss.item() == pytest.approx((sum(terms) + filling) / 3, rel=1e-6)
 
 
 def test_frames_that_do_not_exist_change_nothing() -> None:

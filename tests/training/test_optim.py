@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ssdet.models import create
-from ssdet.training.optim import lr_factor, optimizer_for, set_lr
+from ssdet.training.optim import lr_factor, optimizer_for, plateau_drops, set_lr
 from ssdet.training.recipe import OptimRecipe
 
 
@@ -33,6 +35,29 @@ def test_step_is_torchs() -> None:
     assert [lr_factor(recipe, step) for step in range(40)] == pytest.approx(rates(scheduler, 40))
 
 
+def test_milestones_multiply_by_the_declared_factor() -> None:
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(torch_optimizer(), [10, 30], gamma=0.5)
+    recipe = OptimRecipe(steps=40, milestones=(0.25, 0.75), decay=0.5)
+    assert [lr_factor(recipe, step) for step in range(40)] == pytest.approx(rates(scheduler, 40))
+
+
+@given(
+    st.lists(st.sampled_from([1.0, 0.5, 0.49999, 0.25, 0.1, 0.3]) | st.floats(0.01, 10)),
+    st.integers(0, 4),
+)
+def test_plateaus_are_torchs(losses: list[float], patience: int) -> None:
+    optimizer = torch_optimizer()
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience, eps=0
+    )
+    for loss in losses:
+        scheduler.step(loss)
+    drops = plateau_drops(losses, patience)
+    assert optimizer.param_groups[0]["lr"] == 0.5**drops
+    model, recipe = torch.nn.Linear(2, 2), OptimRecipe(lr=3.0, schedule="plateau", decay=0.5)
+    assert set_lr(optimizer_for(model, recipe), recipe, 7, drops) == 3.0 * 0.5**drops
+
+
 def test_onecycle_rises_to_one_and_falls_to_nothing() -> None:
     factors = [lr_factor(OptimRecipe(steps=100, schedule="onecycle"), step) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 25)
@@ -56,3 +81,9 @@ def test_head_learns_faster_by_the_declared_factor() -> None:
     sizes = [sum(p.numel() for p in group["params"]) for group in (backbone, head)]
     assert sizes[1] == sum(p.numel() for p in model.head_parameters())
     assert sum(sizes) == sum(p.numel() for p in model.parameters())
+
+
+def test_a_network_that_names_no_head_is_all_head() -> None:
+    recipe = OptimRecipe(head_lr_mult=10)
+    backbone, head = optimizer_for(torch.nn.Linear(3, 2), recipe).param_groups
+    assert not backbone["params"] and len(head["params"]) == 2

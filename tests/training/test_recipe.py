@@ -10,7 +10,7 @@ from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import OptimRecipe, TrainRecipe, from_json, to_json
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "science", "small", "paper"])
+@pytest.mark.parametrize("name", ["smoke", "tiny", "science", "small", "paper", "released"])
 def test_round_trip_through_json(name: str) -> None:
     experiment = preset(name).experiment
     for recipe in (experiment.finetune, experiment.pretrain):
@@ -36,6 +36,12 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         TrainRecipe("finetune", augment="mixup")
     with pytest.raises(ValueError, match="needs an augmentation"):
         TrainRecipe("pretrain", mix_depth="random")
+    with pytest.raises(ValueError, match="validation loss of fine-tuning"):
+        TrainRecipe("pretrain", optim=OptimRecipe(schedule="plateau"))
+    with pytest.raises(ValueError, match="at least 1"):
+        TrainRecipe("finetune", optim=OptimRecipe(schedule="plateau"), validations=0)
+    with pytest.raises(ValueError, match="decay 1.5"):
+        OptimRecipe(decay=1.5)
     with pytest.raises(ValueError, match="does not divide"):
         OptimRecipe(batch=10, accumulate=4)
 

@@ -1,0 +1,165 @@
+"""Models of features: what they are shown, what they learn, and what they say of every frame."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssdet.data import Manifest, Segment, Video
+from ssdet.data.features import FeatureSet, FeatureWriter
+from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
+from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head, width_of
+from ssdet.training.losses import head_loss
+
+STRIDE, FPS = 4, 10.0
+LENGTHS = {"a": 30, "b": 41, "c": 12, "d": 22, "e": 33, "gone": 20}
+OPTIM = OptimRecipe(steps=8, batch=4, lr=0.05, optimizer="adamw", weight_decay=0.0)
+RECIPE = HeadRecipe(ModelRecipe("linear", {"dropout": 0.3}), OPTIM)
+CPU = torch.device("cpu")
+
+
+def video(name: str) -> Video:
+    """Class 0 in the first half, class 1 in the middle third; 10 frames a second as annotated."""
+    seconds = LENGTHS[name] / FPS
+    parts = (Segment(0, -0.01, seconds / 2), Segment(1, seconds / 3, 2 * seconds / 3))
+    return Video(name, "", "train", segments=parts, duration=seconds)
+
+
+MANIFEST = Manifest("m", ("half", "third", "never"), tuple(map(video, LENGTHS)))
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> FeatureSet:
+    """Two of six channels are the labels, under noise; layer1 is no vector."""
+    folder = tmp_path_factory.mktemp("features")
+    draws = torch.Generator().manual_seed(0)
+    with FeatureWriter(folder, "float32") as out:
+        for name, frames in LENGTHS.items():
+            if name == "gone":
+                out.leave_out(name, "cut short")
+                continue
+            labels = MANIFEST.frame_targets(video(name), frames, FPS)[:, ::STRIDE]
+            rows = torch.randn(labels.shape[1], 6, generator=draws) * 0.3
+            rows[:, 2:4] += torch.from_numpy(labels[:2].T).float() * 2
+            out.begin(name, frames, FPS, STRIDE)
+            out.add({"features": rows, "layer1": torch.zeros(len(rows), 2, 7, 7)})
+            out.commit()
+    return FeatureSet.open(folder)
+
+
+def test_a_batch_is_padded_and_masked(features) -> None:
+    stretches = Stretches(MANIFEST, features, RECIPE)
+    assert [v.id for v in stretches.videos] == ["a", "b", "c", "d", "e"]
+    batch = stretches.gathered(stretches.videos)
+    steps = [-(-LENGTHS[v.id] // STRIDE) for v in stretches.videos]
+    assert batch.lengths_B.tolist() == steps and batch.features_BDT.shape == (5, 6, max(steps))
+    for place, (one, length) in enumerate(zip(stretches.videos, steps, strict=True)):
+        mine = torch.from_numpy(np.array(features[one.id]["features"]))
+        assert torch.equal(batch.features_BDT[place, :, :length], mine.T)
+        dense = MANIFEST.frame_targets(one, LENGTHS[one.id], FPS)[:, ::STRIDE]
+        assert np.array_equal(batch.targets_BKT[place, :, :length].numpy(), dense)
+        assert not batch.features_BDT[place, :, length:].any()
+        assert not batch.targets_BKT[place, :, length:].any()
+        assert batch.mask_BT[place].tolist() == [t < length for t in range(max(steps))]
+
+
+def test_epochs_show_every_video_once_in_an_order_of_the_seed(features) -> None:
+    def shown(seed: int) -> list[int]:
+        recipe = replace(RECIPE, seed=seed, optim=replace(OPTIM, batch=5))
+        stretches = Stretches(MANIFEST, features, recipe)
+        return [n for step in range(4) for n in stretches.batch(step).lengths_B.tolist()]
+
+    for epoch in range(4):
+        assert sorted(shown(0)[5 * epoch : 5 * epoch + 5]) == [3, 6, 8, 9, 11]
+    assert shown(0) == shown(0) != shown(1)
+
+
+def test_padding_changes_the_loss_only_as_the_published_code_has_it(features) -> None:
+    stretches = Stretches(MANIFEST, features, RECIPE)
+    model = head(RECIPE, 6, 3).eval()
+
+    def loss(videos: list[Video], padding: str) -> tuple[float, int]:
+        batch = stretches.gathered(videos)
+        logits = model(batch.features_BDT, batch.lengths_B)
+        found = head_loss(logits, batch.targets_BKT, batch.mask_BT, padding)
+        return found.item() * int(batch.lengths_B.sum()), int(batch.lengths_B.sum())
+
+    apart = sum(loss([one], "masked")[0] for one in stretches.videos)
+    assert loss(stretches.videos, "masked")[0] == pytest.approx(apart, rel=1e-5)
+    # Zeros in, bias out: what a filled step costs in every class.
+    bias = model.per_frame.bias.detach()
+    batch = stretches.gathered(stretches.videos)
+    filled = int((~batch.mask_BT).sum()) * float(torch.log1p(bias.exp()).sum())
+    assert loss(stretches.videos, "counted")[0] == pytest.approx(apart + filled, rel=1e-5)
+
+
+def trained(features: FeatureSet, folder: Path, recipe: HeadRecipe, **context) -> dict:
+    return fit_head(recipe, Stretches(MANIFEST, features, recipe),
+                    Context(folder, device=CPU, **context))  # fmt: skip
+
+
+class Stopped(Exception):
+    """Stands for a kill."""
+
+
+def test_a_stopped_run_ends_with_the_same_bits(features, tmp_path) -> None:
+    def stop(metrics: Mapping[str, float]) -> None:
+        if metrics["step"] == 5:
+            raise Stopped
+
+    trained(features, tmp_path / "whole", RECIPE)
+    with pytest.raises(Stopped):
+        trained(features, tmp_path / "cut", RECIPE, report=stop, checkpoint_every=0)
+    torch.manual_seed(5)
+    assert trained(features, tmp_path / "cut", RECIPE)["steps"] == 8
+    ends = [checkpoint.load_weights(tmp_path / n / "checkpoints/last.pt") for n in ("whole", "cut")]
+    assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
+
+
+class Kept:
+    """A writer that keeps."""
+
+    def __init__(self) -> None:
+        self.probs: dict[str, tuple[np.ndarray, float]] = {}
+
+    def add(self, video_id: str, probs_TK: torch.Tensor, fps: float) -> None:
+        self.probs[video_id] = probs_TK.numpy(), fps
+
+
+def test_a_rule_is_found_and_told_of_every_frame(features, tmp_path) -> None:
+    recipe = replace(RECIPE, optim=replace(OPTIM, steps=300))
+    trained(features, tmp_path, recipe)
+    model = head(recipe, 6, 3)
+    model.load_state_dict(checkpoint.load_weights(tmp_path / "checkpoints/last.pt"))
+    sink = Kept()
+    absent = predict_head(model.eval(), recipe, MANIFEST, features, sink, CPU)
+    assert absent == {"gone": "cut short"} and sink.probs.keys() == {*LENGTHS} - {"gone"}
+    weight, bias = (getattr(model.per_frame, n).detach().numpy() for n in ("weight", "bias"))
+    right = []
+    for name, (probs, fps) in sink.probs.items():
+        frames = LENGTHS[name]
+        assert probs.shape == (frames, 3) and fps == FPS
+        logits = np.array(features[name]["features"]) @ weight[:, :, 0].T + bias
+        # Step i stands for the frames from i · stride on, and for their middle.
+        middles = STRIDE * np.arange(len(logits)) + (STRIDE - 1) / 2
+        expected = [np.interp(np.arange(frames), middles, column) for column in logits.T]
+        np.testing.assert_allclose(probs, 1 / (1 + np.exp(-np.stack(expected, 1))), atol=1e-5)
+        truth = MANIFEST.frame_targets(video(name), frames, FPS).T
+        right.append((probs[::STRIDE] > 0.5) == truth[::STRIDE])
+    # Interpolation blurs what changes from one step to the next.
+    assert np.concatenate(right).mean() > 0.9
+
+
+def test_what_no_head_can_read_is_refused(features) -> None:
+    with pytest.raises(ValueError, match=r"'layer1' of shape \(2, 7, 7\): heads read one vector"):
+        Stretches(MANIFEST, features, replace(RECIPE, tensor="layer1"))
+    with pytest.raises(ValueError, match="'conv5' of shape None"):
+        width_of(features, "conv5")
+    other = replace(RECIPE, model=ModelRecipe("linear", {"in_features": 432}))
+    with pytest.raises(ValueError, match=r"in_features=432, the features have 6"):
+        head(other, 6, 3)
+    with pytest.raises(ValueError, match="none of its videos has features"):
+        Stretches(replace(MANIFEST, videos=MANIFEST.videos[-1:]), features, RECIPE)
