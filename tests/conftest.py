@@ -1,8 +1,13 @@
 """Fixtures that every test may use."""
 
+import importlib.util
+import logging
 import os
+import sys
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,3 +55,42 @@ def ray_session() -> Iterator[None]:
 
     with connect("local"):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, int]]:
+    """Host and port of a server with S3's API, for all tests that need one."""
+    from moto.server import ThreadedMotoServer
+
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    os.environ |= dict.fromkeys(keys, "testing") | {"AWS_EC2_METADATA_DISABLED": "true"}
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def new_bucket(s3_server: tuple[str, int]) -> Iterator[Callable[[], Any]]:
+    """Makes empty buckets, each behind a proxy that breaks what it is told to (tests/s3.py)."""
+    spec = importlib.util.spec_from_file_location("s3", Path(__file__).parent / "s3.py")
+    assert spec is not None and spec.loader is not None
+    s3 = sys.modules["s3"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(s3)
+    made: list[Any] = []
+
+    def new() -> Any:
+        made.append(s3.Bucket(f"bucket-{uuid.uuid4().hex[:12]}", s3_server))
+        made[-1].client().create_bucket(Bucket=made[-1].name)
+        return made[-1]
+
+    yield new
+    for bucket in made:
+        bucket.close()
+
+
+@pytest.fixture
+def bucket(new_bucket: Callable[[], Any]) -> Any:
+    """An empty bucket."""
+    return new_bucket()

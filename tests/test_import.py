@@ -20,8 +20,8 @@ LAYERS = (
     {"experiments"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("results", "studies")}
-"""Tables read plans."""
+SIDEWAYS = {("results", "studies"), ("models", "data")}
+"""Tables read plans; published weights name the clips that they are used to."""
 
 KNOW_RAY = {
     "ssdet/training/distributed.py": {"ray.train", "ray.tune.integration.ray_train"},

@@ -21,10 +21,10 @@ class Ledger:
     `optuna.db`. What ends is written here first and told to Optuna then; `open_ledger` makes the
     two agree after a kill."""
 
-    def __init__(self, search: Search, folder: Path) -> None:
+    def __init__(self, search: Search, store: Store, folder: Path) -> None:
         import optuna
 
-        self.search, self.folder = search, folder
+        self.search, self.store, self.folder = search, store, folder
         self.trials = read(folder / "trials.jsonl")
         self.storage = storage(folder)
         self.study = optuna.create_study(
@@ -64,6 +64,7 @@ class Ledger:
         trial = self.trials[number]
         seconds = time.time() - trial.started
         self.keep(replace(trial, state=state, values=dict(values), error=error, seconds=seconds))
+        self.store.share(self.folder)
         return self.trials[number]
 
     def keep(self, trial: Trial) -> None:
@@ -88,12 +89,14 @@ def open_ledger(search: Search, store: Store) -> Iterator[Ledger]:
     folder = store.root / "searches" / search.name
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(folder / "lock", wait=False):
+        with locked(folder / "lock", wait=False), store.claim(f"searches-{search.name}"):
+            store.refresh()
             _check_declaration(search, folder)
             optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every trial
-            ledger = Ledger(search, folder)
+            ledger = Ledger(search, store, folder)
             _settle(ledger)
             yield ledger
+            store.share(folder)
     except BlockingIOError as error:
         raise ValueError(
             f"search {search.name!r}: another process is at work on {folder}: wait for it"

@@ -65,6 +65,7 @@ def run(
     for stage in planned.stages.values():
         if stage.kind in TRAINING:
             share(stage.recipe, workers)
+    store.refresh()
     write_record(store, planned)
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
     progress = Progress(planned, done=len(planned.stages) - len(todo))
@@ -114,7 +115,7 @@ def _run_graph(
     jobs = {
         name: Job(
             stage,
-            str(store.root),
+            store.uri,
             study.data,
             workers=resources.workers if stage.kind in TRAINING else 1,
             worker_resources=resources.worker,
@@ -147,6 +148,7 @@ def _run_graph(
         ),
     )
     tuner.fit()
+    store.refresh()
     # Tune's notes for a resume that is never asked for.
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     left = [s for s in todo.keys() - search.errors.keys() if store.result(s) is None]
@@ -188,6 +190,7 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
         return
     except Exception as error:
         path = job.folder / "error.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(traceback.format_exc())
         tune.report({"error": f"{type(error).__name__}: {error} (traceback in {path})"})
         if torch.cuda.is_initialized():

@@ -3,33 +3,36 @@
 import json
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssdet.data.clips import Clips, centre_clip, normalise
+from ssdet.data.clips import Clips
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
-from ssdet.data.video import CorruptVideo
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.evaluation.ensemble import mean_probability
 from ssdet.studies.data import Data
 from ssdet.studies.plan import FrozenProbe, Stage
 from ssdet.studies.provenance import Attempt, provenance
 from ssdet.studies.store import Store, write_json
+from ssdet.studies.validation import validation_of
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
-from ssdet.training.distributed import run_workers
+from ssdet.training.distributed import ANSWER, run_workers
 from ssdet.training.inference import Network, PredictRecipe, frame_targets, predict
 from ssdet.training.loop import network, train
+from ssdet.training.origin import starting_weights
 from ssdet.training.probe import extract, fit
 from ssdet.training.recipe import TrainRecipe
 
 Result = dict[str, Any]
+LAST = "checkpoints/last.pt"
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Job:
     def folder(self) -> Path:
         return Store.open(self.store).folder(self.stage.id)
 
-    def parent(self, index: int = 0) -> Path:
-        """Folder of a parent stage."""
-        return Store.open(self.store).folder(self.stage.parents[index].id)
+    def parent(self, index: int = 0, part: str = "") -> Path:
+        """Folder of a parent stage, with this file or folder of it, or all, on this machine."""
+        return Store.open(self.store).local(self.stage.parents[index].id, part)
 
 
 def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True) -> Result:
@@ -63,19 +66,21 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
     """
     store = Store.open(job.store)
     with store.lock(job.stage.id, wait):
-        if (result := store.result(job.stage.id)) is not None:
-            return result
+        for known in (store.result, store.publish):
+            if (result := known(job.stage.id)) is not None:
+                return result
         torch.set_num_threads(job.threads)
         job.folder.mkdir(parents=True, exist_ok=True)
+        store.resume(job.stage.id)
         write_json(job.folder / "recipe.json", job.stage.identity)
         attempt = begin_attempt(job.folder)
-        result = KINDS[job.stage.kind](job, report)
+        with store.progress(job.stage.id) if job.workers == 1 else nullcontext():
+            result = KINDS[job.stage.kind](job, report)
         how = {"workers": job.workers, "threads": job.threads, "loaders": job.loaders}
         gpus = job.workers * job.worker_resources.get("GPU", 0)
         gpu = result.pop("gpu", None)
         write_json(job.folder / "provenance.json", provenance(attempt, gpu, gpus, how))
-        store.finish(job.stage.id, result)
-        return result
+        return store.finish(job.stage.id, result)
 
 
 def begin_attempt(folder: Path) -> Attempt:
@@ -129,13 +134,42 @@ def _finetune(job: Job, report: Report) -> Result:
 
 
 def _train(job: Job, report: Report, role: str) -> Result:
-    initial = None
+    classes = job.data.manifests[role].classes
+    # For whoever runs the network on other videos; no part of what names the stage.
+    rate = job.data.fps if role == "downstream" else 0.0
+    seen = {"classes": classes, "decode_size": job.data.decode_size, "fps": rate}
+    write_json(job.folder / "data.json", seen)
+    recipe: TrainRecipe = job.stage.recipe
+    initial: dict[str, Tensor] | None
     if job.stage.parents:
-        initial = checkpoint.load_weights(job.parent() / "checkpoints" / "last.pt")
+        initial = checkpoint.load_weights(job.parent(part=LAST) / LAST)
+    else:
+        initial = starting_weights(recipe, recipe.head_classes(len(classes)))
     if job.workers == 1:
         return train_worker(Context(job.folder, report=report), job, role, initial)
-    resources = job.worker_resources
-    return run_workers(job.workers, resources, job.folder, train_worker, job, role, initial)
+    store, resources = Store.open(job.store), job.worker_resources
+    store.offer(job.stage.id)
+    bring = partial(store.resume, job.stage.id, exactly=True)
+    return run_workers(
+        job.workers, resources, job.folder, train_team, job, role, initial, bring=bring
+    )
+
+
+def train_team(
+    context: Context, job: Job, role: str, initial: Mapping[str, Tensor] | None
+) -> Result:
+    """`train_worker` as one of several, which may be on machines that share no disk: all start from
+    the checkpoint that the store has, and the first one's files go back there."""
+    store = Store.open(job.store)
+    context.folder = job.folder
+    store.resume(job.stage.id, exactly=True)
+    if context.rank:
+        return train_worker(context, job, role, initial)
+    with store.progress(job.stage.id):
+        result = train_worker(context, job, role, initial)
+    (context.folder / ANSWER).write_text(json.dumps(result))
+    store.offer(job.stage.id)
+    return result
 
 
 def train_worker(
@@ -150,73 +184,20 @@ def train_worker(
     context.loaders, context.checkpoint_every = job.loaders, job.checkpoint_every
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
-    validation = job.data.split(role, "val")
-    validate = None
-    if validation.videos:
-        judge = clip_accuracy if recipe.task == "pretrain" else frame_map
-        validate = judge(recipe, validation, reader, context.device)
+    validation = job.data.split(role, recipe.validate_on)
+    validate = validation_of(recipe, validation, reader, context.device)
     result = train(recipe, clips, context, initial, validate)
     expected = len(clips.manifest.videos) + len(clips.manifest.missing)
     gpu = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
     return {**result, "gpu": gpu, "videos": len(clips.manifest.videos), "videos_expected": expected}
 
 
-def clip_accuracy(
-    recipe: TrainRecipe, manifest: Manifest, reader: FrameReader, device: torch.device
-) -> Callable[[nn.Module], float]:
-    """Share of videos whose label is the first choice, by the mean over the clip from the video's
-    middle (top-1). A video that cannot be read counts as a miss."""
-    shift = recipe.head_classes(manifest.num_classes) - manifest.num_classes
-
-    @torch.inference_mode()
-    def judge(model: nn.Module) -> float:
-        hits = 0
-        for first in range(0, len(manifest.videos), 16):
-            read = []
-            for video in manifest.videos[first : first + 16]:
-                with suppress(CorruptVideo):
-                    read.append((video.label, centre_clip(video, reader, recipe.clip)))
-            if not read:
-                continue
-            labels, pictures = zip(*read, strict=True)
-            clips = normalise(torch.stack(pictures), recipe.clip, device)
-            clip = recipe.readout == "clip"
-            logits = model.classify(clips) if clip else model(clips).mean(2)  # type: ignore[operator]
-            hits += int((logits[:, shift:].argmax(1).cpu() == torch.tensor(labels)).sum())
-        return hits / len(manifest.videos)
-
-    return judge
-
-
-def frame_map(
-    recipe: TrainRecipe, manifest: Manifest, reader: FrameReader, device: torch.device
-) -> Callable[[nn.Module], float]:
-    """Dense per-frame mAP on a validation split."""
-    targets = frame_targets(manifest, reader)
-
-    def judge(model: nn.Module) -> float:
-        scores: dict[str, Tensor] = {}
-        sink = Memory(scores)
-        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device)
-        return dense_map(scores, targets).value
-
-    return judge
-
-
-class Memory:
-    """Keeps probabilities in memory, in place of a writer."""
-
-    def __init__(self, scores: dict[str, Tensor]) -> None:
-        self.scores = scores
-
-    def add(self, video_id: str, probs_TK: Tensor, fps: float) -> None:
-        self.scores[video_id] = probs_TK.half()
-
-
 def _predict(job: Job, report: Report) -> Result:
     context = Context(job.folder)
     parent = job.stage.parents[0]
-    model = _trained(job.parent(), parent.recipe, job.data.manifests["downstream"].num_classes)
+    if parent.kind == "fit_head":
+        return _on_features("predict")(job, report)
+    model = _trained(job, parent.recipe, job.data.manifests["downstream"].num_classes)
     model.to(context.device).eval()
     return _score(job, model, job.stage.recipe, context.device)
 
@@ -226,9 +207,10 @@ def _probe(job: Job, report: Report) -> Result:
     device = Context(job.folder).device
     if job.stage.parents:
         parent = job.stage.parents[0].recipe
-        model = _trained(job.parent(), parent, job.data.manifests["upstream"].num_classes)
+        model = _trained(job, parent, job.data.manifests["upstream"].num_classes)
     else:
-        model = network(recipe.fresh, job.data.manifests["downstream"].num_classes)
+        classes = job.data.manifests["downstream"].num_classes
+        model = network(recipe.fresh, classes, starting_weights(recipe.fresh, classes))
     model.to(device).eval()
     features: Network = model.features  # type: ignore[assignment]
     reader = job.data.reader("downstream")
@@ -238,15 +220,30 @@ def _probe(job: Job, report: Report) -> Result:
     return {**_score(job, probe, recipe.probe.predict, device), "unreadable_train": broken}
 
 
-def _trained(folder: Path, recipe: TrainRecipe, classes: int) -> nn.Module:
+def _trained(job: Job, recipe: TrainRecipe, classes: int) -> nn.Module:
     model = network(recipe, classes)
-    model.load_state_dict(checkpoint.load_weights(folder / "checkpoints" / "last.pt"))
+    model.load_state_dict(checkpoint.load_weights(job.parent(part=LAST) / LAST))
     return model
 
 
 def _score(job: Job, network: Network, recipe: PredictRecipe, device: torch.device) -> Result:
-    """Predictions and scores of the validation videos and, but for `validate`, the test videos."""
     reader = job.data.reader("downstream")
+
+    def write(manifest: Manifest, writer: PredictionWriter) -> dict[str, str]:
+        return predict(network, manifest, reader, recipe, writer, device)
+
+    return score_splits(job, reader, write)
+
+
+def score_splits(
+    job: Job,
+    reader: FrameReader,
+    write: Callable[[Manifest, PredictionWriter], dict[str, str]],
+) -> Result:
+    """Predictions and scores of the validation videos and, but for `validate`, the test videos.
+
+    `write` scores the videos of a split, and returns those that it cannot, and why.
+    """
     result: Result = {"scores": {}, "unreadable": {}}
     for name in ("val",) if job.stage.kind == "validate" else ("val", "test"):
         manifest = job.data.split("downstream", name)
@@ -254,7 +251,7 @@ def _score(job: Job, network: Network, recipe: PredictRecipe, device: torch.devi
             continue
         folder = job.folder / "predictions" / name
         with PredictionWriter(folder, manifest.num_classes) as writer:
-            result["unreadable"] |= predict(network, manifest, reader, recipe, writer, device)
+            result["unreadable"] |= write(manifest, writer)
         targets = frame_targets(manifest, reader)
         result["scores"][name] = asdict(dense_map(PredictionSet.open(folder), targets))
     return result
@@ -264,7 +261,8 @@ def _ensemble(job: Job, report: Report) -> Result:
     reader = job.data.reader("downstream")
     result: Result = {"scores": {}}
     for name in ("val", "test"):
-        folders = [job.parent(i) / "predictions" / name for i in range(len(job.stage.parents))]
+        part, parents = f"predictions/{name}", range(len(job.stage.parents))
+        folders = [job.parent(i, part) / part for i in parents]
         if not folders[0].is_dir():
             continue
         members = [PredictionSet.open(folder) for folder in folders]
@@ -274,6 +272,16 @@ def _ensemble(job: Job, report: Report) -> Result:
     return result
 
 
+def _on_features(name: str) -> Callable[[Job, Report], Result]:
+    def run(job: Job, report: Report) -> Result:
+        from ssdet.studies import feature_stages  # which rests on this module
+
+        found: Result = getattr(feature_stages, name)(job, report)
+        return found
+
+    return run
+
+
 KINDS: dict[str, Callable[[Job, Report], Result]] = {
     "pretrain": _pretrain,
     "finetune": _finetune,
@@ -281,4 +289,6 @@ KINDS: dict[str, Callable[[Job, Report], Result]] = {
     "validate": _predict,
     "probe": _probe,
     "ensemble": _ensemble,
+    "extract": _on_features("extract"),
+    "fit_head": _on_features("fit"),
 }

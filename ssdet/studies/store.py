@@ -1,4 +1,4 @@
-"""The folder that stages write to and tables are made from."""
+"""The place that stages write to and tables are made from: a folder, or a mirror of one."""
 
 import fcntl
 import json
@@ -6,12 +6,14 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
+
+from ssdet.data.remote import is_remote
 
 STAGE_ID = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 
@@ -26,7 +28,8 @@ class Store:
 
     @classmethod
     def open(cls, uri: str | os.PathLike[str]) -> "Store":
-        """Store at a path or file:// URI, created if absent. ValueError for other schemes."""
+        """Store at a path, a file:// URI or one that pyarrow knows (s3://…, docs/storage.md),
+        created if absent. ValueError for what is none of them."""
         store = cls.at(uri)
         (store.root / "stages").mkdir(parents=True, exist_ok=True)
         return store
@@ -34,15 +37,70 @@ class Store:
     @classmethod
     def at(cls, uri: str | os.PathLike[str]) -> "Store":
         """The same, but nothing is created."""
+        if is_remote(uri):
+            from ssdet.studies.remote_store import RemoteStore
+
+            return RemoteStore.of(str(uri))
         parts = urlsplit(str(uri))
         if parts.scheme not in ("", "file"):
-            raise ValueError(
-                f"store {uri!r}: stages are locked and written through a file system; "
-                "mount the bucket (or NFS) and give its folder"
-            )
+            raise ValueError(f"store {uri!r}: expected a folder, or a URI such as s3://bucket/runs")
         if parts.netloc not in ("", "localhost"):
             raise ValueError(f"store {uri!r}: file://{parts.netloc} is another machine; mount it")
         return cls(Path(unquote(parts.path) if parts.scheme else str(uri)).expanduser().absolute())
+
+    @property
+    def uri(self) -> str:
+        """What opens this store from another process, or another machine that sees it."""
+        return str(self.root)
+
+    def inside(self, name: str) -> "Store":
+        """A store of its own in a folder of this one."""
+        return Store.open(self.root / name)
+
+    def exists(self) -> bool:
+        """Whether there is a store."""
+        return (self.root / "stages").is_dir()
+
+    def refresh(self) -> None:
+        """Bring records, tables and what finished stages say up to date. A folder always is; the
+        mirror of a remote store is as new as its last refresh."""
+
+    def local(self, stage_id: str, part: str = "") -> Path:
+        """Folder of a stage with all of its files, or with this file or folder of it, on this
+        machine; what is read goes through here."""
+        return self.folder(stage_id)
+
+    def holds(self, stage_id: str, name: str) -> bool:
+        """Whether a finished stage has this file, here or elsewhere."""
+        return (self.folder(stage_id) / name).is_file()
+
+    def share(self, path: Path) -> None:
+        """Show others a file or folder that was written here: of what is in `stages`, only a
+        stage's `scores`."""
+
+    def resume(self, stage_id: str, exactly: bool = False) -> None:
+        """Bring here what another machine left of a half-done stage where it got further;
+        `exactly`: in any case, so that several workers go on from the same."""
+
+    def offer(self, stage_id: str) -> None:
+        """Show others what is here of a half-done stage."""
+
+    def progress(self, stage_id: str) -> AbstractContextManager[Any]:
+        """While the block lasts, checkpoints of the stage are shown to other machines."""
+        return nullcontext()
+
+    def publish(self, stage_id: str) -> dict[str, Any] | None:
+        """Finish a stage whose work is done, but which could not be shown to others; its result.
+        None where there is nothing of that kind."""
+        return None
+
+    def claim(self, name: str) -> AbstractContextManager[None]:
+        """Keep other machines out of what has this name. BlockingIOError where one is in."""
+        return nullcontext()
+
+    def elsewhere(self) -> dict[str, int]:
+        """Bytes by id of stages that lie on another file system than the folder."""
+        return {}
 
     def folder(self, stage_id: str) -> Path:
         """Folder of a stage; ValueError for what is no stage id."""
@@ -72,6 +130,11 @@ class Store:
         """How a finished stage ran, None where nothing says so. ValueError for a damaged file."""
         return _read_json(self.folder(stage_id) / "provenance.json")
 
+    def tidy(self, age: float, busy: Collection[str], dry_run: bool) -> dict[str, int]:
+        """Remove what interrupted uploads left, older than `age` seconds and not of these stages;
+        bytes by name."""
+        return {}
+
     @contextmanager
     def lock(self, stage_id: str, wait: bool = True) -> Iterator[None]:
         """Wait until no other process works on the stage, and keep others out.
@@ -84,10 +147,11 @@ class Store:
 
     def busy(self, stage_id: str) -> bool:
         """Whether a process works on the stage now."""
-        if not self.folder(stage_id).with_suffix(".lock").exists():
+        lock = self.folder(stage_id).with_suffix(".lock")
+        if not lock.exists():
             return False
         try:
-            with self.lock(stage_id, wait=False):
+            with locked(lock, wait=False):
                 return False
         except BlockingIOError:
             return True
@@ -107,9 +171,20 @@ class Store:
         """
         folder = self.folder(stage_id)
         with self.lock(stage_id, wait=False):
+            self.forget(stage_id)
             if folder.is_dir():
                 self.discard(folder)
             folder.with_suffix(".lock").unlink()
+
+    def forget(self, stage_id: str) -> None:
+        """Remove what lies of a stage elsewhere than in its folder."""
+
+    def erase(self, path: Path) -> None:
+        """Remove a file or folder (outside `stages`)."""
+        if path.is_dir():
+            self.discard(path)
+        else:
+            path.unlink()
 
     def discard(self, folder: Path) -> None:
         """Remove a folder of the store so that a kill leaves no half of it where it was."""
@@ -124,15 +199,17 @@ class Store:
         """Folder of the records of studies."""
         return self.root / "studies"
 
-    def finish(self, stage_id: str, result: Mapping[str, Any]) -> None:
-        """Mark a stage as finished, with its result."""
+    def finish(self, stage_id: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Mark a stage as finished, with its result; returns the one that counts."""
         write_json(self.folder(stage_id) / "DONE", result)
+        return dict(result)
 
     def keep_estimate(self, digest: str, costs: Mapping[str, Any]) -> None:
         """Keep what a plan (by the digest of its record) was expected to cost."""
         folder = self.root / "estimates"
         folder.mkdir(exist_ok=True)
         write_json(folder / f"{digest}.json", costs)
+        self.share(folder / f"{digest}.json")
 
     def estimate(self, digest: str) -> dict[str, Any] | None:
         """What `keep_estimate` kept, None where no plan was made. ValueError for a damaged file."""

@@ -199,7 +199,7 @@ def test_no_store_is_made_by_looking_for_one(tmp_path) -> None:
         results.open(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
     with pytest.raises(ValueError, match="mount"):
-        results.open("s3://bucket/x")
+        results.open("file://elsewhere/x")
 
 
 def test_an_empty_store_has_no_runs(tmp_path) -> None:

@@ -36,9 +36,10 @@ def test_only_stage_ids_are_folders(tmp_path, name) -> None:
         Store.open(tmp_path).folder(name)
 
 
-def test_a_bucket_is_refused_with_a_way_out() -> None:
-    with pytest.raises(ValueError, match="mount"):
-        Store.open("s3://bucket/runs")
+@pytest.mark.parametrize("uri", ["file://elsewhere/runs", "http:/runs"])
+def test_what_is_no_place_is_refused_with_a_way_out(uri) -> None:
+    with pytest.raises(ValueError, match="mount|such as s3://"):
+        Store.open(uri)
 
 
 def hold(root, ready) -> None:

@@ -1,0 +1,107 @@
+"""Numpy arrays from a pickle, and nothing else: no other object is made and no code is run.
+
+Even numpy's own unpickling is not called: the names that it uses stand for the plain classes below.
+"""
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
+
+
+class _Kind:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, code: str, *_: bool) -> None:
+        if code not in NUMBERS:
+            raise ValueError(f"array of type {code!r}, expected one of {', '.join(NUMBERS)}")
+        self.code, self.order = code, "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """Stands for an array that numpy has begun to rebuild."""
+
+    values: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, by_column, data = state
+        flat = np.frombuffer(data, np.dtype(kind.code).newbyteorder(kind.order))
+        native = flat.astype(np.dtype(kind.code))
+        self.values = native.reshape(shape, order="F" if by_column else "C")
+
+
+def _begin(*_: Any) -> _Array:
+    """Stands for numpy's _reconstruct."""
+    return _Array()
+
+
+def _whole(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+    """Stands for numpy's _frombuffer, which protocol 5 uses."""
+    array = _Array()
+    array.__setstate__((1, shape, kind, order == "F", data))
+    return array
+
+
+class _ArraysOnly(pickle.Unpickler):
+    admitted = {  # noqa: RUF012
+        ("numpy.core.multiarray", "_reconstruct"): _begin,
+        ("numpy._core.multiarray", "_reconstruct"): _begin,
+        ("numpy.core.numeric", "_frombuffer"): _whole,
+        ("numpy._core.numeric", "_frombuffer"): _whole,
+        ("numpy", "ndarray"): None,
+        ("numpy", "dtype"): _Kind,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+        return self.admitted[module, name]
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle that torch.save does not write (protocol 3 and later)."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return len(start) == 2 and start[0] == 0x80 and start[1] > 2
+
+
+def read_arrays(source: str | Path | BinaryIO, where: str = "") -> dict[str, Tensor]:
+    """Arrays of a pickled dictionary, or a nested one, as tensors; names are joined by `/`.
+
+    `where` names an open file in errors. Raises ValueError for a pickle that is damaged or asks for
+    anything but arrays of numbers, before anything of that is made.
+    """
+    where = where or str(source)
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                content = _ArraysOnly(file).load()
+        else:
+            content = _ArraysOnly(source).load()
+        arrays = dict(_flat(content, ""))
+    except OSError:
+        raise
+    except Exception as error:  # whatever bytes that are no such pickle happen to mean
+        raise ValueError(f"{where}: not a pickle of numpy arrays alone: {error}") from error
+    if not arrays:
+        raise ValueError(f"{where}: a pickle without arrays, expected names to arrays")
+    return arrays
+
+
+def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(content, _Array):
+        yield prefix, torch.from_numpy(np.ascontiguousarray(content.values))
+        return
+    if not isinstance(content, Mapping):
+        raise TypeError(f"{prefix or 'the top'} is a {type(content).__name__}, expected an array")
+    for name, value in content.items():
+        yield from _flat(value, f"{prefix}/{name}" if prefix else str(name))
