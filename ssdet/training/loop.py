@@ -136,11 +136,11 @@ def network(
         **dict(recipe.model.options),
     )
     if initial is not None:
-        fresh = model.state_dict()
+        # Statistics of splits start from the running ones that are loaded (`start_splits`).
+        fresh = {k: v for k, v in model.state_dict().items() if ".split_" not in k}
         keep = {k: v for k, v in initial.items() if k in fresh and v.shape == fresh[k].shape}
         classifier = {name for name in fresh if name.startswith(str(model.classifier))}
-        wrong = {k for k in fresh.keys() - keep.keys() - classifier if ".split_" not in k}
-        if wrong:
+        if wrong := fresh.keys() - keep.keys() - classifier:
             raise ValueError(f"initial weights do not fit {recipe.model.name}: {sorted(wrong)[:5]}")
         model.load_state_dict({**fresh, **{k: v for k, v in keep.items() if k not in classifier}})
     return accelerate(model)

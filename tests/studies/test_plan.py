@@ -93,6 +93,7 @@ def test_stages_keep_the_names_that_results_are_stored_under(monkeypatch) -> Non
     """Names given by format 2 of an earlier version: a new field of a recipe must not change them
     while it is at its default (`ssdet.training.recipe.LATER`)."""
     monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "FORMAT", 2)
+    monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "REVISED", {})
     recipe = TrainRecipe("pretrain", augment="mixup", augment_options={"mask": "half"}, seed=3)
     pretrained = Stage("pretrain", recipe, (), "files")
     tuned = Stage("finetune", TrainRecipe("finetune"), (pretrained,), "files")

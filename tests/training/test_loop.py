@@ -260,6 +260,23 @@ def test_initial_weights_keep_all_but_the_classifier() -> None:
         assert torch.equal(value, source[key]), key
 
 
+def test_running_statistics_of_pretraining_are_where_fine_tuning_starts() -> None:
+    start = {k: v for k, v in network(PRETRAIN, 12).state_dict().items() if ".split_" not in k}
+    for key, value in start.items():
+        if key.endswith(("running_mean", "running_var")):
+            start[key] = value + 0.5
+    model = network(FINETUNE, 10, start)
+    start_splits(model, FINETUNE, 1)
+    model.train().eval()
+    for key, value in model.state_dict().items():
+        if key.endswith(("running_mean", "running_var")):
+            assert torch.equal(value, start[key]), key
+            split = value.repeat(
+                len(model.state_dict()[key.replace("running", "split")]) // len(value)
+            )
+            assert torch.equal(model.state_dict()[key.replace("running", "split")], split), key
+
+
 def test_weights_of_another_network_are_refused() -> None:
     start = network(replace(PRETRAIN, model=replace(MODEL, options={"head_dim": 32})), 12)
     with pytest.raises(ValueError, match="do not fit"):
