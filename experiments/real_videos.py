@@ -139,7 +139,7 @@ def features_of(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
     absent = [video for video in manifest.videos if not paths[video.id].is_file()]
     if absent:
         loaded = published.load(WEIGHTS)
-        model = loaded.model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        model = loaded.model.to(memory_format=torch.channels_last_3d)
         for video in track(absent, f"features of {manifest.name}"):
             with open(partial := paths[video.id].with_suffix(".partial"), "wb") as file:
                 np.save(file, extract(model, video, loaded.clip))
