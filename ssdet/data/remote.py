@@ -48,6 +48,10 @@ HOPELESS = {
 """What an error says that no further attempt will change, and the way out."""
 
 
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs")
+"""File systems that pyarrow reaches over a network."""
+
+
 class RemoteError(OSError):
     """A remote file system does not do what it was asked; says what, where, and the way out."""
 
@@ -261,6 +265,11 @@ def _parts(uri: str) -> tuple[str, str]:
     text, _, query = uri.partition("?")
     scheme, _, rest = text.partition("://")
     place, _, path = rest.partition("/")
+    if scheme not in SCHEMES and not scheme.startswith("fsspec+"):
+        raise ValueError(
+            f"{uri!r}: {scheme}:// is not known, only {', '.join(SCHEMES)}: mount it and give the "
+            "folder"
+        )
     if not place:
         raise ValueError(f"{uri!r}: expected {scheme}://PLACE/PATH (a bucket, a host)")
     if ":" in place.rpartition("@")[0]:

@@ -295,15 +295,16 @@ def test_two_runs_do_not_mix(folder, whole, tmp_path) -> None:
 
 
 CHECK = """
-import sys
+import sys, time
 from pathlib import Path
 import ssdet.data.check as module
 from ssdet.data import Manifest, Video
 folder, list_file = Path(sys.argv[1]), Path(sys.argv[2])
 real = module.examine
 def slow(video):
-    import time; time.sleep(0.05)
     with open(sys.argv[3], "a") as file: file.write(video.id + "\\n")
+    while len(Path(sys.argv[3]).read_text().split()) > 6 and not Path(sys.argv[4]).exists():
+        time.sleep(0.01)
     return real(video)
 module.examine = slow
 videos = [Video(p.name, str(p), "train") for p in sorted(folder.iterdir())]
@@ -316,20 +317,22 @@ print(module.check(Manifest("m", ("a",), tuple(videos)), list_file, 2).fine)
 def test_interrupted_it_goes_on(sign, folder, whole, tmp_path) -> None:
     for number in range(20):
         (folder / f"{number}.mp4").write_bytes(whole)
-    seen = tmp_path / "seen"
-    command = [sys.executable, "-c", CHECK, str(folder), str(tmp_path / "q.json"), str(seen)]
+    seen, journal, on = tmp_path / "seen", tmp_path / "checked.jsonl", tmp_path / "on"
+    files = (folder, tmp_path / "q.json", seen, on)
+    command = [sys.executable, "-c", CHECK, *map(str, files)]
     pipes: dict[str, Any] = {
         "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True,
         "env": {**os.environ, "PYTHONPATH": str(ROOT)},
     }  # fmt: skip
     with subprocess.Popen(command, **pipes, start_new_session=True) as run:
         assert run.stdout is not None and run.stdout.readline() == "begun\n"
-        _until(lambda: seen.exists() and len(seen.read_text().split()) >= 4)
+        _until(lambda: journal.exists() and journal.read_text().count("\n") >= 3)
         os.killpg(run.pid, sign) if sign == signal.SIGINT else run.send_signal(sign)
     _until(lambda: not _alive(run.pid))
-    known = (tmp_path / "checked.jsonl").read_text().count("\n")
+    known = journal.read_text().count("\n")
     assert 1 <= known < 20 and not (tmp_path / "q.json").exists()
     seen.unlink()
+    on.touch()
     told = subprocess.run(command, **pipes, check=True)
     assert told.stdout.splitlines()[-1] == "20"
     assert len(seen.read_text().split()) == 20 - known

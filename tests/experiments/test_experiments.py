@@ -99,7 +99,7 @@ def test_what_the_paper_says_is_what_the_files_quote() -> None:
         ({"data": "segments"}, 2, "--upstream"),
         ({"data": "segments", "upstream": "/no", "downstream": "/no"}, 2, "/no"),
         ({"seeds": 0}, 2, "seeds"),
-        ({"store": "s3://bucket"}, 2, "mount"),
+        ({"store": "ftp://host/runs"}, 2, "mount"),
     ],
 )
 def test_wrong_usage_says_what_is_wrong(options, status, message, shapes, tmp_path, capsys) -> None:
