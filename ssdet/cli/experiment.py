@@ -27,7 +27,7 @@ from ssdet.training.recipe import TrainRecipe
 
 SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
 
-Format = Literal["moving_shapes", "segments", "charades", "multithumos"]
+Format = Literal["moving_shapes", "segments", "charades", "multithumos", "activitynet"]
 
 
 @dataclass(frozen=True)
