@@ -222,7 +222,11 @@ class Results:
         frame = self.where(**where)
         frame = frame[(frame["kind"] == kind) & frame[column].notna()] if column in frame else frame
         if frame.empty or column not in frame:
-            raise ValueError(f"no finished {kind} run in {self.store.root} fits {where}")
+            asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
+            raise ValueError(
+                f"no finished {kind} run in {self.store.root} has a number in {column!r}"
+                f"{f' and {asked}' if asked else ''}: see `ssdet results ls`, or `rescore` old runs"
+            )
         if metric not in METRICS:
             frame = frame.assign(**self._settings(frame["id"], metric, split))
         for name in SETTING:
