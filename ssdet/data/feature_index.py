@@ -98,4 +98,5 @@ class Index:
 
 
 def damaged(path: Path, fault: str) -> ValueError:
+    """The error for a file of a feature cache that is not what was written, with the way out."""
     return ValueError(f"{path}: {fault}; remove the folder, and extract again")

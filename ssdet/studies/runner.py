@@ -20,6 +20,7 @@ from ssdet.training.loop import share
 
 if TYPE_CHECKING:
     from ssdet.studies.graph import GraphSearch
+    from ssdet.studies.stages import Job
 
 TRAINING = ("pretrain", "finetune")
 QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -110,19 +111,7 @@ def _run_graph(
 ) -> dict[str, str]:
     from ray import tune
 
-    from ssdet.studies.stages import Job
-
-    jobs = {
-        name: Job(
-            stage,
-            store.uri,
-            study.data,
-            workers=resources.workers if stage.kind in TRAINING else 1,
-            worker_resources=resources.worker,
-            **settings,
-        )
-        for name, stage in todo.items()
-    }
+    jobs = _jobs(todo, store, study, resources, settings)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     name = f"{study.name}-{uuid.uuid4().hex}"
@@ -160,6 +149,29 @@ def _run_graph(
     if left:
         raise KeyboardInterrupt  # Tune stops quietly
     return search.errors
+
+
+def _jobs(
+    todo: Mapping[str, Stage],
+    store: Store,
+    study: Study,
+    resources: Resources,
+    settings: Mapping[str, Any],
+) -> dict[str, "Job"]:
+    """Each stage with all that it needs to run anywhere."""
+    from ssdet.studies.stages import Job
+
+    return {
+        name: Job(
+            stage,
+            store.uri,
+            study.data,
+            workers=resources.workers if stage.kind in TRAINING else 1,
+            worker_resources=resources.worker,
+            **settings,
+        )
+        for name, stage in todo.items()
+    }
 
 
 def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[str, float]:
