@@ -9,7 +9,7 @@ frame's width on either side of the plane, from 0 (a hard edge) over the publish
 
 from ssdet.cli import experiment
 from ssdet.studies import Arm, Experiment, Study, Table, augmented, classification
-from ssdet.studies.study import Change
+from ssdet.studies.experiment import Change
 
 
 def edge(share: float) -> Change:

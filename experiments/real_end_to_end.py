@@ -15,7 +15,7 @@ from dataclasses import replace
 from ssdet.cli import experiment
 from ssdet.data.clips import ClipRecipe
 from ssdet.studies import Arm, Study, Table, augmented, classification, scratch
-from ssdet.studies.study import Change, Experiment, declared, declaring, unchanged
+from ssdet.studies.experiment import Change, Experiment, declared, declaring, unchanged
 from ssdet.training.recipe import ModelRecipe, TrainRecipe
 
 WEIGHTS = "i3d-kinetics400"

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ssdet.cli.search import search_experiment
+from ssdet.studies.changes import pretraining
+from ssdet.studies.experiment import Change, Experiment
 from ssdet.studies.search import Search
-from ssdet.studies.study import Change, Experiment, pretraining
 
 
 def space(trial: Any) -> Change:

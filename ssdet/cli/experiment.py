@@ -18,11 +18,12 @@ from ssdet.results.report import write_report
 from ssdet.results.tables import ResultTable, result_table, write_csv
 from ssdet.studies.audit import audit
 from ssdet.studies.data import Data, Source, moving_shapes
+from ssdet.studies.experiment import Change, Experiment, declared, declaring
 from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
 from ssdet.studies.runner import BudgetSpent, StagesFailed, run
 from ssdet.studies.store import Store
-from ssdet.studies.study import Change, Experiment, Study, declared, declaring
+from ssdet.studies.study import Study
 from ssdet.training.recipe import TrainRecipe
 
 SMOKE_STEPS, SMOKE_VIDEOS = 2, 8

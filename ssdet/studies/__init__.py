@@ -1,16 +1,6 @@
 """Ablations: arms and seeds, the graph of their stages, and the runner that finishes it."""
 
-from ssdet.studies.data import Data, Source
-from ssdet.studies.plan import Plan, Stage, plan
-from ssdet.studies.presets import Preset, preset
-from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-from ssdet.studies.search import Search
-from ssdet.studies.store import Store
-from ssdet.studies.study import (
-    Arm,
-    Experiment,
-    Study,
-    Table,
+from ssdet.studies.changes import (
     augmented,
     classification,
     coarser,
@@ -20,6 +10,14 @@ from ssdet.studies.study import (
     pretraining,
     scratch,
 )
+from ssdet.studies.data import Data, Source
+from ssdet.studies.experiment import Experiment
+from ssdet.studies.plan import Plan, Stage, plan
+from ssdet.studies.presets import Preset, preset
+from ssdet.studies.runner import BudgetSpent, StagesFailed, run
+from ssdet.studies.search import Search
+from ssdet.studies.store import Store
+from ssdet.studies.study import Arm, Study, Table
 from ssdet.studies.tuning import Tuning
 
 __all__ = [

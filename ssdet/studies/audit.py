@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdet.studies.costs import macs, parameter_count
+from ssdet.studies.experiment import Experiment
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
-from ssdet.studies.study import Arm, Experiment, Study
+from ssdet.studies.study import Arm, Study
 from ssdet.training.recipe import to_json
 
 HOW = ("revision", "packages", "processor", "gpu", "workers", "threads")

@@ -11,7 +11,7 @@ import torch
 from ssdet.data.clips import ClipRecipe
 from ssdet.evaluation import cost
 from ssdet.models import create
-from ssdet.studies.study import Experiment
+from ssdet.studies.experiment import Experiment
 from ssdet.training.recipe import ModelRecipe, TrainRecipe, to_json
 
 

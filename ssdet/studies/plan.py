@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Any
 
 from ssdet.studies.data import Data
+from ssdet.studies.experiment import Experiment
 from ssdet.studies.presets import completed
-from ssdet.studies.study import Arm, Experiment, Study
+from ssdet.studies.study import Arm, Study
 from ssdet.training.origin import check_constants, starting_weights
 from ssdet.training.recipe import TrainRecipe, to_json
 

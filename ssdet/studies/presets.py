@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.moving_shapes import Config as MovingShapes
 from ssdet.studies.data import moving_shapes
-from ssdet.studies.study import Experiment, Study
+from ssdet.studies.experiment import Experiment
+from ssdet.studies.study import Study
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.origin import CONSTANTS
 from ssdet.training.probe import ProbeRecipe

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
 from ssdet.studies.data import Data
+from ssdet.studies.experiment import Experiment
 from ssdet.studies.plan import EnsembleRecipe, FrozenProbe, Plan, Run, Stage
 from ssdet.studies.store import STAGE_ID, Store, write_json
-from ssdet.studies.study import Arm, Experiment, Study, Table
+from ssdet.studies.study import Arm, Study, Table
 from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.heads import HeadRecipe
 from ssdet.training.inference import PredictRecipe

@@ -11,9 +11,9 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ssdet.studies.data import Data
+from ssdet.studies.experiment import Change, Experiment, unchanged
 from ssdet.studies.plan import Stage
 from ssdet.studies.presets import tiny
-from ssdet.studies.study import Change, Experiment, unchanged
 from ssdet.training.recipe import to_json
 
 Space = Callable[[Any], Change]

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from typing import Any, Literal
 
+from ssdet.studies.experiment import Change, Experiment
 from ssdet.studies.plan import plan
 from ssdet.studies.presets import completed
 from ssdet.studies.search import KNOBS, Search, with_values
 from ssdet.studies.store import Store, write_json
-from ssdet.studies.study import Arm, Change, Experiment, Study
+from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import SearchResult
 
 SUFFIX = ", tuned"

@@ -24,9 +24,9 @@ from ssdet.results.report import write_report
 from ssdet.results.tables import result_table
 from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
 from ssdet.studies.audit import audit
+from ssdet.studies.changes import from_checkpoint, lasting
 from ssdet.studies.plan import Plan
 from ssdet.studies.store import write_json
-from ssdet.studies.study import from_checkpoint, lasting
 from ssdet.studies.tuning import Choice
 
 

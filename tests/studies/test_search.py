@@ -14,10 +14,10 @@ from ray import tune
 
 from ssdet.cli.__main__ import main
 from ssdet.studies import Arm, Study, plan, preset
+from ssdet.studies.changes import augmented, from_checkpoint, scratch
 from ssdet.studies.ledger import open_ledger
 from ssdet.studies.proposals import Proposals
 from ssdet.studies.search import Search, chain, with_values
-from ssdet.studies.study import augmented, from_checkpoint, scratch
 from ssdet.studies.trials import append, read, result, stages_in_use
 from ssdet.training.loop import augmentation
 

@@ -14,11 +14,11 @@ import pytest
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial, TrialState
 
+from ssdet.studies.changes import scratch
 from ssdet.studies.search import chain
 from ssdet.studies.searching import run_search
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
-from ssdet.studies.study import scratch
 from ssdet.studies.trials import read
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
