@@ -3,8 +3,8 @@
     python experiments/ablate_resolution.py
 
 Does a pretraining stay as good when the downstream network sees every fourth frame? The paper asks
-it of the Coarse stream of Coarse-Fine and the Slow stream of SlowFast, which the plan lists until
-those networks are there; `…_x4` asks it of X3D itself, on clips of a quarter of the frames.
+it of the Coarse stream of Coarse-Fine and the Slow stream of SlowFast; `…_x4` asks it of X3D
+itself, on clips of a quarter of the frames.
 """
 
 from ssdet.cli import experiment
@@ -30,7 +30,7 @@ QUARTER = tuple(
     for name, (change, title) in PRETRAINED.items()
 )
 STREAMS = tuple(
-    Arm(f"{name}_{stream}", finetuned_as(stream, change), f"{title}, {stream}", needs=stream)
+    Arm(f"{name}_{stream}", finetuned_as(stream, change), f"{title}, {stream}")
     for stream in ("coarse", "slow")
     for name, (change, title) in PRETRAINED.items()
 )

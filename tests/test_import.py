@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("ray", "torch", "torchvision", "pytorchvideo", "pandas", "matplotlib")
 
 LAYERS = (
+    {"plugins"},
     {"augment", "data", "models"},
     {"evaluation", "training"},
-    {"results", "studies"},
+    {"results", "studies", "testing"},
     {"cli"},
     {"experiments"},
 )

@@ -1,12 +1,13 @@
 """Volume augmentations: clips of one action become clips of several, with frame labels to match."""
 
 from ssdet.augment.base import Augmentation, Components
-from ssdet.augment.combine import Joint, JointDraws, JointSingle, NoAugmentation, create
+from ssdet.augment.combine import Joint, JointDraws, JointSingle, NoAugmentation
 from ssdet.augment.cutmix import ViewDraws, VolumeCutMix
 from ssdet.augment.freeze import FreezeDraws, VolumeFreeze, freeze
 from ssdet.augment.manifold import draw_level, manifold, mixed_at
 from ssdet.augment.masks import spatial_window, temporal_alpha
 from ssdet.augment.mixup import OverlapDraws, VolumeMixUp, WindowDraws
+from ssdet.augment.registry import available, create
 
 __all__ = [
     "Augmentation",
@@ -22,6 +23,7 @@ __all__ = [
     "VolumeFreeze",
     "VolumeMixUp",
     "WindowDraws",
+    "available",
     "create",
     "draw_level",
     "freeze",

@@ -1,16 +1,15 @@
-"""The augmentations together, one per clip or several, and by name."""
+"""The augmentations together, one per clip or several."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ssdet.augment.base import Augmentation, Components, Effect, uniform
-from ssdet.augment.checks import check_batch, check_choice, check_generator, destination
+from ssdet.augment.checks import check_batch, check_generator, destination
 from ssdet.augment.cutmix import VolumeCutMix
 from ssdet.augment.freeze import VolumeFreeze
 from ssdet.augment.mixup import VolumeMixUp
@@ -202,30 +201,3 @@ class NoAugmentation(Augmentation):
             clips_BCTHW = destination(clips_BCTHW, out, inplace).copy_(clips_BCTHW)
         components = (Components.of(targets_BKT),) if return_components else ()
         return clips_BCTHW, targets_BKT, *components
-
-
-_NAMES: dict[str, type[Augmentation]] = {
-    "none": NoAugmentation,
-    "freeze": VolumeFreeze,
-    "mixup": VolumeMixUp,
-    "cutmix": VolumeCutMix,
-    "joint_single": JointSingle,
-    "joint": Joint,
-}
-
-
-def create(name: str, **options: Any) -> Augmentation:
-    """An augmentation by name: none, freeze, mixup, cutmix, joint_single or joint.
-
-    Options are the fields of its class. Raises ValueError naming the nearest known name or
-    option where one is unknown, or where an option's value is not allowed.
-    """
-    check_choice("augmentation", name, tuple(_NAMES))
-    known = [field.name for field in fields(_NAMES[name])]  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            near = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            listed = ", ".join(known) or "none"
-            raise ValueError(f"{name} has no option {option!r} (it has: {listed}){hint}")
-    return _NAMES[name](**options)

@@ -16,6 +16,7 @@ COMMANDS = {
     "weights": ("ssdet.cli.weights", "published weights: list them, get them"),
     "infer": ("ssdet.cli.infer", "what a trained network finds in any videos"),
     "extract": ("ssdet.cli.extract", "features of whole videos from any network"),
+    "doctor": ("ssdet.cli.doctor", "is this machine, or a Ray cluster, fit to run studies"),
     "data": ("ssdet.cli.data", "check, convert and count the videos of a data set"),
 }
 

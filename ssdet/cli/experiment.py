@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from ssdet.cli.plan import show_plan
+from ssdet.cli.plan import assumed, show_plan
 from ssdet.results.figures import write_figure
 from ssdet.results.layout import footnotes
 from ssdet.results.render import console_table, write_html, write_latex, write_markdown
@@ -66,6 +66,8 @@ class Options:
     """Optimiser steps of fine-tuning, instead of the preset's."""
     dry_run: bool = False
     """Print the plan and what it would cost; run nothing."""
+    assume: str | None = None
+    """With --dry-run: a YAML file that describes a cluster (clusters/nodes_example.yaml)."""
     smoke: bool = False
     """Try everything, table and report included: two steps a training, eight videos a split, in
     STORE/smoke. The numbers mean nothing."""
@@ -110,6 +112,7 @@ def main(
     """Run a study with these options; returns the exit status."""
     out = console or Console(highlight=False)
     try:
+        assumed(options)
         study, store = resolve(study, options), store_of(options)
         planned = plan(study)
     except (ValueError, FileNotFoundError) as error:

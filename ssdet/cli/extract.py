@@ -11,11 +11,11 @@ import tyro
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.feature_index import Dtype
 from ssdet.studies.data import Data, Source
-from ssdet.studies.feature_stages import FOLDER, StreamJob, extract_stage, stored_stage
+from ssdet.studies.feature_stages import StreamJob, extract_stage, stored_stage
 from ssdet.studies.plan import Stage
 from ssdet.studies.presets import DOWNSTREAM
 from ssdet.studies.session import Session, connect
-from ssdet.studies.stages import LAST, Job, Result, run_stage
+from ssdet.studies.stages import FEATURES, LAST, Job, Result, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.inference import PredictRecipe
@@ -87,7 +87,7 @@ def command(arguments: list[str]) -> int:
     told = f"{result['videos']} of {result['videos_expected']} videos"
     for video, reason in result["unreadable"].items():
         print(f"not read: {video}: {reason}", file=sys.stderr)
-    print(f"{told} written to {job.folder / FOLDER}")
+    print(f"{told} written to {job.folder / FEATURES}")
     return 0
 
 
@@ -143,7 +143,7 @@ def stage_of(options: Options, data: Data) -> Stage:
     if options.checkpoint:
         return extract_stage(_foreign(options), data)
     store = Store.open(options.store)
-    trained = stored_stage(store, options.run)
+    trained = stored_stage(store.local, options.run)
     while trained.kind not in ("pretrain", "finetune"):
         if len(trained.parents) != 1:
             raise ValueError(f"run {options.run!r} has no network of its own: name one with one")

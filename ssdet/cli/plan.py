@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.tree import Tree
 
+from ssdet.studies.assume import Assumed, figures, read_nodes, schedule, speeds
 from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.progress import duration
@@ -23,19 +25,47 @@ def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None
     """Stages by arm, what is shared and done, and what the rest costs here.
 
     The figures are kept in the store, where a report sets them beside what it took; those of a
-    plan with less done already count more.
+    plan with less done already count more. ValueError for a cluster that --assume describes badly.
     """
-    costs = summary(planned, store, estimate(planned), asked)
+    described = assumed(asked)
+    cost = estimate(planned)
+    costs = summary(planned, store, cost, asked)
     digest = record_of(planned, 0.0).digest
     earlier = store.estimate(digest)
     if earlier is None or costs["done"] <= earlier["done"]:
         store.keep_estimate(digest, costs)
+    if described is not None:
+        costs["assumed"] = on_cluster(described, planned, store, cost, asked)
     if asked.json:
         out.print_json(json.dumps(costs))
         return
     out.print(tree(planned, store))
     for line in lines(costs):
         out.print(line, soft_wrap=True)
+
+
+def assumed(asked: Options) -> Assumed | None:
+    """The cluster that --assume describes; ValueError where it is described badly, or holds no
+    stage as it is asked for."""
+    if asked.assume is None:
+        return None
+    if not asked.dry_run:
+        raise ValueError("--assume describes a cluster for --dry-run: add that, or leave it out")
+    described = read_nodes(asked.assume)
+    described.fit(asked.workers, asked.gpus_per_worker, asked.concurrent)
+    return described
+
+
+def on_cluster(
+    described: Assumed, planned: Plan, store: Store, cost: Estimate, asked: Options
+) -> dict[str, Any]:
+    """How what is left would run on a described cluster, as JSON values; times in seconds."""
+    assert asked.assume is not None
+    left = [s for name, s in planned.stages.items() if store.result(name) is None]
+    resources = described.fit(asked.workers, asked.gpus_per_worker, asked.concurrent)
+    speed = speeds(described, Path(asked.assume).parent, [asdict(rate) for rate in cost.rates])
+    found = schedule(left, cost.seconds, described, speed, resources)
+    return {"file": asked.assume, "speeds": speed, **figures(described, found)}
 
 
 def tree(planned: Plan, store: Store) -> Tree:
@@ -119,6 +149,26 @@ def lines(costs: dict[str, Any]) -> list[str]:
     )
     told.append(_devices(costs) + f", {costs['disk_bytes'] / 1e6:.0f} MB of disk")
     told.append(_power(costs))
+    return told + (_described(costs["assumed"]) if "assumed" in costs else [])
+
+
+def _described(found: dict[str, Any]) -> list[str]:
+    """The figures of a described cluster in words."""
+
+    def money(amount: float | None) -> str:
+        return "unknown" if amount is None else f"{amount:.2f} {found['currency']}".rstrip()
+
+    told = [
+        f"on the cluster of {found['file']}, with its prices and speeds: "
+        f"{duration(found['makespan_seconds'])}; cost {money(found['cost'])} with every node up "
+        f"from beginning to end, {money(found['cost_busy'])} where nodes without work are not paid"
+    ]
+    for kind in found["kinds"]:
+        told.append(
+            f"  {kind['name']}: {kind['count']} × speed {found['speeds'][kind['name']]:.3g}, "
+            f"{kind['workers_at_once']} workers at once, {100 * kind['utilisation']:.0f} % busy, "
+            f"{money(kind['cost'])}"
+        )
     return told
 
 

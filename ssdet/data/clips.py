@@ -87,6 +87,10 @@ class Batch:
     """Position of each sample in the stream of samples."""
     replaced: dict[str, str]
     """Videos that could not be read, with the reason; another clip stands in for each."""
+    videos: list[str]
+    """Ids of the videos that the clips are of."""
+    starts_B: Tensor
+    """The video frame that each clip begins with."""
 
     def __len__(self) -> int:
         return len(self.clips_BTHWC)
@@ -100,6 +104,8 @@ class Batch:
                 self.mask_BF[part::parts],
                 self.positions_B[part::parts],
                 self.replaced,
+                self.videos[part::parts],
+                self.starts_B[part::parts],
             )
             for part in range(parts)
         ]
@@ -146,7 +152,10 @@ class Clips(Dataset):
         if flip < recipe.flip:
             pictures = pictures.flip(2)
         targets, mask = self._targets(video, length, indices[0])
-        return {"clip": pictures, "targets": targets, "mask": mask}
+        return {
+            "clip": pictures, "targets": targets, "mask": mask,
+            "video": video.id, "start": indices[0],
+        }  # fmt: skip
 
     def _targets(self, video: Video, length: int, start: int) -> tuple[Tensor, Tensor]:
         if video.label is not None:
@@ -221,6 +230,8 @@ def collate(samples: Sequence[dict]) -> Batch:
         torch.stack([sample["mask"] for sample in samples]),
         torch.tensor([sample["position"] for sample in samples]),
         {name: why for sample in samples for name, why in sample["replaced"].items()},
+        [sample["video"] for sample in samples],
+        torch.tensor([sample["start"] for sample in samples]),
     )
 
 

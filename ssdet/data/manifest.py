@@ -13,6 +13,7 @@ import numpy as np
 
 from ssdet.data.files import VideoFolder, quarantine_file, read_quarantine, split_name
 from ssdet.data.image_folder import stored_size
+from ssdet.data.registry import FORMATS
 from ssdet.data.remote import is_remote
 from ssdet.data.remote_cache import origin, stand_in
 
@@ -185,6 +186,8 @@ def load_manifest(
       with such lists, or `[split/]class/` folders |
     | moving_shapes | the rendered folder; `split` is `upstream` or `downstream` |
 
+    Others are registered with `ssdet.data.registry` (docs/extending.md).
+
     Paths may be URIs such as `s3://bucket/folder` (docs/storage.md); their videos are files. Else
     a video is a file or a folder of numbered JPEG files. Without `videos`, kinetics looks beside
     the annotation and the others load annotation alone (empty paths). `split` keeps the train, val
@@ -198,36 +201,18 @@ def load_manifest(
     paths = [stand_in(part, deep) for part in given]
     if not paths:
         raise ValueError("no annotation given, expected a file or folder")
-    if format == "moving_shapes":
+    if format == "moving_shapes" and split is not None:
         from ssdet.data import moving_shapes
 
-        return moving_shapes.manifest(paths[0], split or "upstream")
-    manifest = _read(format, paths, None if videos is None else stand_in(videos, deep=True))
+        return moving_shapes.manifest(paths[0], split)
+    folder = None if videos is None else stand_in(videos, deep=True)
+    manifest = FORMATS[format](paths, folder)
     if any(is_remote(os.fspath(part)) for part in [*given, *([videos] if videos else [])]):
         named = tuple(replace(video, path=origin(video.path)) for video in manifest.videos)
         manifest = replace(manifest, videos=named)
     if any(video.path for video in manifest.videos):
         manifest = manifest.without(_quarantined(paths[0], quarantine))
     return manifest if split is None else manifest.split(split)
-
-
-def _read(format: str, paths: list[Path], folder: Path | None) -> Manifest:
-    from ssdet.data import activitynet, charades, kinetics, segments
-
-    of_lists = {"charades": charades.read_charades, "kinetics": kinetics.read_kinetics}
-    of_a_file = {
-        "segments": segments.read_segments,
-        "multithumos": segments.read_multithumos,
-        "activitynet": activitynet.read_activitynet,
-    }
-    if format in of_lists:
-        return of_lists[format](paths, folder)
-    if format not in of_a_file:
-        known = ", ".join([*of_lists, *of_a_file])
-        raise ValueError(f"format {format!r}: expected {known} or moving_shapes")
-    if len(paths) > 1:
-        raise ValueError(f"{len(paths)} annotations given, {format} is one file: {paths[1]}")
-    return of_a_file[format](paths[0], folder)
 
 
 def _quarantined(annotation: Path, given: AnyPath | bool) -> dict[str, str]:

@@ -15,9 +15,19 @@ def conv_macs(model: nn.Module, input_shape: Sequence[int], method: str = "forwa
     shapes are computed, so it costs no time; the model is left as it was.
     """
     shapes_only = copy.deepcopy(model).eval().to("meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         getattr(shapes_only, method)(torch.empty(*input_shape, device="meta"))
+    return _convolutions(counter)
+
+
+def head_macs(model: nn.Module, channels: int, steps: int) -> int:
+    """Multiply-adds of all convolutions of a model of features in one sequence of `steps`."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, channels, steps), torch.tensor([steps]))
+    return _convolutions(counter)
+
+
+def _convolutions(counter: FlopCounterMode) -> int:
     counts = counter.get_flop_counts()["Global"]
     return sum(n for operator, n in counts.items() if "convolution" in str(operator)) // 2
 

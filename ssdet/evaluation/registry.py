@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from ssdet.evaluation.tiou import (
     truth_segments,
 )
 from ssdet.evaluation.views import Rows
+from ssdet.plugins import Registry
 
 STEPS_APART = (0, 20, 40)
 """Frames between actions in the published action-conditional scores."""
@@ -98,6 +99,7 @@ class Material:
 
 
 Scorer = Callable[[Material], Sequence[Reading]]
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,20 @@ def _protocols() -> Iterable[Protocol]:
     yield Protocol("segments", "segment mAP at tIoU 0.3 to 0.7", _segments)
 
 
-PROTOCOLS = {protocol.name: protocol for protocol in _protocols()}
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+available = PROTOCOLS.available
+for _protocol in _protocols():
+    PROTOCOLS.add(_protocol.name, _protocol, __name__)
+
+
+def register(scorer: AnyScorer) -> AnyScorer:
+    """Make ``scorer(material) -> readings`` a protocol under its function name.
+
+    The first line of its docstring says what it is.
+    """
+    name, about = scorer.__name__, (scorer.__doc__ or "").strip().partition("\n")[0]
+    PROTOCOLS.add(name, Protocol(name, about, scorer), scorer.__module__)
+    return scorer
 
 
 def score_all(

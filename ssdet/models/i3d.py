@@ -6,7 +6,7 @@ names of its common PyTorch port, so that checkpoints of that load as they are.
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -108,16 +108,22 @@ class _Logits(nn.Module):
 class I3D(nn.Module):
     """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame.
 
-    Inside there is one step for 8 frames, and two neighbouring steps are averaged: S = T/8 - 1, at
-    least 1 (64 frames: 7). Whatever comes out is interpolated to T linearly. Any T, H and W will
-    do; published weights saw 64 frames of 224 pixels at 25 fps with values in [-1, 1].
+    Inside there is one step for 8 frames, and two neighbouring steps are averaged: S = ⌈T/8⌉ - 1
+    (64 frames: 7). Whatever comes out is interpolated to T linearly. Any T, H and W will do: 8
+    frames or fewer are a single step, which the published network, whose mean is not padded,
+    refuses and which is taken alone here; means over space are of all positions.
+
+    Published weights saw 64 frames of 224 pixels at 25 fps with values in [-1, 1]; for flow these
+    are displacements of at most 20 pixels either way, divided by 20.
     """
 
-    classifier = "logits."
+    takes: ClassVar[str] = "clips"
+    classifier: ClassVar[str] = "logits."
     """Prefix of the parameters whose shape depends on the number of classes."""
 
     def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.Conv3d_1a_7x7 = Unit3D(in_channels, 64, (7, 7, 7), (2, 2, 2))
         self.Conv3d_2b_1x1 = Unit3D(64, 64, (1, 1, 1))
         self.Conv3d_2c_3x3 = Unit3D(64, 192, (3, 3, 3))
@@ -129,12 +135,15 @@ class I3D(nn.Module):
         self.logits = _Logits(num_classes)
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        logits_BKS = self.logits(self.dropout(self.steps(clips_BCTHW)))
-        return _interpolate(logits_BKS, clips_BCTHW.shape[2])
+        return _interpolate(self.coarse_logits(clips_BCTHW), clips_BCTHW.shape[2])
+
+    def coarse_logits(self, clips_BCTHW: Tensor) -> Tensor:
+        """Logits [B, K, S] at the network's own rate, before any interpolation."""
+        return self.score(self.steps(clips_BCTHW))
 
     def classify(self, clips_BCTHW: Tensor) -> Tensor:
         """Logits [B, K] of whole clips: the mean over the network's own steps, as published."""
-        return self.logits(self.dropout(self.steps(clips_BCTHW))).mean(2)
+        return self.coarse_logits(clips_BCTHW).mean(2)
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """Features [B, 1024, T], one column per input frame, interpolated from `steps`.
@@ -197,7 +206,7 @@ def i3d(
     dropout: float = 0.5,
     norm_momentum: float = 0.01,
 ) -> I3D:
-    """I3D on pictures (in_channels=3) or optical flow (2).
+    """I3D on pictures (in_channels=3) or optical flow (2: displacements to the right and down).
 
     norm_momentum: share of a batch in the running statistics. Training of few steps on other
     pictures than those of the weights needs a larger one, or evaluation still has the old ones.

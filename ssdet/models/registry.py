@@ -1,18 +1,25 @@
 """Models by name: the function that builds a model carries the model's name."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
+from ssdet.plugins import Registry, hint
+
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
-_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-_OPTIONS: dict[str, list[str]] = {}
+
+
+class _Entry(NamedTuple):
+    build: Callable[..., nn.Module]
+    options: list[str]
+
+
+_MODELS: Registry[_Entry] = Registry("model")
+available = _MODELS.available
 
 
 def register(builder: Builder) -> Builder:
@@ -24,19 +31,16 @@ def variant_of(base: Callable[..., nn.Module]) -> Callable[[Builder], Builder]:
     """Register a builder that hands ``**options`` on to ``base`` and so has the options of it."""
 
     def add(builder: Builder) -> Builder:
-        name = builder.__name__
-        if name in _BUILDERS:
-            raise ValueError(f"model {name!r} is registered twice")
-        _BUILDERS[name] = builder
-        _OPTIONS[name] = list(inspect.signature(base).parameters)[1:]
+        entry = _Entry(builder, list(inspect.signature(base).parameters)[1:])
+        _MODELS.add(builder.__name__, entry, builder.__module__)
         return builder
 
     return add
 
 
-def available(pattern: str = "*") -> list[str]:
-    """Sorted names of the models that match a shell pattern, such as ``"x3d_*"``."""
-    return sorted(name for name in _BUILDERS if fnmatchcase(name, pattern))
+def options_of(name: str) -> list[str]:
+    """The options that a model has; ValueError for an unknown name."""
+    return _MODELS[name].options
 
 
 def create(
@@ -47,14 +51,12 @@ def create(
     With a generator the weights depend on it alone and torch's global generator is left as it was.
     Raises ValueError for an unknown name, TypeError for an option that the model does not have.
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"no model named {name!r}{_hint(name, available())}")
-    known = _OPTIONS[name]
+    build, known = _MODELS[name]
     for option in options:
         if option not in known:
-            raise TypeError(f"model {name!r} has no option {option!r}{_hint(option, known)}")
+            raise TypeError(f"model {name!r} has no option {option!r}{hint(option, known)}")
     with seeded(generator):
-        return _BUILDERS[name](num_classes, **options)
+        return build(num_classes, **options)
 
 
 @contextmanager
@@ -70,10 +72,3 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _hint(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=3)
-    if close:
-        return f": did you mean {' or '.join(map(repr, close))}?"
-    return f": choose from {', '.join(known)}"

@@ -37,7 +37,8 @@ class LoadReport:
     skipped: list[str]
     """Tensors of the source that the model has no place for, or whose shape is another one."""
     reinitialised: list[str]
-    """Tensors of the model that start afresh: its classifier, split statistics."""
+    """Tensors of the model that start afresh: its classifier, split statistics, and those under its
+    `fresh` prefixes that the source lacks."""
 
 
 def register_layout(name: str, recognise: Recogniser) -> Callable[[Converter], Converter]:
@@ -63,6 +64,8 @@ def load_weights(
 
     The model's ``classifier`` (a prefix of names), if it has one, is left alone where its shape
     differs, and split statistics of another number of splits start from the running ones.
+    Parts under the model's ``fresh`` prefixes, if it has any, are left alone where their shapes
+    differ or the source has nothing of a part.
     Raises ValueError if a file is broken or would run code, no layout fits, a tensor is missing or
     another shape differs.
     """
@@ -75,9 +78,14 @@ def load_weights(
     converted = _LAYOUTS[name][1](state, model)
     own = model.state_dict()
     differing = [k for k, v in converted.items() if k in own and v.shape != own[k].shape]
-    classifier = getattr(model, "classifier", None)
-    fresh = {k for k in differing if (classifier and k.startswith(classifier)) or ".split_" in k}
-    _check(where, own, converted, set(differing) - fresh)
+    parts: tuple[str, ...] = getattr(model, "fresh", ())
+    classifier = getattr(model, "classifier", ())
+    may_differ = (*parts, *((classifier,) if isinstance(classifier, str) else classifier))
+    fresh = {k for k in differing if k.startswith(may_differ) or ".split_" in k}
+    absent = tuple(part for part in parts if not any(k.startswith(part) for k in converted))
+    fresh |= {k for k in own if k.startswith(absent)}
+    needed = {k: v for k, v in own.items() if k not in fresh}
+    _check(where, needed, converted, set(differing) - fresh)
     loaded = {k: v for k, v in converted.items() if k in own and k not in fresh}
     kept = {k: v for k, v in own.items() if k in fresh and ".split_" not in k}
     model.load_state_dict({**kept, **loaded}, strict=False)
@@ -89,17 +97,17 @@ def load_weights(
     return LoadReport(name, list(loaded), skipped, sorted(restarted))
 
 
-def _check(where: str, own: State, converted: State, differing: set[str]) -> None:
+def _check(where: str, needed: State, converted: State, differing: set[str]) -> None:
     for name in sorted(differing):
         raise ValueError(
             f"{where}: {name} has shape {tuple(converted[name].shape)}, the model needs "
-            f"{tuple(own[name].shape)}: create the model with the options of these weights"
+            f"{tuple(needed[name].shape)}: create the model with the options of these weights"
         )
     optional = (".split_mean", ".split_var", ".num_batches_tracked")
-    missing = [k for k in own if k not in converted and not k.endswith(optional)]
+    missing = [k for k in needed if k not in converted and not k.endswith(optional)]
     if missing:
         raise ValueError(
-            f"{where}: {len(missing)} of {len(own)} tensors of the model are missing, such as "
+            f"{where}: {len(missing)} of {len(needed)} tensors of the model are missing, such as "
             f"{missing[0]}: name the layout, or create the model with the options of these weights"
         )
 
@@ -167,7 +175,7 @@ def _aggregate(state: State) -> State:
 
 @register_layout("x3d_multigrid", lambda state: "conv1_s.weight" in state)
 def _from_multigrid(state: State, model: nn.Module) -> State:
-    """Names of SSDet, X3D-Multigrid and Coarse-Fine (MODELS.md 1.6)."""
+    """Names of SSDet, X3D-Multigrid and Coarse-Fine, coarse or fine (MODELS.md 1.6, 5)."""
     head = 1 + max((int(name[5]) for name in state if re.match(r"layer\d\.", name)), default=0)
     renamed = {_from_multigrid_name(name, head): value for name, value in state.items()}
     own = model.state_dict()
@@ -184,6 +192,8 @@ _MULTIGRID_NAMES = (
     (r"^bn5\.", "blocks.HEAD.pool.pre_norm."),
     (r"^fc1\.", "blocks.HEAD.pool.post_conv."),
     (r"^fc2\.", "blocks.HEAD.proj."),
+    (r"^pool_1\.", "grid_pool."),
+    (r"^(rw|mix)(\d+)\.", r"fusion.\1\2."),
     (r"^layer(\d+)\.(\d+)\.", r"blocks.\1.res_blocks.\2."),
     (r"\.downsample\.0\.", ".branch1_conv."),
     (r"\.downsample\.1\.", ".branch1_norm."),
@@ -228,13 +238,17 @@ def _from_own(state: State, model: nn.Module) -> State:
     return state
 
 
-@register_layout("pytorchvideo", lambda state: "blocks.0.conv.conv_t.weight" in state)
+@register_layout(
+    "pytorchvideo",
+    lambda state: bool({"blocks.0.conv.conv_t.weight", "blocks.0.conv.weight"} & state.keys()),
+)
 def _from_pytorchvideo(state: State, model: nn.Module) -> State:
     """Its X3D has no norm on a first shortcut that keeps its width: give the model an identity."""
-    state = dict(state)
+    given, state = state, dict(state)
     for name, own in model.state_dict().items():
         block, found, statistic = name.partition("branch1_norm.")
-        if found and f"{block}branch1_conv.weight" in state and name not in state:
+        lacking = f"{block}branch1_norm.running_mean" not in given
+        if found and lacking and f"{block}branch1_conv.weight" in given:
             state[name] = _IDENTITY.get(statistic, torch.zeros_like)(own)
     return state
 

@@ -10,7 +10,7 @@ from ssdet.models.weights import State, register_layout
 
 @register_layout("pytorch_i3d", lambda state: "Conv3d_1a_7x7.conv3d.weight" in state)
 def _from_port(state: State, model: nn.Module) -> State:
-    """Names of the common PyTorch port, which are those of `ssdet.models.i3d`."""
+    """Names of the common PyTorch port, of RGB or flow, which are those of `ssdet.models.i3d`."""
     return state
 
 

@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ class X3D(nn.Module):
     ``blocks`` holds the stem, the stages and the head. The head's last two layers score pooled
     features, of a frame or, in ``classify``, of the clip, with the same weights and no softmax.
     """
+
+    takes: ClassVar[str] = "clips"
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -61,6 +63,12 @@ class X3D(nn.Module):
     def layers(self) -> list[nn.Module]:
         """The stages, whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`)."""
         return list(self.blocks)[1:-1]
+
+    @property
+    def widths(self) -> list[int]:
+        """Output channels of each stage."""
+        stages: Any = self.blocks[1:-1]
+        return [stage.res_blocks[-1].branch2.conv_c.out_channels for stage in stages]
 
     @property
     def temporal_context(self) -> int | None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,10 @@ from torch import Tensor, nn
 
 from ssdet.data.sampling import generator_for
 from ssdet.models import accelerate, create
+from ssdet.results.assembled import assemble
+from ssdet.studies.feature_stages import Find, stored_stage
+from ssdet.studies.parts import parts
+from ssdet.studies.plan import Stage
 from ssdet.studies.store import STAGE_ID, Store
 from ssdet.training import checkpoint as checkpoints
 from ssdet.training.inference import PredictRecipe
@@ -70,7 +73,7 @@ def load_members(name: Name | Member, store: Name | None = None) -> list[Member]
     return [_published(text)]
 
 
-def _of_stage(stage: str, find: Callable[[str, str], Path]) -> list[Member]:
+def _of_stage(stage: str, find: Find) -> list[Member]:
     """Members of a stage; `find` gives the folder of a stage by its id, with a file of it."""
     folder = find(stage, "recipe.json")
     if not folder.is_dir():
@@ -82,10 +85,22 @@ def _of_stage(stage: str, find: Callable[[str, str], Path]) -> list[Member]:
         return [_trained(find(stage, LAST) / LAST, identity, folder)]
     if kind in ("predict", "validate"):
         recipe = from_json(PredictRecipe, identity["recipe"])
+        before = {_identity(find(one, "recipe.json") / "recipe.json")["kind"] for one in parents}
+        if before & {"fit_head", "extract"}:
+            return [_assembled(stored_stage(find, stage), find)]
         return [replace(one, recipe=recipe) for one in _of_stage(parents[0], find)]
     if kind == "ensemble":
         return [one for parent in parents for one in _of_stage(parent, find)]
     raise ValueError(f"{folder}: a {kind} stage keeps no network of its own; name a trained one")
+
+
+def _assembled(end: Stage, find: Find) -> Member:
+    """A run whose network was trained in several stages."""
+    tuned = parts(end)["finetune"]
+    data = json.loads((find(tuned.id, "data.json") / "data.json").read_text(encoding="utf-8"))
+    classes = tuple(data["classes"])
+    model = assemble(end, len(classes), find)
+    return Member(model, classes, end.recipe, decode_size=data["decode_size"], fps=data["fps"])
 
 
 def _recipe_beside(file: Path) -> Path:
@@ -112,7 +127,7 @@ def _trained(file: Path, identity: dict[str, Any], folder: Path) -> Member:
                          "that trains")  # fmt: skip
     recipe = from_json(TrainRecipe, identity["recipe"])
     weights = checkpoints.load_weights(file)
-    prefix = str(_fresh(recipe, 1).classifier)
+    prefix: Any = _fresh(recipe, 1).classifier
     outputs = len(next(value for name, value in weights.items() if name.startswith(prefix)))
     extra = recipe.head_classes(0)
     model = _fresh(recipe, outputs)

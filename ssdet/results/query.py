@@ -15,15 +15,15 @@ from torch import nn
 
 from ssdet.evaluation import PredictionSet
 from ssdet.results import index
+from ssdet.results.assembled import assemble
 from ssdet.results.compare import Comparison, compare
 from ssdet.results.index import Entry
 from ssdet.results.rows import COLUMNS, SETTING, Lineage, rows_of, text
 from ssdet.results.tables import ResultTable, result_table
+from ssdet.studies.feature_stages import stored_stage
 from ssdet.studies.record import StudyRecord, read_records, recipe_of
 from ssdet.studies.store import Store
-from ssdet.training import checkpoint
 from ssdet.training.inference import frame_targets
-from ssdet.training.loop import network
 from ssdet.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Run:
         return PredictionSet.open(self.results.store.local(self.id, part) / part)
 
     def load_model(self) -> nn.Module:
-        """The fine-tuned network on the CPU, ready to be evaluated.
+        """The network that scored it, from clips to logits, on the CPU and ready to be evaluated.
 
         ValueError for ensembles (load their members) and probes (they keep no weights).
         """
@@ -117,9 +117,8 @@ class Run:
             hint = "load its members'" if self.kind == "ensemble" else "it keeps no weights"
             raise ValueError(f"{self.id} is an {self.kind} run and has no network: {hint}")
         classes = self.predictions(next(iter(self.scores))).classes
-        model = network(self.recipe, classes)
-        model.load_state_dict(checkpoint.load_weights(self.checkpoint))
-        return model.eval()
+        find = self.results.store.local
+        return assemble(stored_stage(find, self.id), classes, find)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdet.results.tables import ResultTable, ancestry
+from ssdet.results.tables import ResultTable
+from ssdet.studies.parts import parts
 from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store
 from ssdet.training.inference import frame_targets
@@ -25,7 +26,8 @@ class Curve:
     """Its label in tables."""
     seed: int
     kind: str
-    """pretrain or finetune; `pretrain, start` for what a pretraining starts from."""
+    """pretrain or finetune; `pretrain, start` for what a pretraining starts from, and `…, guide`
+    for a fine stream's."""
     field: str
     """One of `LOGGED`."""
     steps: tuple[int, ...]
@@ -83,12 +85,12 @@ def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
         if arm.members or arm.seeds_of or (arms and arm.name not in arms):
             continue
         for run in plan.of(arm.name):
-            stages = [stage for stage in ancestry(run.predict) if stage.kind in KINDS]
-            starts = sum(stage.kind == "pretrain" for stage in stages) - 1
-            for place, stage in enumerate(stages):
+            stages = {n: s for n, s in parts(run.predict).items() if s.kind in KINDS}
+            for name, stage in stages.items():
                 log = store.local(stage.id, "metrics.jsonl") / "metrics.jsonl"
                 if log.is_file():
-                    kind = f"{stage.kind}, start" if place < starts else stage.kind
+                    which = name.removesuffix(stage.kind).strip(".")
+                    kind = f"{stage.kind}, {which}" if which else stage.kind
                     found += _curves(log, arm.label, run.seed, kind)
     return found
 

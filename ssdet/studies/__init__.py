@@ -7,8 +7,10 @@ from ssdet.studies.changes import (
     finetuned_as,
     from_checkpoint,
     lasting,
+    on_features,
     pretraining,
     scratch,
+    two_stream,
 )
 from ssdet.studies.data import Data, Source
 from ssdet.studies.experiment import Experiment
@@ -23,5 +25,6 @@ from ssdet.studies.tuning import Tuning
 __all__ = [
     "Arm", "BudgetSpent", "Data", "Experiment", "Plan", "Preset", "Search", "Source", "Stage",
     "StagesFailed", "Store", "Study", "Table", "Tuning", "augmented", "classification", "coarser",
-    "finetuned_as", "from_checkpoint", "lasting", "plan", "preset", "pretraining", "run", "scratch",
+    "finetuned_as", "from_checkpoint", "lasting", "on_features", "plan", "preset", "pretraining",
+    "run", "scratch", "two_stream",
 ]  # fmt: skip

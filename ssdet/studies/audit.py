@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdet.studies.costs import macs, parameter_count
-from ssdet.studies.experiment import Experiment
+from ssdet.studies.parts import experiment_of, parts
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
@@ -105,31 +105,19 @@ def _differences(
 
 def _recipes(run: Run) -> dict[str, Any]:
     """Every field of a run's recipes by dotted name, without seeds."""
-    chain = _chain(run.predict)
-    named = {"predict": run.predict, "finetune": chain[-1] if chain else None}
-    named |= dict(zip(("pretrain", "start"), chain[-2::-1], strict=False))
+    named = parts(run.predict)
     if run.probe is not None:
         named["probe"] = run.probe
+    named.pop("features", None)  # as the head and the scoring say
     found: dict[str, Any] = {}
     for name, stage in named.items():
-        if stage is not None:
-            found |= dict(_flat(to_json(stage.recipe), name))
+        found |= dict(_flat(to_json(stage.recipe), name))
     # A network that nothing has pretrained is the fine-tuning's own, said once more.
     return {
         key: value
         for key, value in found.items()
         if not key.endswith(".seed") and not key.startswith("probe.fresh")
     }
-
-
-def _chain(predict: Stage) -> list[Stage]:
-    """Training stages of a run, first to last."""
-    found: list[Stage] = []
-    stage = predict
-    while stage.parents and stage.kind != "ensemble":
-        stage = stage.parents[0]
-        found.insert(0, stage)
-    return found
 
 
 def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
@@ -169,17 +157,16 @@ def _uneven(runs: list[Run]) -> list[str]:
 
 def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
     runs = plan.of(arm)
-    chain = _chain(runs[0].predict)
-    names = ["start", "pretrain", "finetune"][-len(chain) :] if chain else []
-    recipes = dict(zip(names, (stage.recipe for stage in chain), strict=True))
+    named = {name: stage.recipe for name, stage in parts(runs[0].predict).items()}
+    recipes = {name: recipe for name, recipe in named.items() if hasattr(recipe, "optim")}
     averaged = any(recipe.optim.ema for recipe in recipes.values())
     results = [store.result(run.predict.id) for run in runs] if store is not None else []
     scores = [result["scores"]["test"] for result in results if result is not None]
     covered = [(score["videos_scored"], score["videos_expected"]) for score in scores]
     unreadable, how = _met(runs, store) if store is not None else (set[str](), {})
     size: tuple[int | None, int | None] = (None, None)
-    if chain:
-        experiment = Experiment(chain[-1].recipe)
+    experiment = experiment_of(runs[0])
+    if experiment is not None:
         classes = plan.study.data.manifests["downstream"].num_classes
         size = parameter_count(experiment, classes), macs(experiment, classes)
     return Facts(

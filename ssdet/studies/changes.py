@@ -1,10 +1,18 @@
 """Changes that arms make to the base experiment."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ssdet.data.clips import ClipRecipe
 from ssdet.studies.experiment import Change, Experiment, declared, declaring, unchanged
+from ssdet.training.head_recipes import published_head
+from ssdet.training.recipe import TrainRecipe
+
+EVERY_STEP = 1_000_000
+"""Of any video."""
+VALIDATIONS = 2
+"""Of a model of features that is not trained as published."""
 
 
 @declaring("start", "pretrain")
@@ -82,13 +90,57 @@ def coarser(factor: int, change: Change = unchanged) -> Change:
     return changed
 
 
-def finetuned_as(model: str, change: Change = unchanged) -> Change:
-    """A change that is fine-tuned as another network, which takes over the pretrained weights."""
+def finetuned_as(model: str, change: Change = unchanged, **options: Any) -> Change:
+    """A change that is fine-tuned as a stream built over the pretrained network, its `backbone`,
+    whose weights it takes over."""
 
-    @declaring("finetune.model", *declared(change))
+    @declaring("finetune", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
-        network = replace(experiment.finetune.model, name=model)
-        return replace(experiment, finetune=replace(experiment.finetune, model=network))
+        return replace(experiment, finetune=_over(experiment, model, options))
+
+    return changed
+
+
+def _over(experiment: Experiment, name: str, options: Mapping[str, Any]) -> TrainRecipe:
+    recipe = experiment.finetune
+    inside = {"backbone": recipe.model.name, "backbone_options": dict(recipe.model.options)}
+    model = replace(recipe.model, name=name, options={**inside, **options})
+    return replace(recipe, model=model, clip=experiment.kit.stream or recipe.clip)
+
+
+def on_features(model: str, change: Change = unchanged, **options: Any) -> Change:
+    """A change whose scores are those of a model of the fine-tuned network's features, trained on
+    them when the network is done."""
+
+    @declaring("head", "probe", *declared(change))
+    def changed(experiment: Experiment) -> Experiment:
+        experiment = change(experiment)
+        kit = experiment.kit
+        head = published_head(model, kit.videos, **options)
+        if kit.head_optim is not None:
+            head = replace(head, optim=kit.head_optim, validations=VALIDATIONS)
+        return replace(experiment, head=head, probe=None)
+
+    return changed
+
+
+def two_stream(
+    model: str, coarse: Change = unchanged, fine: Change = unchanged, **options: Any
+) -> Change:
+    """A two-stream network in two stages (MODELS.md 5.1): the fine stream is fine-tuned alone; the
+    other one with the fusion on its features, which no longer change.
+
+    coarse, fine: what each stream's pretraining is.
+    """
+
+    @declaring("finetune", "guide", "probe", *declared(coarse))
+    def changed(experiment: Experiment) -> Experiment:
+        own, kit = coarse(experiment), experiment.kit
+        guide = replace(fine(experiment), probe=None)
+        tuned = _over(own, model, {"grid": kit.grid, "own_fine": False, **options})
+        steps = kit.steps if model == "coarse_fine" else EVERY_STEP
+        tuned = replace(tuned, guide_steps=steps, optim=kit.fusion or tuned.optim)
+        return replace(own, finetune=tuned, guide=guide, probe=None)
 
     return changed

@@ -13,11 +13,12 @@ import torch
 
 from ssdet.data.video import CorruptVideo
 from ssdet.evaluation.comparison import detectable_difference, paired_sd
-from ssdet.studies.costs import clip_macs
+from ssdet.studies.costs import clip_macs, row_width, whole
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.context import default_device
+from ssdet.training.heads import head
 from ssdet.training.inference import score_video
 from ssdet.training.loop import network
 from ssdet.training.recipe import TrainRecipe, to_json
@@ -76,11 +77,35 @@ def estimate(plan: Plan) -> Estimate:
             rate = rates[_kind_of_work(stage)]
             seconds[name] = stage.recipe.optim.steps * rate.seconds
             sizes[name] = 2 * rate.checkpoint_bytes  # last and best
+        elif stage.kind == "fit_head":
+            videos = len(plan.study.data.split("downstream", "train").videos)
+            seconds[name], sizes[name] = _of_head(stage, classes, frames["train"] / max(1, videos))
+        elif stage.kind == "extract":
+            read = scored + frames["train"]
+            seconds[name] = read * frame_seconds
+            rows = read / stage.recipe.predict.clip.stride
+            sizes[name] = int(2 * rows * row_width(stage.parents[0].recipe, stage.recipe))
         else:
             read = scored + (frames["train"] if stage.kind == "probe" else 0)
-            seconds[name] = 0.0 if stage.kind == "ensemble" else read * frame_seconds
+            cheap = stage.kind == "ensemble" or stage.parents[0].kind == "fit_head"
+            seconds[name] = 0.0 if cheap else read * frame_seconds
             sizes[name] = int(scored * classes * 2)
     return Estimate(seconds, sizes, tuple(rates.values()), default_device().type)
+
+
+def _of_head(stage: Stage, classes: int, frames: float) -> tuple[float, int]:
+    """Seconds and bytes of training a model of features on videos of so many frames."""
+    recipe, features = stage.recipe, stage.parents[0]
+    width = row_width(features.parents[0].recipe, features.recipe)
+    steps = recipe.crop or max(1, round(frames / features.recipe.predict.clip.stride))
+    model = head(recipe, width, classes).to(default_device())
+    inputs = torch.zeros(recipe.optim.batch, width, steps, device=default_device())
+    lengths = torch.full((recipe.optim.batch,), steps, device=default_device())
+    for _ in range(2):  # the first warms up
+        started = time.perf_counter()
+        model(inputs, lengths).sum().backward()
+    size = 3 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    return (time.perf_counter() - started) * recipe.optim.steps, 2 * size
 
 
 def _kind_of_work(stage: Stage) -> str:
@@ -121,7 +146,8 @@ def _short_run(stage: Stage, plan: Plan, steps: int) -> tuple[float, int]:
     optim = replace(stage.recipe.optim, steps=steps, schedule="constant")
     if (tried := affordable(stage.recipe, plan)) < optim.batch:
         optim = replace(optim, batch=tried, accumulate=1)
-    short = Stage(stage.kind, replace(stage.recipe, optim=optim, validations=0), (), "calibration")
+    recipe = replace(whole(stage.recipe), optim=optim, validations=0)
+    short = Stage(stage.kind, recipe, (), "calibration")
     with tempfile.TemporaryDirectory() as folder:
         job = Job(short, str(Store.open(Path(folder)).root), plan.study.data)
         started = time.perf_counter()
@@ -136,7 +162,7 @@ def _scoring(plan: Plan) -> tuple[float, dict[str, float]]:
     reader = data.reader("downstream")
     stage = next(s for s in plan.stages.values() if s.kind == "finetune")
     recipe = next(s.recipe for s in plan.stages.values() if s.kind == "predict")
-    model = network(stage.recipe, data.manifests["downstream"].num_classes).to(device).eval()
+    model = network(whole(stage.recipe), data.manifests["downstream"].num_classes).to(device).eval()
     frames: dict[str, float] = {}
     spent, seen = 0.0, 0
     for split in ("train", "val", "test"):

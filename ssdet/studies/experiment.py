@@ -1,14 +1,31 @@
 """One way from clips to scores, and what changes it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from ssdet.training.head_recipes import published_head
+from ssdet.data.clips import ClipRecipe
 from ssdet.training.heads import HeadRecipe
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import TrainRecipe
+from ssdet.training.recipe import ASIDE, LATER, OptimRecipe, TrainRecipe
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What goes with a base for arms that are more than one network."""
+
+    videos: int = 200
+    """Training videos, an epoch of the published schedules of heads."""
+    head_optim: OptimRecipe | None = None
+    """How models of features are trained; None: as published."""
+    stream: ClipRecipe | None = None
+    """Clips of slow, coarse and two-stream networks; None: those of fine-tuning."""
+    fusion: OptimRecipe | None = None
+    """How the second stage of a two-stream network is trained; None: as fine-tuning."""
+    grid: int = 7
+    """Side of the maps that a two-stream network gets of its fine stream."""
+    steps: int = 128
+    """Most clip frames of a video that Coarse-Fine gets them of, the first ones."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +40,20 @@ class Experiment:
     """Second read-out, a linear classifier on the frozen pretrained features; None for none."""
     start: TrainRecipe | None = None
     """An earlier pretraining whose end `pretrain` starts from, with a fresh classifier."""
+    head: HeadRecipe | None = field(default=None, metadata=LATER)
+    """A model of the fine-tuned network's features, whose scores are the result; None: its own."""
+    guide: "Experiment | None" = field(default=None, metadata=LATER)
+    """The fine stream of a two-stream network, trained first: `finetune` reads its features."""
+    kit: Kit = field(default=Kit(), compare=False, metadata=ASIDE)
 
     def __post_init__(self) -> None:
         if self.start is not None and self.pretrain is None:
             raise ValueError("start is what pretrain goes on from: give pretrain, or no start")
+        if (self.guide is None) != (self.finetune.guide_steps == 0):
+            raise ValueError(
+                f"finetune.guide_steps={self.finetune.guide_steps}: a network reads another one's "
+                "features with `guide` and guide_steps, or with neither"
+            )
 
     @property
     def pretrainings(self) -> tuple[TrainRecipe, ...]:
@@ -38,7 +65,11 @@ class Experiment:
         start = self.start and replace(self.start, seed=seed)
         pretrain = self.pretrain and replace(self.pretrain, seed=seed)
         finetune = replace(self.finetune, seed=seed)
-        return replace(self, start=start, pretrain=pretrain, finetune=finetune)
+        head, guide = self.head and replace(self.head, seed=seed), self.guide
+        guide = guide and guide.with_seed(seed)
+        return replace(
+            self, start=start, pretrain=pretrain, finetune=finetune, head=head, guide=guide
+        )
 
 
 Change = Callable[[Experiment], Experiment]

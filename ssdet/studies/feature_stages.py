@@ -1,7 +1,9 @@
 """Stages on features: extracting them, training heads on them, scoring with those."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from torch import nn
@@ -13,19 +15,19 @@ from ssdet.evaluation import PredictionWriter
 from ssdet.studies.data import Data
 from ssdet.studies.plan import Stage
 from ssdet.studies.record import recipe_of
-from ssdet.studies.stages import LAST, Job, Result, logged, score_splits
+from ssdet.studies.stages import FEATURES, LAST, Job, Result, logged, score_splits
 from ssdet.studies.store import Store
 from ssdet.studies.validation import followed, whole_videos
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
-from ssdet.training.extraction import ExtractRecipe, write_features
+from ssdet.training.extraction import ExtractRecipe, extractor, write_features
 from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head
 from ssdet.training.inference import PredictRecipe, Sink, frame_targets
 from ssdet.training.loop import network
 from ssdet.training.origin import starting_weights
 
-FOLDER = "features"
-"""Where a stage's features are, in its folder."""
+Find = Callable[[str, str], Path]
+"""Folder of a stage by its id, with a file or folder of it; `Store.local` is one."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,14 @@ def scoring_stage(data: Data, head: Stage) -> Stage:
     return Stage("predict", recipe, (head,), data.fingerprint("predict"))
 
 
-def stored_stage(store: Store, name: str) -> Stage:
-    """A stage of a store with all before it, as its `recipe.json` says. FileNotFoundError for one
-    that is not there, ValueError for recipes that this version does not know."""
-    identity = json.loads((store.local(name, "recipe.json") / "recipe.json").read_text())
-    parents = tuple(stored_stage(store, parent) for parent in identity["parents"])
+def stored_stage(find: Find, name: str) -> Stage:
+    """A stage that is kept somewhere with all before it, as its `recipe.json` says.
+
+    FileNotFoundError for one that is not there, ValueError for recipes that this version does not
+    know.
+    """
+    identity = json.loads((find(name, "recipe.json") / "recipe.json").read_text())
+    parents = tuple(stored_stage(find, parent) for parent in identity["parents"])
     recipe = recipe_of(identity["kind"], identity["recipe"])
     stage = Stage(identity["kind"], recipe, parents, identity["data"])
     stage.__dict__["id"] = name  # as it was named, whatever this version would name it
@@ -71,7 +76,7 @@ def extract(job: Job, report: Report) -> Result:
     """Write the features of every untrimmed video of all splits; goes on where it was stopped."""
     recipe: ExtractRecipe = job.stage.recipe
     manifest = job.data.manifests["downstream"]
-    with FeatureWriter(job.folder / FOLDER, recipe.dtype) as writer:
+    with FeatureWriter(job.folder / FEATURES, recipe.dtype) as writer:
         report({"step": len(writer.done), "steps": len(manifest.videos)})
 
         def tell() -> None:
@@ -84,9 +89,9 @@ def extract(job: Job, report: Report) -> Result:
         else:
             device = Context(job.folder).device
             model, reader = backbone(job).to(device), job.data.reader("downstream")
-            features = model.features
+            features = extractor(model, recipe)
             write_features(
-                features, manifest.videos, reader, recipe.predict, writer, device, tell  # type: ignore[arg-type]
+                features, manifest.videos, reader, recipe.predict, writer, device, tell
             )  # fmt: skip
         if len(writer.broken) == len(manifest.videos):
             raise ValueError(
@@ -111,7 +116,7 @@ def fit(job: Job, report: Report) -> Result:
     recipe: HeadRecipe = job.stage.recipe
     context = Context(job.folder, report=logged(job.folder / "metrics.jsonl", report))
     context.checkpoint_every = job.checkpoint_every
-    features = FeatureSet.open(job.parent(part=FOLDER) / FOLDER)
+    features = FeatureSet.open(job.parent(part=FEATURES) / FEATURES)
     training = job.data.split("downstream", "train")
     stretches = Stretches(training, features, recipe)
     judged = job.data.split("downstream", recipe.validate_on)
@@ -138,7 +143,7 @@ def predict(job: Job, report: Report) -> Result:
     fitted = job.stage.parents[0]
     recipe: HeadRecipe = fitted.recipe
     store, device = Store.open(job.store), Context(job.folder).device
-    features = FeatureSet.open(store.local(fitted.parents[0].id, FOLDER) / FOLDER)
+    features = FeatureSet.open(store.local(fitted.parents[0].id, FEATURES) / FEATURES)
     width = features.shapes[recipe.tensor][0]
     model = head(recipe, width, job.data.manifests["downstream"].num_classes)
     model.load_state_dict(checkpoint.load_weights(job.parent(part=LAST) / LAST))

@@ -19,7 +19,7 @@ from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 from ssdet.studies.data import Data
 from ssdet.training.context import default_device
-from ssdet.training.extraction import ExtractRecipe, named_rows
+from ssdet.training.extraction import ExtractRecipe, extractor, named_rows
 from ssdet.training.inference import PredictRecipe, passes
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Scorer:
 
         torch.set_num_threads(job.threads)
         self.clip, self.device = job.stage.recipe.predict.clip, default_device()
-        self.model = backbone(job).to(self.device)
+        self.features = extractor(backbone(job).to(self.device), job.stage.recipe)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Batch:
@@ -131,7 +131,7 @@ class Scorer:
             return batch
         pictures_THWC = _unpacked(row)["pictures"]
         clips = normalise(pictures_THWC[None], self.clip, self.device)
-        found = named_rows(self.model.features, clips)  # type: ignore[arg-type]
+        found = named_rows(self.features, clips)
         return _row(str(row["id"]), {name: value.cpu().numpy() for name, value in found.items()})
 
 

@@ -11,6 +11,7 @@ from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Study
+from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.origin import check_constants, starting_weights
 from ssdet.training.recipe import TrainRecipe, to_json
 
@@ -159,6 +160,7 @@ def _distinct(index: int, size: int, seeds: int) -> bool:
 
 def _stages_of(data: Data) -> Callable[..., Stage]:
     prints = {kind: data.fingerprint(kind) for kind in ("pretrain", "finetune", "predict", "probe")}
+    prints |= dict.fromkeys(("extract", "fit_head"), prints["probe"])
     known: dict[str, Stage] = {}
 
     def stage(kind: str, recipe: Any, parents: tuple[Stage, ...]) -> Stage:
@@ -172,16 +174,41 @@ def _stages_of(data: Data) -> Callable[..., Stage]:
 
 
 def _run(stage: Callable[..., Stage], arm: str, seed: int, experiment: Experiment) -> Run:
-    start: tuple[Stage, ...] = ()
-    for pretraining in experiment.pretrainings:
-        start = (stage("pretrain", _after(start, pretraining), start),)
-    tuned = stage("finetune", _after(start, experiment.finetune), start)
-    _check_reading(experiment)
+    maps = _maps(stage, experiment)
+    start, tuned = _trained(stage, experiment, maps)
+    last: tuple[Stage, ...] = (tuned, *maps)
+    if experiment.head is not None:
+        if maps:
+            raise ValueError(f"arm {arm!r}: a head reads the features of one network: drop either "
+                             "`head` or `guide`")  # fmt: skip
+        features = stage("extract", ExtractRecipe(experiment.predict), (tuned,))
+        last = (stage("fit_head", experiment.head, (features,)),)
     probe = None
     if experiment.probe is not None:
         recipe = FrozenProbe(experiment.probe, None if start else experiment.finetune)
         probe = stage("probe", recipe, start)
-    return Run(arm, seed, stage("predict", experiment.predict, (tuned,)), probe)
+    return Run(arm, seed, stage("predict", experiment.predict, last), probe)
+
+
+def _trained(
+    stage: Callable[..., Stage], experiment: Experiment, maps: tuple[Stage, ...] = ()
+) -> tuple[tuple[Stage, ...], Stage]:
+    """The last pretraining, if any, and the fine-tuning that goes on from it."""
+    start: tuple[Stage, ...] = ()
+    for pretraining in experiment.pretrainings:
+        start = (stage("pretrain", _after(start, pretraining), start),)
+    _check_reading(experiment)
+    return start, stage("finetune", _after(start, experiment.finetune), (*start, *maps))
+
+
+def _maps(stage: Callable[..., Stage], experiment: Experiment) -> tuple[Stage, ...]:
+    """What a two-stream network gets of its fine stream, which is trained before it."""
+    fine = experiment.guide
+    if fine is None:
+        return ()
+    _, tuned = _trained(stage, fine)
+    grid = experiment.finetune.model.options.get("grid", 7)
+    return (stage("extract", ExtractRecipe(fine.predict, pyramid=grid), (tuned,)),)
 
 
 def _after(start: tuple[Stage, ...], recipe: TrainRecipe) -> TrainRecipe:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.moving_shapes import Config as MovingShapes
 from ssdet.studies.data import moving_shapes
-from ssdet.studies.experiment import Experiment
+from ssdet.studies.experiment import Experiment, Kit
 from ssdet.studies.study import Study
 from ssdet.training.inference import PredictRecipe
 from ssdet.training.origin import CONSTANTS
@@ -13,6 +13,10 @@ from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import ModelRecipe, OptimRecipe, TrainRecipe
 
 KINETICS_MEAN, KINETICS_STD = CONSTANTS["facebook"]
+HEADS = OptimRecipe(
+    steps=400, batch=16, lr=3e-3, optimizer="adamw", weight_decay=0.0, schedule="onecycle"
+)
+"""Models of features at sizes that nobody has published a schedule for."""
 ONE_PASS = 512
 """Clip frames of the longest pass over a video: all of any video of Charades."""
 
@@ -67,6 +71,7 @@ def _experiment(
         pretrain=TrainRecipe("pretrain", model, clip, pretrain),
         predict=predict,
         probe=ProbeRecipe(predict),
+        kit=Kit(head_optim=HEADS, grid=3),
     )
 
 
@@ -182,8 +187,23 @@ def paper(data: str = "charades", weights: str = "") -> Preset:
     assert base.pretrain is not None
     started = replace(base.pretrain, model=replace(model, weights=weights), validation_clips=3)
     whole = replace(base.predict, window=ONE_PASS)
-    experiment = replace(base, pretrain=started, predict=whole, probe=ProbeRecipe(whole))
+    experiment = replace(
+        base, pretrain=started, predict=whole, probe=ProbeRecipe(whole), kit=_kit(base, known)
+    )
     return Preset(experiment, MovingShapes(), decode_size=320, cache=False, fps=known.fps)
+
+
+def _kit(base: Experiment, data: Downstream) -> Kit:
+    """Coarse-Fine Networks' clips and second stage (MODELS.md 5.6): 80 epochs at batch 6, the
+    fusion at ten times the rate of the rest."""
+    return Kit(
+        data.videos,
+        stream=replace(base.finetune.clip, frames=64),
+        fusion=OptimRecipe(
+            steps=80 * data.videos // 6, batch=6, lr=0.2, head_lr_mult=10, weight_decay=1e-5,
+            milestones=(0.375, 0.625, 0.875),
+        ),
+    )  # fmt: skip
 
 
 def released(data: str = "charades", weights: str = "") -> Preset:
@@ -219,4 +239,7 @@ def released(data: str = "charades", weights: str = "") -> Preset:
     seen = replace(
         predict, clip=replace(predict.clip, mean=pretrain.clip.mean, std=pretrain.clip.std)
     )
-    return replace(base, experiment=Experiment(tuned, pretrain, predict, ProbeRecipe(seen)))
+    experiment = replace(
+        base.experiment, finetune=tuned, pretrain=pretrain, predict=predict, probe=ProbeRecipe(seen)
+    )
+    return replace(base, experiment=experiment)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ssdet
+from ssdet import plugins
 
 PACKAGES = ("torch", "torchvision", "pytorchvideo", "ray", "av", "numpy")
 
@@ -40,7 +41,7 @@ def provenance(
         "ssdet": ssdet.__version__,
         "revision": revision(),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES} | plugins.versions(),
         "host": platform.node(),
         "processor": processor(),
         "gpu": gpu,

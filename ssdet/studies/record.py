@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
+from ssdet.studies.parts import experiment_of
 from ssdet.studies.plan import EnsembleRecipe, FrozenProbe, Plan, Run, Stage
 from ssdet.studies.store import STAGE_ID, Store, write_json
 from ssdet.studies.study import Arm, Study, Table
@@ -86,23 +87,12 @@ class StudyRecord:
             Run(run.arm, run.seed, stages[run.predict], stages[run.probe] if run.probe else None)
             for run in self.runs
         )
-        known = {run.arm: _experiment(run) for run in reversed(runs) if run.predict.parents}
+        known = {run.arm: experiment_of(run) for run in reversed(runs) if run.predict.parents}
         arms = tuple(_arm(values, known.get(values["name"])) for values in self.arms)
         study = from_json(Study, {**self.study, "arms": arms})
         base = known.get(study.baseline) or next(filter(None, known.values()), None)
         data = from_json(Data, self.data) if data is None else data
         return Plan(replace(study, base=base, data=data), runs)
-
-
-def _experiment(run: Run) -> Experiment | None:
-    tuned = run.predict.parents[0]
-    if tuned.kind != "finetune":
-        return None
-    pretrained = tuned.parents[0].recipe if tuned.parents else None
-    started = tuned.parents[0].parents if tuned.parents else ()
-    start = started[0].recipe if started else None
-    probe = run.probe.recipe.probe if run.probe else None
-    return Experiment(tuned.recipe, pretrained, run.predict.recipe, probe, start)
 
 
 def _arm(values: Mapping[str, Any], known: Experiment | None) -> Arm:

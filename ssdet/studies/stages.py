@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.data.clips import Clips
+from ssdet.data.features import FeatureSet
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
@@ -25,6 +26,7 @@ from ssdet.studies.validation import validation_of
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
 from ssdet.training.distributed import ANSWER, run_workers
+from ssdet.training.guide import Guide
 from ssdet.training.inference import Network, PredictRecipe, frame_targets, predict
 from ssdet.training.loop import network, train
 from ssdet.training.origin import starting_weights
@@ -33,6 +35,8 @@ from ssdet.training.recipe import TrainRecipe
 
 Result = dict[str, Any]
 LAST = "checkpoints/last.pt"
+FEATURES = "features"
+"""Where an extraction's features are, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,12 @@ def _train(job: Job, report: Report, role: str) -> Result:
     write_json(job.folder / "data.json", seen)
     recipe: TrainRecipe = job.stage.recipe
     initial: dict[str, Tensor] | None
-    if job.stage.parents:
+    if job.stage.parents and job.stage.parents[0].kind != "extract":
         initial = checkpoint.load_weights(job.parent(part=LAST) / LAST)
     else:
         initial = starting_weights(recipe, recipe.head_classes(len(classes)))
+    if recipe.guide_steps:
+        initial = {**(initial or {}), **_fine_weights(job)}
     if job.workers == 1:
         return train_worker(Context(job.folder, report=report), job, role, initial)
     store, resources = Store.open(job.store), job.worker_resources
@@ -153,6 +159,14 @@ def _train(job: Job, report: Report, role: str) -> Result:
     return run_workers(
         job.workers, resources, job.folder, train_team, job, role, initial, bring=bring
     )
+
+
+def _fine_weights(job: Job) -> dict[str, Tensor]:
+    """The fine stream's weights by their names in a network of two streams, which may keep its last
+    layers."""
+    maps = next(parent for parent in job.stage.parents if parent.kind == "extract")
+    folder = Store.open(job.store).local(maps.parents[0].id, LAST)
+    return {f"fine.{name}": value for name, value in checkpoint.load_weights(folder / LAST).items()}
 
 
 def train_team(
@@ -184,12 +198,20 @@ def train_worker(
     context.loaders, context.checkpoint_every = job.loaders, job.checkpoint_every
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
-    validation = job.data.split(role, recipe.validate_on)
-    validate = validation_of(recipe, validation, reader, context.device)
-    result = train(recipe, clips, context, initial, validate)
+    validation, guide = job.data.split(role, recipe.validate_on), guide_of(job, recipe)
+    validate = validation_of(recipe, validation, reader, context.device, guide)
+    result = train(recipe, clips, context, initial, validate, guide)
     expected = len(clips.manifest.videos) + len(clips.manifest.missing)
     gpu = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
     return {**result, "gpu": gpu, "videos": len(clips.manifest.videos), "videos_expected": expected}
+
+
+def guide_of(job: Job, recipe: TrainRecipe) -> Guide | None:
+    """The fine stream's features that a stage's network reads beside its clips."""
+    if not recipe.guide_steps:
+        return None
+    place = [parent.kind for parent in job.stage.parents].index("extract")
+    return Guide(FeatureSet.open(job.parent(place, FEATURES) / FEATURES), recipe.guide_steps)
 
 
 def _predict(job: Job, report: Report) -> Result:
@@ -199,7 +221,7 @@ def _predict(job: Job, report: Report) -> Result:
         return _on_features("predict")(job, report)
     model = _trained(job, parent.recipe, job.data.manifests["downstream"].num_classes)
     model.to(context.device).eval()
-    return _score(job, model, job.stage.recipe, context.device)
+    return _score(job, model, job.stage.recipe, context.device, guide_of(job, parent.recipe))
 
 
 def _probe(job: Job, report: Report) -> Result:
@@ -226,11 +248,17 @@ def _trained(job: Job, recipe: TrainRecipe, classes: int) -> nn.Module:
     return model
 
 
-def _score(job: Job, network: Network, recipe: PredictRecipe, device: torch.device) -> Result:
+def _score(
+    job: Job,
+    network: Network,
+    recipe: PredictRecipe,
+    device: torch.device,
+    guide: Guide | None = None,
+) -> Result:
     reader = job.data.reader("downstream")
 
     def write(manifest: Manifest, writer: PredictionWriter) -> dict[str, str]:
-        return predict(network, manifest, reader, recipe, writer, device)
+        return predict(network, manifest, reader, recipe, writer, device, guide)
 
     return score_splits(job, reader, write)
 

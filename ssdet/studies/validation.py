@@ -13,19 +13,25 @@ from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
 from ssdet.evaluation import dense_map
+from ssdet.training.guide import Guide
 from ssdet.training.inference import PredictRecipe, Sink, frame_targets, predict
 from ssdet.training.recipe import OptimRecipe, TrainRecipe
 from ssdet.training.state import Validate
 
 
 def validation_of(
-    recipe: TrainRecipe, manifest: Manifest, reader: FrameReader, device: torch.device
+    recipe: TrainRecipe,
+    manifest: Manifest,
+    reader: FrameReader,
+    device: torch.device,
+    guide: Guide | None = None,
 ) -> Validate | None:
     """What judges the networks of a recipe; None without videos, where no schedule needs them."""
     if not followed(recipe.optim, recipe.validate_on, manifest):
         return None
-    judge = clip_accuracy if recipe.task == "pretrain" else frame_map
-    return judge(recipe, manifest, reader, device)
+    if recipe.task == "pretrain":
+        return clip_accuracy(recipe, manifest, reader, device)
+    return frame_map(recipe, manifest, reader, device, guide)
 
 
 def followed(optim: OptimRecipe, split: str, manifest: Manifest) -> bool:
@@ -71,12 +77,16 @@ def clip_accuracy(
 
 
 def frame_map(
-    recipe: TrainRecipe, manifest: Manifest, reader: FrameReader, device: torch.device
+    recipe: TrainRecipe,
+    manifest: Manifest,
+    reader: FrameReader,
+    device: torch.device,
+    guide: Guide | None = None,
 ) -> Validate:
     """Judges a network by whole videos, see `whole_videos`."""
 
     def score(model: nn.Module, sink: Sink) -> None:
-        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device)
+        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device, guide)
 
     return whole_videos(score, frame_targets(manifest, reader), recipe.optim)
 

@@ -1,18 +1,20 @@
 """What a network that stays as it is says of every clip frame, on its way into files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssdet.data.feature_index import Dtype
 from ssdet.data.features import FeatureWriter
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
+from ssdet.models.pyramid import pyramid
 from ssdet.training.inference import PredictRecipe, passes
-from ssdet.training.recipe import TrainRecipe
+from ssdet.training.recipe import LATER, TrainRecipe
 
 FEATURES = "features"
 """Name of the only tensor of a network that gives one."""
@@ -28,6 +30,17 @@ class ExtractRecipe:
     predict: PredictRecipe
     dtype: Dtype = "float16"
     fresh: TrainRecipe | None = None
+    pyramid: int = field(default=0, metadata=LATER)
+    """Side of the maps of every stage that are kept instead, for two-stream networks; 0: the
+    network's features, one vector a step."""
+
+
+def extractor(model: nn.Module, recipe: ExtractRecipe) -> Extractor:
+    """What of a network a recipe keeps. AttributeError for maps of a network that has no stages."""
+    if recipe.pyramid:
+        return partial(pyramid, model, grid=recipe.pyramid)  # type: ignore[arg-type]
+    features: Extractor = model.features  # type: ignore[assignment]
+    return features
 
 
 def named_rows(features: Extractor, clips_BCTHW: Tensor) -> dict[str, Tensor]:

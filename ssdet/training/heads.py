@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssdet.data.features import FeatureSet
 from ssdet.data.frames import FrameReader, dense_targets
@@ -15,10 +16,11 @@ from ssdet.data.sampling import generator_for, sample_at
 from ssdet.models import create
 from ssdet.training.context import Context
 from ssdet.training.extraction import FEATURES
+from ssdet.training.heat_map import focal_loss, heat_map
 from ssdet.training.inference import Sink
 from ssdet.training.loop import autocast, descend
 from ssdet.training.losses import head_loss, interpolate
-from ssdet.training.recipe import ModelRecipe, OptimRecipe
+from ssdet.training.recipe import LATER, ModelRecipe, OptimRecipe
 from ssdet.training.state import State, Validate
 
 
@@ -43,15 +45,29 @@ class HeadRecipe:
     validate_on: Literal["val", "test"] = "val"
     """As in `TrainRecipe`."""
     seed: int = 0
+    crop: int = field(default=0, metadata=LATER)
+    """Train on random stretches of this many steps, shorter videos padded to it; 0: whole videos,
+    padded to the longest of a batch. What is scored is always whole."""
+    heat_map: float = field(default=0.0, metadata=LATER)
+    """Weight of the focal loss between a model's heat map and that of the actions (MS-TCT); the
+    model must have `with_heat_map`."""
+    skip_empty: bool = field(default=False, metadata=LATER)
+    """Leave videos without actions out of training."""
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.heat_map < 0:
+            raise ValueError(f"crop {self.crop}, heat_map {self.heat_map}: expected at least 0")
 
 
 class HeadBatch(NamedTuple):
-    """B videos, padded with zeros to the longest."""
+    """B videos, or stretches of them, padded with zeros."""
 
     features_BDT: Tensor
     lengths_B: Tensor
     targets_BKT: Tensor
     """float32 0/1, 0 in the padding."""
+    heat_BKT: Tensor | None = None
+    """Heat maps of the actions, where the recipe has a weight for them."""
 
     @property
     def mask_BT(self) -> Tensor:
@@ -61,13 +77,16 @@ class HeadBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "HeadBatch":
         """The same on a device."""
-        return HeadBatch(*(part.to(device) for part in self))
+        heat_BKT = None if self.heat_BKT is None else self.heat_BKT.to(device)
+        features_BDT, lengths_B, targets_BKT = (part.to(device) for part in self[:3])
+        return HeadBatch(features_BDT, lengths_B, targets_BKT, heat_BKT)
 
 
 class Stretches:
     """Batches of the videos of a split that have features, by step alone: shuffled epochs.
 
-    Raises ValueError where none has, or for a tensor that is not one vector a step.
+    Raises ValueError where none has (and, with `skip_empty`, actions), or for a tensor that is not
+    one vector a step.
     """
 
     def __init__(self, manifest: Manifest, features: FeatureSet, recipe: HeadRecipe) -> None:
@@ -77,26 +96,59 @@ class Stretches:
             raise ValueError(
                 f"data set {manifest.name!r}: none of its videos has features in {features.folder}"
             )
+        if recipe.skip_empty:
+            self.videos = [v for v in self.videos if v.segments or v.label is not None]
+        if not self.videos:
+            raise ValueError(
+                f"data set {manifest.name!r}: none of its videos with features has actions: "
+                "train with skip_empty=False"
+            )
         self.width = width_of(features, recipe.tensor)
 
     def batch(self, step: int) -> HeadBatch:
         """The batch of a step (from 0)."""
         size, count = self.recipe.optim.batch, len(self.videos)
         places = [sample_at(self.recipe.seed, step * size + i, count)[1] for i in range(size)]
-        return self.gathered([self.videos[place] for place in places])
+        videos = [self.videos[place] for place in places]
+        parts = [self._part(video, step, i) for i, video in enumerate(videos)]
+        return self.gathered(videos, parts, self.recipe.crop)
 
-    def gathered(self, videos: Sequence[Video]) -> HeadBatch:
-        """These videos as a batch."""
-        rows = [self.features[video.id][self.recipe.tensor] for video in videos]
-        lengths_B = torch.tensor([len(row) for row in rows])
-        features_BDT = torch.zeros(len(rows), self.width, int(lengths_B.max()))
-        targets_BKT = torch.zeros(len(rows), self.manifest.num_classes, int(lengths_B.max()))
-        for place, (video, row) in enumerate(zip(videos, rows, strict=True)):
-            features_BDT[place, :, : len(row)] = torch.from_numpy(row.astype(np.float32)).T
-            dense_KF = dense_targets(self.manifest, video, cast(FrameReader, self.features))
-            steps_KT = dense_KF[:, :: self.features.entries[video.id].stride]
-            targets_BKT[place, :, : len(row)] = torch.from_numpy(steps_KT)
-        return HeadBatch(features_BDT, lengths_B, targets_BKT)
+    def _part(self, video: Video, step: int, place: int) -> slice:
+        """The steps of a video that the sample at a place of a step's batch shows."""
+        spare = self.features.entries[video.id].steps - self.recipe.crop
+        if not self.recipe.crop or spare <= 0:
+            return slice(None)
+        draws = generator_for(self.recipe.seed, "stretch", step, place)
+        start = int(torch.randint(spare + 1, (), generator=draws))
+        return slice(start, start + self.recipe.crop)
+
+    def gathered(
+        self, videos: Sequence[Video], parts: Sequence[slice] | None = None, steps: int = 0
+    ) -> HeadBatch:
+        """These videos as a batch, whole or the `parts` of each, padded to at least `steps`."""
+        parts = parts or [slice(None)] * len(videos)
+        shown = [self._shown(video, part) for video, part in zip(videos, parts, strict=True)]
+        lengths = [features_DT.shape[1] for features_DT, *_ in shown]
+        missing = [max(steps, *lengths) - length for length in lengths]
+        features_BDT, targets_BKT, *heat = (
+            torch.stack([F.pad(row, (0, n)) for row, n in zip(rows, missing, strict=True)])
+            for rows in zip(*shown, strict=True)
+        )
+        return HeadBatch(features_BDT, torch.tensor(lengths), targets_BKT, *heat)
+
+    def _shown(self, video: Video, part: slice) -> list[Tensor]:
+        """Features [D, t] and targets [K, t] of a part of a video, perhaps its heat map."""
+        entry, rows_TD = self.features.entries[video.id], self.features[video.id]
+        features_DT = torch.from_numpy(rows_TD[self.recipe.tensor][part].astype(np.float32)).T
+        dense_KF = dense_targets(self.manifest, video, cast(FrameReader, self.features))
+        targets_KT = torch.from_numpy(dense_KF[:, :: entry.stride][:, part]).float()
+        if not self.recipe.heat_map:
+            return [features_DT, targets_KT]
+        seconds = video.duration or entry.frames / entry.fps
+        actions = [(s.label, s.start, s.end) for s in video.segments]
+        rate = entry.frames / seconds / entry.stride
+        heat_KT = heat_map(actions, rate, entry.steps, self.manifest.num_classes)
+        return [features_DT, targets_KT, heat_KT[:, part]]
 
 
 def width_of(features: FeatureSet, tensor: str) -> int:
@@ -111,7 +163,8 @@ def width_of(features: FeatureSet, tensor: str) -> int:
 
 
 def head(recipe: HeadRecipe, width: int, classes: int) -> nn.Module:
-    """The recipe's model with fresh weights by its seed. ValueError for another `in_features`."""
+    """The recipe's model with fresh weights by its seed. ValueError for another `in_features`, and
+    for a heat map that the model does not have."""
     options = {"in_features": width, **recipe.model.options}
     if options["in_features"] != width:
         raise ValueError(
@@ -119,7 +172,13 @@ def head(recipe: HeadRecipe, width: int, classes: int) -> nn.Module:
             f"{width} channels: leave the option out"
         )
     generator = generator_for(recipe.seed, "weights", "head")
-    return create(recipe.model.name, classes, generator=generator, **options)
+    model = create(recipe.model.name, classes, generator=generator, **options)
+    if recipe.heat_map and not hasattr(model, "with_heat_map"):
+        raise ValueError(
+            f"model {recipe.model.name!r} has no heat map to learn: heat_map must be 0, found "
+            f"{recipe.heat_map}"
+        )
+    return model
 
 
 def fit_head(
@@ -134,12 +193,23 @@ def fit_head(
     def backward(step: int) -> tuple[float, int]:
         batch = stretches.batch(step).to(device)
         with autocast(device, optim.amp):
-            logits = model(batch.features_BDT, batch.lengths_B)
-            loss = head_loss(logits, batch.targets_BKT, batch.mask_BT, recipe.padding)
+            loss = batch_loss(recipe, model, batch)
         state.scaler.scale(loss).backward()
         return loss.item(), len(batch.lengths_B)
 
     return descend(state, recipe.seed, backward, validate, recipe.validations)
+
+
+def batch_loss(recipe: HeadRecipe, model: nn.Module, batch: HeadBatch) -> Tensor:
+    """BCE of the steps and, where the batch has heat maps, the weighted focal loss of those."""
+    inputs, mask_BT = (batch.features_BDT, batch.lengths_B), batch.mask_BT
+    if batch.heat_BKT is None:
+        return head_loss(model(*inputs), batch.targets_BKT, mask_BT, recipe.padding)
+    logits_BKT, heat_BKT = model.with_heat_map(*inputs)  # type: ignore[operator]
+    exists = mask_BT.unsqueeze(1) if recipe.padding == "masked" else None
+    focal = focal_loss(heat_BKT.float().sigmoid(), batch.heat_BKT, exists)
+    steps = head_loss(logits_BKT, batch.targets_BKT, mask_BT, recipe.padding)
+    return steps + recipe.heat_map * focal
 
 
 @torch.inference_mode()
@@ -152,7 +222,11 @@ def predict_head(
     device: torch.device,
 ) -> dict[str, str]:
     """Write the probabilities of every frame of every video that has features; returns the others,
-    and why they have none."""
+    and why they have none.
+
+    Videos are scored whole and one at a time, so there is no padding. The published code of MS-TCT
+    scores only the first 256 steps of a test video.
+    """
     for video in manifest.videos:
         if video.id in features:
             entry = features.entries[video.id]

@@ -13,9 +13,10 @@ from ssdet.data.clips import ClipRecipe, centre_crop, normalise
 from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo
+from ssdet.training.guide import Guide
 from ssdet.training.losses import interpolate
 from ssdet.training.recipe import LATER
-from ssdet.training.windows import clip_windows, slide, upsample, windows
+from ssdet.training.windows import Window, clip_windows, slide, upsample, windows
 
 Network = Callable[[Tensor], Tensor]
 """Clips [1, C, T, H, W] -> logits or features [1, K, T]."""
@@ -61,18 +62,28 @@ def _input(
 
 @torch.inference_mode()
 def score_video(
-    network: Network, video: Video, reader: FrameReader, recipe: PredictRecipe, device: torch.device
+    network: Network,
+    video: Video,
+    reader: FrameReader,
+    recipe: PredictRecipe,
+    device: torch.device,
+    guide: Guide | None = None,
 ) -> Tensor:
-    """Logits [frames, K] of a video, interpolated to its own rate. Raises CorruptVideo, and
-    ValueError for a window that is all overlap."""
+    """Logits [frames, K] of a video, interpolated to its own rate; a network of two streams has the
+    fine one's features of `guide`. Raises CorruptVideo, and ValueError for a window that is all
+    overlap."""
     frames, clip = reader.frames(video), recipe.clip
     steps = range(0, frames, clip.stride)
     parts = windows(len(steps), recipe.window, _context(network, recipe))
-    kept = [
-        network(_input(video, reader, steps[p.start : p.stop], clip, device))[:, :, p.keep]
-        for p in parts
-    ]
-    logits_BKT = torch.cat(kept, 2)
+
+    def scored(part: Window) -> Tensor:
+        clips = _input(video, reader, steps[part.start : part.stop], clip, device)
+        if guide is None:
+            return network(clips)
+        fine = guide([video.id], torch.tensor([steps[part.start]]))
+        return network(clips, fine.to(device))  # type: ignore[call-arg]
+
+    logits_BKT = torch.cat([scored(part)[:, :, part.keep] for part in parts], 2)
     # In one piece, so that interpolation does not see where one pass ends and the next begins.
     logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * clip.stride)
     return logits_BKF[0].T[:frames].contiguous().cpu()
@@ -138,12 +149,13 @@ def predict(
     recipe: PredictRecipe,
     writer: Sink,
     device: torch.device,
+    guide: Guide | None = None,
 ) -> dict[str, str]:
     """Write the probabilities of every video; returns the videos that cannot be read, and why."""
     broken = {}
     for video in manifest.videos:
         try:
-            logits_FK = score_video(network, video, reader, recipe, device)
+            logits_FK = score_video(network, video, reader, recipe, device, guide)
         except CorruptVideo as error:
             broken[video.id] = error.reason
             continue

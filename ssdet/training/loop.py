@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +16,11 @@ from ssdet.data.sampling import generator_for
 from ssdet.models import create
 from ssdet.models.fast import accelerate
 from ssdet.models.norm import SubBatchNorm3d, set_splits, splits_for
-from ssdet.training import losses
+from ssdet.models.pyramid import FineFeatures
+from ssdet.training import losses, multigrid
 from ssdet.training.context import Context
 from ssdet.training.distributed import parallel
+from ssdet.training.guide import Guide
 from ssdet.training.optim import set_lr
 from ssdet.training.recipe import TrainRecipe
 from ssdet.training.state import Progress, State, Validate
@@ -28,8 +32,11 @@ def train(
     context: Context,
     initial: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
+    guide: Guide | None = None,
 ) -> dict[str, Any]:
     """Train from `initial` weights (their classifier is replaced), or from fresh ones.
+
+    guide: the fine stream's features, for a recipe with `guide_steps`.
 
     Goes on from `context.folder/checkpoints/last.pt` where there is one, to the same bits as a run
     that was never stopped. Returns what happened; the weights are in the checkpoints `last` and,
@@ -42,21 +49,27 @@ def train(
     state.restore()
     scored = parallel(Readout(model, recipe.readout), context)
     mixing = augmentation(recipe)
-    data = batches(
-        clips, optim.batch, state.step, optim.steps, context.rank, context.world, context.loaders
-    )
+    if recipe.multigrid:
+        data = multigrid.batches(clips, recipe, state.step, context.loaders)
+    else:
+        data = batches(
+            clips, optim.batch, state.step, optim.steps, context.rank, context.world,
+            context.loaders,
+        )  # fmt: skip
 
     def backward(step: int) -> tuple[float, int]:
         batch, total = next(data), 0.0
-        for part in batch.split(optim.accumulate):
-            with autocast(context.device, optim.amp):
-                loss = batch_loss(recipe, scored, mixing, part, step, context)
-            state.scaler.scale(loss / optim.accumulate).backward()
-            total += loss.item() / optim.accumulate
+        with multigrid.shaped(recipe, model, step) as shaped:
+            for part in batch.split(optim.accumulate):
+                with autocast(context.device, optim.amp):
+                    loss = batch_loss(shaped, scored, mixing, part, step, context, guide)
+                state.scaler.scale(loss / optim.accumulate).backward()
+                total += loss.item() / optim.accumulate
         state.replaced |= batch.replaced
         return total, len(batch) * context.world
 
-    return descend(state, recipe.seed, backward, validate, recipe.validations)
+    scale = partial(multigrid.lr_scale, recipe)
+    return descend(state, recipe.seed, backward, validate, recipe.validations, scale)
 
 
 def descend(
@@ -65,17 +78,20 @@ def descend(
     backward: Callable[[int], tuple[float, int]],
     validate: Validate | None,
     validations: int,
+    lr_scale: Callable[[int], float] = lambda step: 1.0,
 ) -> dict[str, Any]:
     """The steps that are left of a run; returns what happened.
 
     backward: leave the gradients of a step, and say its loss and how many samples it was of.
+    lr_scale: factor of a step's learning rate, beside what the recipe's schedule says.
     """
     optim, context = state.recipe.optim, state.context
     progress = Progress(optim.steps, context)
     state.model.train()
     for step in range(state.step, optim.steps):
         seed_dropout(seed, step, context.rank)
-        lr = set_lr(state.optimizer, optim, step, state.drops)
+        scaled = replace(optim, lr=optim.lr * lr_scale(step))
+        lr = set_lr(state.optimizer, scaled, step, state.drops)
         loss, samples = backward(step)
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss is {loss} at step {step}: lower the learning rate")
@@ -90,6 +106,8 @@ def descend(
 def share(recipe: TrainRecipe, workers: int) -> int:
     """Clips of one pass of one worker. ValueError where they do not hold whole normalisation
     groups: the number of workers would then change what is computed."""
+    if recipe.multigrid and workers > 1:
+        raise ValueError(f"multigrid with {workers} workers: batches change shape, use one worker")
     batch, group = recipe.optim.batch // recipe.optim.accumulate, recipe.model.norm_group
     each, odd = divmod(batch, workers)
     if odd or (workers > 1 and each % min(group, batch)):
@@ -103,7 +121,7 @@ def share(recipe: TrainRecipe, workers: int) -> int:
 def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
     """Give every normalisation one split a group, with the statistics that the recipe asks for."""
     splits = splits_for(share(recipe, workers), recipe.model.norm_group)
-    set_splits(model, splits)
+    set_splits(model, 1 if recipe.multigrid else splits)
     if recipe.model.norm_start == "running":
         return
     if workers > 1:
@@ -127,7 +145,11 @@ def augmentation(recipe: TrainRecipe) -> augment.Augmentation:
 def network(
     recipe: TrainRecipe, classes: int, initial: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The recipe's network: fresh weights by its seed, or `initial` under a fresh classifier."""
+    """The recipe's network: fresh weights by its seed, or `initial` under a fresh classifier.
+
+    Parts that the network has and its backbone lacks (`fresh`) are in `initial` or not, and may be
+    all of it. ValueError where the backbone is there in part, or does not fit.
+    """
     generator = generator_for(recipe.seed, "weights", recipe.task)
     model = create(
         recipe.model.name,
@@ -139,8 +161,11 @@ def network(
         # Statistics of splits start from the running ones that are loaded (`start_splits`).
         fresh = {k: v for k, v in model.state_dict().items() if ".split_" not in k}
         keep = {k: v for k, v in initial.items() if k in fresh and v.shape == fresh[k].shape}
-        classifier = {name for name in fresh if name.startswith(str(model.classifier))}
-        if wrong := fresh.keys() - keep.keys() - classifier:
+        prefix: Any = model.classifier
+        classifier = {name for name in fresh if name.startswith(prefix)}
+        beside: tuple[str, ...] = getattr(model, "fresh", ())
+        wrong = {k for k in fresh.keys() - keep.keys() - classifier if not k.startswith(beside)}
+        if wrong and not all(name.startswith(beside) for name in initial):
             raise ValueError(f"initial weights do not fit {recipe.model.name}: {sorted(wrong)[:5]}")
         model.load_state_dict({**fresh, **{k: v for k, v in keep.items() if k not in classifier}})
     return accelerate(model)
@@ -162,7 +187,10 @@ class Readout(nn.Module):
         clips_BCTHW: Tensor,
         mix: Callable[[Tensor], Tensor] | None = None,
         generator: torch.Generator | None = None,
+        fine: FineFeatures | None = None,
     ) -> Tensor:
+        if fine is not None:
+            return self.model(clips_BCTHW, fine)
         if self.readout == "clip":
             return self.model.classify(clips_BCTHW)  # type: ignore[operator]
         if mix is None:
@@ -179,6 +207,7 @@ def batch_loss(
     batch: Batch,
     step: int,
     context: Context,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Loss of one part of a batch."""
     clips = normalise(batch.clips_BTHWC, recipe.clip, context.device)
@@ -186,7 +215,12 @@ def batch_loss(
     if recipe.task == "finetune":
         masked = recipe.localisation == "coarse_fine"
         form = losses.masked_localisation_loss if masked else losses.localisation_loss
-        return form(scored(clips), labels, batch.mask_BF.to(context.device), recipe.align_corners)
+        if guide is None:
+            logits = scored(clips)
+        else:
+            fine = guide(batch.videos, batch.starts_B).to(context.device)
+            logits = scored(clips, fine=fine)
+        return form(logits, labels, batch.mask_BF.to(context.device), recipe.align_corners)
     labels = labels[:, :, 0]
     targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
     if recipe.readout == "clip":

@@ -9,6 +9,8 @@ from pydantic import TypeAdapter
 from ssdet.data.clips import LATER, ClipRecipe
 from ssdet.training.origin import fingerprint
 
+ASIDE = {"aside": True}
+"""Metadata of a field that decides nothing by itself: it is left out of JSON."""
 FILE = {**LATER, "file": True}
 """Metadata of a later field that may name a file: its JSON says what the file holds."""
 
@@ -99,9 +101,14 @@ class TrainRecipe:
     """Clips of each validation video of pretraining, evenly spaced, whose scores are averaged."""
     validate_on: Literal["val", "test"] = field(default="val", metadata=LATER)
     """Split of these scores; `test` is what published code does, and what tunes on test videos."""
+    guide_steps: int = field(default=0, metadata=LATER)
+    """Second stage of a two-stream network: the first so many clip frames of each video whose
+    features the fine stream gives; 0 for a network that reads clips alone."""
     constants: Literal["as_weights", "own"] = field(default="as_weights", metadata=LATER)
     """Whether clips must be normalised as the weights that training starts from are used to, or
     (published code) are by constants of their own."""
+    multigrid: bool = field(default=False, metadata=LATER)
+    """Pretraining: larger batches of shorter, smaller clips for most steps (MODELS.md 2.4)."""
 
     def __post_init__(self) -> None:
         if self.readout == "clip" and self.augment != "none":
@@ -120,6 +127,12 @@ class TrainRecipe:
         if self.optim.schedule == "plateau" and not (self.task == "finetune" and self.validations):
             raise ValueError("schedule='plateau' needs the validation loss of fine-tuning: "
                              "validations must be at least 1")  # fmt: skip
+        if self.guide_steps < 0 or (self.guide_steps and self.task != "finetune"):
+            raise ValueError(f"guide_steps {self.guide_steps}: 0, or more for fine-tuning")
+        if self.multigrid and (self.task != "pretrain" or self.model.norm_start != "running"):
+            raise ValueError("multigrid is for pretraining, with norm_start='running'")
+        if self.multigrid and self.clip.frames < 8:
+            raise ValueError(f"multigrid quarters clips: {self.clip.frames} frames, needs 8")
         if self.validation_clips < 1:
             raise ValueError(f"validation_clips {self.validation_clips}: expected at least 1")
 
@@ -144,7 +157,8 @@ def to_json(recipe: Any) -> dict[str, Any]:
 def _settle(recipe: Any, values: dict[str, Any]) -> None:
     for entry in fields(recipe):
         value = getattr(recipe, entry.name)
-        if entry.metadata.get("later") and value == entry.default:
+        unset = entry.metadata.get("later") and value == entry.default
+        if unset or entry.metadata.get("aside"):
             del values[entry.name]
         elif entry.metadata.get("file"):
             values[entry.name] = fingerprint(value)

@@ -85,16 +85,118 @@ def made(made_file):
     return model
 
 
+def port_value(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Weights by their name in the PyTorch port."""
+    n = torch.from_numpy(
+        np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    )
+    if name.endswith("running_var"):
+        return 1 + 0.1 * n.abs()
+    if len(shape) == 1:
+        scale = name.endswith("weight")
+        return 1 + 0.1 * n if scale else 0.05 * n
+    return n * float(np.sqrt(2 / np.prod(shape[1:])))
+
+
+@pytest.fixture(scope="module", params=[3, 2], ids=["rgb", "flow"])
+def port(request):
+    """A state dict as the port writes it, of 157 classes."""
+    with torch.device("meta"):
+        own = create("i3d", 157, in_channels=request.param).state_dict()
+    return {
+        name: torch.tensor(0) if name.endswith("tracked") else port_value(name, tuple(value.shape))
+        for name, value in own.items()
+        if ".split_" not in name
+    }
+
+
+def by_hand(state, clips):
+    """Features and logits at the network's own rate, written out from the specification."""
+
+    def around(x, window, stride, value):
+        for axis, (size, step) in enumerate(zip(window, stride, strict=True), start=2):
+            total = max(size - (x.shape[axis] % step or step), 0)
+            for length, order in ((total // 2, -1), (total - total // 2, 1)):
+                fill = torch.full_like(x.narrow(axis, 0, 1), value)
+                x = torch.cat([x, *[fill] * length][::order], axis)
+        return x
+
+    def unit(name, x, stride=1):
+        kernel, strides = state[f"{name}.conv3d.weight"], (stride,) * 3
+        x = F.conv3d(around(x, kernel.shape[2:], strides, 0.0), kernel, stride=strides)
+        parts = (state[f"{name}.bn.{p}"] for p in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, weight, bias = (part.view(-1, 1, 1, 1) for part in parts)
+        return ((x - mean) / (var + 1e-3).sqrt() * weight + bias).clamp(min=0)
+
+    def largest(x, window, stride):
+        return F.max_pool3d(around(x, window, stride, -torch.inf), window, stride)
+
+    x = largest(unit("Conv3d_1a_7x7", clips, 2), (1, 3, 3), (1, 2, 2))
+    x = unit("Conv3d_2c_3x3", unit("Conv3d_2b_1x1", x))
+    x = largest(x, (1, 3, 3), (1, 2, 2))
+    for module in ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"):
+        x = largest(x, (3, 3, 3), (2, 2, 2)) if module == "4b" else x
+        x = largest(x, (2, 2, 2), (2, 2, 2)) if module == "5b" else x
+        m = f"Mixed_{module}"
+        twice = (unit(f"{m}.{b}b", unit(f"{m}.{b}a", x)) for b in ("b1", "b2"))
+        last = unit(f"{m}.b3b", largest(x, (3, 3, 3), (1, 1, 1)))
+        x = torch.cat([unit(f"{m}.b0", x), *twice, last], 1)
+    features = F.avg_pool3d(x, (2, *x.shape[3:]), stride=1)
+    logits = F.conv3d(features, state["logits.conv3d.weight"], state["logits.conv3d.bias"])
+    return features, logits[..., 0, 0]
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 64), (25, 37, 50)])
+def test_port_weights_score_as_written_out_by_hand(port, shape):
+    channels = port["Conv3d_1a_7x7.conv3d.weight"].shape[1]
+    model = create("i3d", 157, in_channels=channels)
+    report = load_weights(model, port)
+    assert report.layout == "pytorch_i3d" and not report.skipped
+    assert set(port) <= set(report.loaded)
+    model.eval()
+    clips = torch.randn(1, channels, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features, logits = by_hand(port, clips)
+        assert features.shape == (1, 1024, 3, 1, 1) and logits.shape == (1, 157, 3)
+        found = model.steps(clips)[..., None, None], model.coarse_logits(clips)
+        for value, expected in zip(found, (features, logits), strict=True):
+            limit = 1e-5 * expected.abs().max().item()
+            torch.testing.assert_close(value, expected, rtol=0, atol=limit)
+
+
+def test_flow_weights_do_not_fit_pictures(port):
+    channels = port["Conv3d_1a_7x7.conv3d.weight"].shape[1]
+    with pytest.raises(ValueError, match="options of these weights"):
+        load_weights(create("i3d", 157, in_channels=5 - channels), port)
+    model = create("i3d", 9, in_channels=channels)
+    assert set(load_weights(model, port).skipped) == {
+        "logits.conv3d.weight", "logits.conv3d.bias"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 8])
+def test_short_clips_are_a_single_step(made, frames):
+    """Taken alone, which is what a mean with its own copy would be."""
+    clip = torch.randn(1, 3, frames, 32, 32, generator=torch.Generator().manual_seed(frames))
+    with torch.no_grad():
+        logits = made(clip)
+        assert logits.shape == (1, 400, frames)
+        torch.testing.assert_close(logits, made.classify(clip)[..., None].expand_as(logits))
+
+
 @pytest.mark.parametrize(
     ("classes", "channels", "expected"),
     [(400, 3, 12_697_264), (157, 3, 12_448_189), (65, 3, 12_353_889), (157, 2, 12_426_237)],
 )
 def test_parameters_are_the_published_number(classes, channels, expected):
-    assert parameters(create("i3d", classes, in_channels=channels)) == expected
+    with torch.device("meta"):
+        assert parameters(create("i3d", classes, in_channels=channels)) == expected
 
 
 def test_cost_is_the_published_number():
-    macs = conv_macs(create("i3d", 400), (1, 3, 64, 224, 224))
+    with torch.device("meta"):
+        model = create("i3d", 400)
+    macs = conv_macs(model, (1, 3, 64, 224, 224))
     assert round(macs / 1e9, 2) == 111.15
 
 

@@ -19,7 +19,6 @@ from ssdet.data.features import FeatureSet
 from ssdet.evaluation import PredictionSet
 from ssdet.studies.data import Data, moving_shapes
 from ssdet.studies.feature_stages import (
-    FOLDER,
     StreamJob,
     extract_stage,
     head_stage,
@@ -28,7 +27,7 @@ from ssdet.studies.feature_stages import (
 )
 from ssdet.studies.plan import Stage
 from ssdet.studies.presets import preset
-from ssdet.studies.stages import Job, run_stage
+from ssdet.studies.stages import FEATURES, Job, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.heads import HeadRecipe
@@ -53,7 +52,7 @@ def recipe() -> ExtractRecipe:
 
 
 def features_of(store: Store, stage) -> FeatureSet:
-    return FeatureSet.open(store.folder(stage.id) / FOLDER)
+    return FeatureSet.open(store.folder(stage.id) / FEATURES)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +112,7 @@ def test_a_head_is_trained_and_scored_without_any_video(extracted, data, monkeyp
     features = features_of(store, stage)
     for video in test.videos:
         assert predictions.frames(video.id) == features.frames(video)
-    again = stored_stage(store, scored.id)
+    again = stored_stage(store.local, scored.id)
     assert again.id == scored.id and again.parents[0].recipe == head.recipe
     assert again.parents[0].parents[0].recipe == stage.recipe
 
@@ -153,7 +152,7 @@ def test_a_kill_costs_at_most_one_video(extracted, data, recipe, tmp_path) -> No
         repeated = {*before} & {*after}
         assert len(repeated) <= 1 and len(before) > 0
     whole = features_of(*extracted[:2])
-    resumed = FeatureSet.open(job.folder / FOLDER)
+    resumed = FeatureSet.open(job.folder / FEATURES)
     assert [*resumed] == [*whole]
     for video in whole:
         assert np.array_equal(resumed[video]["features"], whole[video]["features"])
@@ -197,7 +196,7 @@ def test_ray_data_writes_the_same_files(broken, recipe, ray_session, tmp_path) -
     stream = StreamJob(stage, str(tmp_path / "many"), data, actors=1, decoders=1)
     assert run_stage(stream) == whole and list(whole["unreadable"]) == [name]
     ours = features_of(Store.open(tmp_path / "one"), stage)
-    other = FeatureSet.open(stream.folder / FOLDER)
+    other = FeatureSet.open(stream.folder / FEATURES)
     other.verify()
     assert [*other] == [*ours] and other.broken == ours.broken
     for video, entry in ours.entries.items():

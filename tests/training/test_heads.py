@@ -11,13 +11,26 @@ import torch
 from ssdet.data import Manifest, Segment, Video
 from ssdet.data.features import FeatureSet, FeatureWriter
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
-from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head, width_of
+from ssdet.training.heads import (
+    HeadBatch,
+    HeadRecipe,
+    Stretches,
+    batch_loss,
+    fit_head,
+    head,
+    predict_head,
+    width_of,
+)
 from ssdet.training.losses import head_loss
+from ssdet.training.recipe import from_json, to_json
 
 STRIDE, FPS = 4, 10.0
 LENGTHS = {"a": 30, "b": 41, "c": 12, "d": 22, "e": 33, "gone": 20}
 OPTIM = OptimRecipe(steps=8, batch=4, lr=0.05, optimizer="adamw", weight_decay=0.0)
 RECIPE = HeadRecipe(ModelRecipe("linear", {"dropout": 0.3}), OPTIM)
+TINY = ModelRecipe("ms_tct", {"dims": (4, 4, 8, 8), "blocks": 1, "heads": 2, "mlp_ratio": 2,
+                              "final": 4})  # fmt: skip
+STRETCHED = HeadRecipe(TINY, OPTIM, crop=5, heat_map=0.05)
 CPU = torch.device("cpu")
 
 
@@ -96,6 +109,87 @@ def test_padding_changes_the_loss_only_as_the_published_code_has_it(features) ->
     assert loss(stretches.videos, "counted")[0] == pytest.approx(apart + filled, rel=1e-5)
 
 
+def found_in(row: torch.Tensor, whole: torch.Tensor) -> list[int]:
+    """Where a stretch [C, t] lies in [C, T]."""
+    length = row.shape[1]
+    starts = range(whole.shape[1] - length + 1)
+    return [s for s in starts if torch.equal(whole[:, s : s + length], row)]
+
+
+def test_stretches_are_random_parts_of_videos(features) -> None:
+    stretches = Stretches(MANIFEST, features, STRETCHED)
+    whole = stretches.gathered(stretches.videos)
+    starts: dict[int, set[int]] = {}
+    for step in range(60):
+        batch = stretches.batch(step)
+        assert batch.features_BDT.shape == (4, 6, 5) and batch.heat_BKT.shape == (4, 3, 5)
+        for place, length in enumerate(batch.lengths_B.tolist()):
+            parts = [
+                part[place] for part in (batch.features_BDT, batch.targets_BKT, batch.heat_BKT)
+            ]
+            assert not any(part[:, length:].any() for part in parts)
+            shown = [v for v in range(5) if found_in(parts[0][:, :length], whole.features_BDT[v])]
+            assert len(shown) == 1 and length == min(5, whole.lengths_B[shown[0]])
+            (start,) = found_in(parts[0][:, :length], whole.features_BDT[shown[0]])
+            starts.setdefault(shown[0], set()).add(start)
+            inside = slice(start, start + length)
+            assert torch.equal(parts[1][:, :length], whole.targets_BKT[shown[0], :, inside])
+            assert torch.equal(parts[2][:, :length], whole.heat_BKT[shown[0], :, inside])
+    # Every place where 5 steps fit into 8, 11, 3, 6 and 9.
+    assert starts == {0: {*range(4)}, 1: {*range(7)}, 2: {0}, 3: {0, 1}, 4: {*range(5)}}
+    other = Stretches(MANIFEST, features, STRETCHED)
+    assert all(torch.equal(a, b) for a, b in zip(other.batch(7), stretches.batch(7), strict=True))
+    # The same videos at other steps.
+    assert not torch.equal(stretches.batch(0).features_BDT, stretches.batch(5).features_BDT)
+
+
+def test_a_batch_carries_the_middles_of_its_actions_where_asked(features) -> None:
+    assert Stretches(MANIFEST, features, RECIPE).batch(0).heat_BKT is None
+    stretches = Stretches(MANIFEST, features, replace(STRETCHED, crop=0))
+    batch = stretches.gathered(stretches.videos[:1])
+    # 3 s, a step lasts 0.4 s. Class 0 to 1.5 s: middle 0.745 s in step 1, so 2, 3 steps, radius 6.
+    # Class 1 from 1 to 2 s: middle 1.5 s in step 3, so 4, 2 steps, radius 4.
+    assert (batch.heat_BKT[0] == 1).nonzero().tolist() == [[0, 2], [1, 4]]
+    near = [np.exp(-((4 / (2 * radius + 1)) ** 2)) for radius in (6, 4)]
+    assert batch.heat_BKT[0, 0, 3].item() == pytest.approx(near[0])
+    assert batch.heat_BKT[0, 1, 5].item() == pytest.approx(near[1])
+
+
+def test_the_heat_map_is_learned_with_the_weight_it_is_given(features) -> None:
+    stretches = Stretches(MANIFEST, features, STRETCHED)
+    batch = stretches.batch(0)
+
+    def loss(weight: float, batch: HeadBatch) -> float:
+        model = head(STRETCHED, 6, 3).eval()
+        return batch_loss(replace(STRETCHED, heat_map=weight), model, batch).item()
+
+    plain = loss(0.05, batch._replace(heat_BKT=None))
+    heat = [loss(weight, batch) - plain for weight in (0.05, 0.5)]
+    assert heat[0] > 0 and heat[1] == pytest.approx(10 * heat[0], rel=1e-3)
+    # What stands in the padding is not learned.
+    noise = batch.heat_BKT.masked_fill(~batch.mask_BT[:, None], 1)
+    assert not torch.equal(noise, batch.heat_BKT)
+    assert loss(0.05, batch._replace(heat_BKT=noise)) == loss(0.05, batch)
+
+
+def test_videos_without_actions_are_left_out_where_asked(features) -> None:
+    bare = tuple(replace(v, segments=()) if v.id in "bd" else v for v in MANIFEST.videos)
+    manifest = replace(MANIFEST, videos=bare)
+    assert len(Stretches(manifest, features, RECIPE).videos) == 5
+    left = Stretches(manifest, features, replace(RECIPE, skip_empty=True))
+    assert [v.id for v in left.videos] == ["a", "c", "e"]
+    with pytest.raises(ValueError, match="none of its videos with features has actions"):
+        only = replace(MANIFEST, videos=(bare[1],))
+        Stretches(only, features, replace(RECIPE, skip_empty=True))
+
+
+def test_recipes_are_named_as_before_what_they_have_gained() -> None:
+    assert not {"crop", "heat_map", "skip_empty"} & to_json(RECIPE).keys()
+    values = to_json(STRETCHED)
+    assert values["crop"] == 5 and values["heat_map"] == 0.05 and "skip_empty" not in values
+    assert to_json(from_json(HeadRecipe, values)) == values
+
+
 def trained(features: FeatureSet, folder: Path, recipe: HeadRecipe, **context) -> dict:
     return fit_head(recipe, Stretches(MANIFEST, features, recipe),
                     Context(folder, device=CPU, **context))  # fmt: skip
@@ -105,16 +199,17 @@ class Stopped(Exception):
     """Stands for a kill."""
 
 
-def test_a_stopped_run_ends_with_the_same_bits(features, tmp_path) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, STRETCHED], ids=["linear", "ms_tct"])
+def test_a_stopped_run_ends_with_the_same_bits(features, tmp_path, recipe) -> None:
     def stop(metrics: Mapping[str, float]) -> None:
         if metrics["step"] == 5:
             raise Stopped
 
-    trained(features, tmp_path / "whole", RECIPE)
+    trained(features, tmp_path / "whole", recipe)
     with pytest.raises(Stopped):
-        trained(features, tmp_path / "cut", RECIPE, report=stop, checkpoint_every=0)
+        trained(features, tmp_path / "cut", recipe, report=stop, checkpoint_every=0)
     torch.manual_seed(5)
-    assert trained(features, tmp_path / "cut", RECIPE)["steps"] == 8
+    assert trained(features, tmp_path / "cut", recipe)["steps"] == 8
     ends = [checkpoint.load_weights(tmp_path / n / "checkpoints/last.pt") for n in ("whole", "cut")]
     assert all(torch.equal(value, ends[1][key]) for key, value in ends[0].items())
 
@@ -153,6 +248,21 @@ def test_a_rule_is_found_and_told_of_every_frame(features, tmp_path) -> None:
     assert np.concatenate(right).mean() > 0.9
 
 
+@pytest.mark.parametrize("padding", ["released", "exact"])
+def test_ms_tct_scores_whole_videos_however_it_was_trained(features, padding) -> None:
+    model = replace(TINY, options={**TINY.options, "padding": padding})
+    recipe = replace(STRETCHED, model=model)
+    scorer, sink = head(recipe, 6, 3).eval(), Kept()
+    predict_head(scorer, recipe, MANIFEST, features, sink, CPU)
+    rows = torch.from_numpy(np.array(features["b"]["features"])).T[None]
+    with torch.no_grad():
+        logits = scorer(rows, torch.tensor([11]))[0]
+    probs, _ = sink.probs["b"]
+    middles = STRIDE * np.arange(11) + (STRIDE - 1) / 2
+    expected = np.stack([np.interp(np.arange(41), middles, row) for row in logits.numpy()], 1)
+    np.testing.assert_allclose(probs, 1 / (1 + np.exp(-expected)), atol=1e-5)
+
+
 def test_what_no_head_can_read_is_refused(features) -> None:
     with pytest.raises(ValueError, match=r"'layer1' of shape \(2, 7, 7\): heads read one vector"):
         Stretches(MANIFEST, features, replace(RECIPE, tensor="layer1"))
@@ -161,5 +271,9 @@ def test_what_no_head_can_read_is_refused(features) -> None:
     other = replace(RECIPE, model=ModelRecipe("linear", {"in_features": 432}))
     with pytest.raises(ValueError, match=r"in_features=432, the features have 6"):
         head(other, 6, 3)
+    with pytest.raises(ValueError, match=r"'linear' has no heat map to learn: .* found 0\.1"):
+        head(replace(RECIPE, heat_map=0.1), 6, 3)
+    with pytest.raises(ValueError, match="crop -1, heat_map 0.0: expected at least 0"):
+        replace(RECIPE, crop=-1)
     with pytest.raises(ValueError, match="none of its videos has features"):
         Stretches(replace(MANIFEST, videos=MANIFEST.videos[-1:]), features, RECIPE)

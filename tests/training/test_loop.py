@@ -170,7 +170,7 @@ def test_features_are_mixed_the_same_by_any_number_of_workers(name) -> None:
     def mixed(members: slice, gradient: bool = True):
         mine = features[members].clone().requires_grad_(gradient)
         nothing = torch.empty(len(mine))
-        batch = Batch(nothing, nothing, nothing, torch.arange(16)[members], {})
+        batch = Batch(nothing, nothing, nothing, torch.arange(16)[members], {}, [], nothing)
         result, labels, parts = mix(
             recipe, augmentation(recipe), mine, targets[members], batch, step=5
         )

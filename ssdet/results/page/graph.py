@@ -90,7 +90,7 @@ def nodes(plan: Plan) -> list[Node]:
         keys[name] = _key(stage, keys)
         stages.setdefault(keys[name], []).append(stage)
     users: dict[Key, dict[str, int]] = {key: {} for key in stages}
-    called = labels(plan.study)
+    called, columns = labels(plan.study), _columns(plan)
     for row, arm in enumerate(plan.study.arms):
         for run in plan.of(arm.name):
             for end in filter(None, (run.predict, run.probe)):
@@ -102,7 +102,7 @@ def nodes(plan: Plan) -> list[Node]:
         parents = dict.fromkeys(places[keys[p.id]] for stage in alike for p in stage.parents)
         names = tuple(stage.id for stage in alike)
         rows = users[key]
-        column, row = _column(plan, alike[0]), min(rows.values())
+        column, row = columns[alike[0].id], min(rows.values())
         found.append(Node(alike[0].kind, names, tuple(rows), tuple(parents), column, row))
     return found
 
@@ -119,18 +119,22 @@ def _seedless(values: Any) -> Any:
     return {name: _seedless(value) for name, value in values.items() if name != "seed"}
 
 
-def _column(plan: Plan, stage: Stage) -> int:
-    """Pretrainings by how many stand before them, then fine-tuning, scoring, averaging."""
-    if stage.kind == "pretrain":
-        return _pretrainings(stage) - 1
-    longest = max(_pretrainings(one) for one in plan.stages.values())
-    return longest + {"finetune": 0, "probe": 0, "predict": 1, "ensemble": 2}[stage.kind]
-
-
-def _pretrainings(stage: Stage) -> int:
-    """Pretrainings in the longest way to the end of a stage."""
-    longest = max(map(_pretrainings, stage.parents), default=0)
-    return longest + (stage.kind == "pretrain")
+def _columns(plan: Plan) -> dict[str, int]:
+    """Column by stage: as many from the right as stages come after it; a probe's is that of the
+    first fine-tuning that its network may have."""
+    after: dict[str, int] = {}
+    for name, stage in reversed(plan.stages.items()):
+        after.setdefault(name, 0)
+        if stage.kind != "probe":
+            for parent in stage.parents:
+                after[parent.id] = max(after.get(parent.id, 0), after[name] + 1)
+    last = max(after.values(), default=0)
+    columns = {name: last - later for name, later in after.items()}
+    tuned = [columns[name] for name, stage in plan.stages.items() if stage.kind == "finetune"]
+    for name, stage in plan.stages.items():
+        if stage.kind == "probe":
+            columns[name] = min(tuned, default=last)
+    return columns
 
 
 def draw(plan: Plan, found: list[Node]) -> Drawing:

@@ -1,0 +1,47 @@
+"""Figure 2: what does a detector's pretraining gain, and what does an ensemble cost?
+
+    python experiments/tradeoff.py
+
+The stages are those of `detectors_charades.py`. From each detector after classification pretraining
+an arrow goes to it after detection pretraining (joint, one augmentation a clip), and from there to
+the ensemble of three. The paper draws its points without printing their figures: none are quoted.
+"""
+
+from rich.console import Console
+
+from ssdet.cli import experiment
+from ssdet.results.figures import write_tradeoff
+from ssdet.results.series import track
+from ssdet.results.tables import result_table
+from ssdet.studies import Plan, Store, Study, Table
+from ssdet.studies.systems import DETECTORS, detector
+
+SHOWN = ("x3d", "slowfast", "cf")
+ARMS = tuple(arm for name in SHOWN for arm in detector(name))
+
+STUDY = Study(
+    "tradeoff",
+    arms=ARMS,
+    table=Table(
+        "Score against cost",
+        baseline="x3d_cls",
+        columns=("finetuned", "difference", "macs", "seeds"),
+        against={arm.name: f"{arm.name.split('_')[0]}_cls" for arm in ARMS
+                 if not arm.name.endswith("_cls")},
+    ),
+)  # fmt: skip
+
+
+def also(planned: Plan, store: Store, out: Console) -> None:
+    """Draw the finished study's detectors."""
+    table = result_table(planned, store)
+    tracks = [
+        track(table, DETECTORS[name][0], [f"{name}_{how}" for how in ("cls", "joint", "ensemble")])
+        for name in SHOWN
+    ]
+    path = store.table_folder(table.study) / "tradeoff.png"
+    out.print(f"figure: {write_tradeoff(tracks, path, STUDY.table.title)}")
+
+
+if __name__ == "__main__":
+    experiment(STUDY, also=also)

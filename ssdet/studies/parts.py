@@ -1,0 +1,57 @@
+"""What a run rests on, by the names that its experiment has for it."""
+
+from ssdet.studies.experiment import Experiment
+from ssdet.studies.plan import Run, Stage
+
+GUIDE = "guide."
+"""In front of the names of the fine stream's parts."""
+
+
+def parts(end: Stage) -> dict[str, Stage]:
+    """Stages below the one that scores a run, and it, first to last: `start`, `pretrain`,
+    `finetune`, `features` (an extraction), `head`, `predict`. Those of a fine stream stand before
+    them, `guide.start` and so on. Nothing below an ensemble, whose members are runs."""
+    if end.kind == "ensemble":
+        return {}
+    found = {"predict": end}
+    last = end.parents[0]
+    if last.kind == "fit_head":
+        found |= {"head": last, "features": last.parents[0]}
+        last = last.parents[0].parents[0]
+    found |= _training(last)
+    maps = [parent for parent in last.parents if parent.kind == "extract"]
+    ordered = dict(reversed(found.items()))
+    if not maps:
+        return ordered
+    below = dict(reversed(({"features": maps[0]} | _training(maps[0].parents[0])).items()))
+    return {GUIDE + name: stage for name, stage in below.items()} | ordered
+
+
+def _training(tuned: Stage) -> dict[str, Stage]:
+    """A fine-tuning and the pretrainings that it goes on from, last to first."""
+    found, stage = {"finetune": tuned}, tuned
+    for name in ("pretrain", "start"):
+        before = [parent for parent in stage.parents if parent.kind == "pretrain"]
+        if not before:
+            break
+        found[name] = stage = before[0]
+    return found
+
+
+def experiment_of(run: Run) -> Experiment | None:
+    """The experiment that a run's stages carry out; None for an ensemble."""
+    found = {name: stage.recipe for name, stage in parts(run.predict).items()}
+    if "finetune" not in found:
+        return None
+    own = {name: found[name] for name in ("finetune", "pretrain", "predict", "start", "head")
+           if name in found}  # fmt: skip
+    probe = run.probe.recipe.probe if run.probe else None
+    below = {
+        name.removeprefix(GUIDE): recipe
+        for name, recipe in found.items()
+        if name.startswith(GUIDE) and name != GUIDE + "features"
+    }
+    if not below:
+        return Experiment(**own, probe=probe)
+    guide = Experiment(**below, predict=found[GUIDE + "features"].predict, probe=None)
+    return Experiment(**own, probe=probe, guide=guide)

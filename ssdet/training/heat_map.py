@@ -1,0 +1,75 @@
+"""Where actions have their middles, as a map to learn from (MS-TCT, Dai et al., CVPR 2022).
+
+An action is (class from 0, start, end) in seconds; MODELS.md 10 has the published details.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+GAMMA = 0.5
+
+Action = tuple[int, float, float]
+
+
+class Centre(NamedTuple):
+    """The middle of one action, in steps."""
+
+    label: int
+    centre: int
+    """The step after the middle; the number of steps where that is in the last one."""
+    duration: int
+    radius: int
+    """How far the Gaussian reaches to each side."""
+
+
+def action_centres(actions: Iterable[Action], fps: float, steps: int) -> list[Centre]:
+    """Centres of the actions whose middle lies strictly between two of `steps` + 1 steps at `fps`
+    a second: as in the published code one exactly on a step, or beyond the end, has none."""
+    times = np.arange(steps + 1) / fps
+    centres = []
+    for label, start, end in actions:
+        middle = (start + end) / 2
+        centre = int(np.searchsorted(times, middle))
+        if 0 < centre <= steps and middle < times[centre]:
+            duration = int((end - start) * fps)
+            centres.append(Centre(int(label), centre, duration, int(duration / GAMMA)))
+    return centres
+
+
+def gaussian_1d(radius: int) -> Tensor:
+    """exp(-x² / σ²) [2 · radius + 1] for x from -radius to radius, σ a quarter of its length."""
+    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+    return torch.exp(-((4 * x / (2 * radius + 1)) ** 2))
+
+
+def heat_map(actions: Iterable[Action], fps: float, steps: int, classes: int) -> Tensor:
+    """float32 [K, T]: a Gaussian around each centre, the highest where several meet."""
+    heat_KT = torch.zeros(classes, steps)
+    for label, centre, _, radius in action_centres(actions, fps, steps):
+        first, stop = max(0, centre - radius), min(steps, centre + radius + 1)
+        inside = gaussian_1d(radius)[first - centre + radius : stop - centre + radius]
+        row_T = heat_KT[label, first:stop]
+        torch.maximum(row_T, inside, out=row_T)
+    return heat_KT
+
+
+def focal_loss(probs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """How far probabilities are from heat maps of the same shape, over the number of peaks.
+
+    -(Σ at targets of 1: (1-p)² log p + Σ elsewhere: p² (1-y)⁴ log(1-p)), p cut at 1e-4 from 0 and
+    1; not divided where there is no peak. Values outside `mask` (which broadcasts) do not count.
+    """
+    probs = probs.float().clamp(1e-4, 1 - 1e-4)
+    peaks = targets == 1
+    loss = torch.where(
+        peaks,
+        (1 - probs) ** 2 * probs.log(),
+        probs**2 * (1 - targets) ** 4 * torch.log1p(-probs),
+    )
+    if mask is not None:
+        loss, peaks = loss.masked_fill(~mask, 0), peaks & mask
+    return -loss.sum() / peaks.sum().clamp(min=1)
