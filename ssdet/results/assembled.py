@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssdet.studies.costs import whole
+from ssdet.studies.costs import row_width, whole
 from ssdet.studies.feature_stages import Find
 from ssdet.studies.parts import GUIDE, parts
 from ssdet.studies.plan import Stage
@@ -55,16 +55,10 @@ def assemble(end: Stage, classes: int, find: Find) -> nn.Module:
     _load(model, state, tuned.id)
     if "head" in found:
         recipe, weights = found["head"].recipe, _weights(found["head"], find)
-        width = model.features(_clip(tuned)).shape[1]  # type: ignore[operator]
-        scorer = head(recipe, width, classes)
+        scorer = head(recipe, row_width(tuned.recipe, found["features"].recipe), classes)
         _load(scorer, weights, found["head"].id)
         return Headed(model, scorer).eval()
     return model.eval()
-
-
-def _clip(tuned: Stage) -> Tensor:
-    clip = tuned.recipe.clip
-    return torch.zeros(1, 3, 1, clip.size, clip.size)
 
 
 def _weights(stage: Stage, find: Find) -> dict[str, Tensor]:

@@ -135,7 +135,7 @@ def _trained(file: Path, identity: dict[str, Any], folder: Path) -> Member:
     data = _data_of(folder, outputs - extra)
     pretrained = recipe.task == "pretrain"
     return Member(
-        model,
+        model.eval(),
         tuple(data["classes"]),
         PredictRecipe(recipe.clip),
         recipe.readout if pretrained else "frame",

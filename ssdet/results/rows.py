@@ -138,13 +138,14 @@ def _described(lineage: Lineage, entry: Entry) -> dict[str, Any]:
     before, tuned = (lineage.ancestor(entry.id, kind) for kind in ("pretrain", "finetune"))
     first, last = before and before["recipe"], tuned and tuned["recipe"]
     trained = last or first or entry.identity["recipe"].get("fresh") or {}
+    head, model = lineage.ancestor(entry.id, "fit_head"), trained.get("model", {}).get("name")
     return {
         "seed": trained.get("seed"),
         "data": _test_data(entry.identity["data"]),
         "readout": first and first["readout"],
         "augment": first and first["augment"],
         "augment_options": first and text(first["augment_options"]),
-        "model": trained.get("model", {}).get("name"),
+        "model": model and f"{model} + {head['recipe']['model']['name']}" if head else model,
         "pretrain_steps": first["optim"]["steps"] if first else 0,
         "pretrain_lr": first and first["optim"]["lr"],
         "finetune_steps": last and last["optim"]["steps"],
