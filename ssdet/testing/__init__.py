@@ -1,0 +1,11 @@
+"""Contracts that additions keep: what their own tests run (docs/extending.md).
+
+Each function raises AssertionError that names the addition and what it does not keep.
+"""
+
+from ssdet.testing.augmentations import check_augmentation
+from ssdet.testing.data_sets import check_data_set
+from ssdet.testing.models import check_model
+from ssdet.testing.protocols import check_protocol
+
+__all__ = ["check_augmentation", "check_data_set", "check_model", "check_protocol"]
