@@ -32,6 +32,7 @@ KNOW_RAY = {
     "ssdet/studies/telemetry.py": {"ray", "ray.util.metrics"},
     "ssdet/studies/proposals.py": {"ray.tune"},
     "ssdet/studies/feature_stream.py": {"ray"},
+    "ssdet/studies/doctor.py": {"ray"},
     "ssdet/studies/searching.py": {"ray.tune", "ray.get", "ray.remote"},
 }
 

@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
     "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
+    "watch": ("ssdet.cli.watch", "a study while it runs: stages, scores so far, time left"),
     "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
     "evaluate": ("ssdet.cli.evaluate", "score predictions under every protocol that applies"),
     "verify": ("ssdet.cli.verify", "recompute the table of a proof bundle"),

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from ssdet.cli.data_stats import Format, stats
 from ssdet.cli.data_stats import command as stats_command
+from ssdet.cli.data_stats import stats
 from ssdet.data.check import Report
 from ssdet.data.check import check as check_files
 from ssdet.data.convert import Conversion, Options
@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> int:
 
 def check(
     path: Annotation,
-    format: Format,
+    format: str,
     videos: str | None = None,
     quarantine: Path | None = None,
     with_suspicious: bool = False,
@@ -98,7 +98,7 @@ def check(
 
 def convert(
     path: Annotation,
-    format: Format,
+    format: str,
     out: Path,
     videos: str | None = None,
     short_side: int = 256,

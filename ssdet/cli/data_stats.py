@@ -15,7 +15,6 @@ from ssdet.data.statistics import POINTS, FrameRule, SplitStatistics, split_stat
 from ssdet.data.video import CorruptVideo, probe
 
 Named = Annotated[str, tyro.conf.Positional]
-Format = Literal["charades", "multithumos", "activitynet", "segments", "kinetics"]
 SPLITS = ("train", "val", "test")
 MULTITHUMOS_FPS = 10.0
 CHARADES_FPS = 24.0
@@ -35,7 +34,7 @@ def command(arguments: list[str]) -> int:
 
 def stats(
     path: Named,
-    format: Format,
+    format: str,
     more: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     videos: str | None = None,
     fps: float | None = None,

@@ -38,7 +38,7 @@ class Options:
     file (`video start end class score`), or with --store the id of a run."""
     annotations: Annotated[str, tyro.conf.Positional] = ""
     """Annotation file or folder; of a run of a store it is known."""
-    format: Literal["charades", "multithumos", "segments", "activitynet"] = "charades"
+    format: str = "charades"
     """Format of the annotation."""
     split: str = "test"
     """Split to score."""
@@ -70,10 +70,10 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet evaluate", config=config)
-    if wrong := _wrong_usage(options):
-        print(f"error: {wrong}", file=sys.stderr)
-        return 2
     try:
+        if wrong := _wrong_usage(options):
+            print(f"error: {wrong}", file=sys.stderr)
+            return 2
         material = _material(options)
         if options.submission:
             _submit(material, options.submission)

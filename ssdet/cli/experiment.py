@@ -28,16 +28,15 @@ from ssdet.training.recipe import TrainRecipe
 
 SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
 
-Format = Literal["moving_shapes", "segments", "charades", "multithumos", "activitynet"]
-
 
 @dataclass(frozen=True)
 class Options:
     """Options of an experiment."""
 
-    data: Format = "moving_shapes"
-    """Format of the untrimmed videos to fine-tune and score on. All but moving_shapes need
-    --upstream and --downstream."""
+    data: str = "moving_shapes"
+    """Format of the untrimmed videos to fine-tune and score on: moving_shapes, segments, charades,
+    multithumos, activitynet, or a plugin's. All but moving_shapes need --upstream and
+    --downstream."""
     preset: str = "tiny"
     """Network, clips and schedules: smoke, tiny, science, small, paper (its recipe for the data),
     or released (as the published code has it)."""

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -31,8 +31,9 @@ class Options:
     """Annotation of the videos, as `--downstream` of an experiment."""
     videos: str
     """Folder of the videos."""
-    format: Literal["segments", "charades", "multithumos", "activitynet", "kinetics"]
-    """Format of the annotation."""
+    format: str
+    """Format of the annotation: segments, charades, multithumos, activitynet, kinetics, or a
+    plugin's."""
     run: str = ""
     """A training stage, or a scored run, of the store: its network gives the features."""
     checkpoint: str = ""

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from ssdet.cli.conditions import conditions
-from ssdet.cli.experiment import Format, data_of
 from ssdet.cli.experiment import Options as Experiment
+from ssdet.cli.experiment import data_of
 from ssdet.studies.presets import preset
 
 
@@ -27,7 +27,7 @@ class Options:
     """Clips that are mixed with each other; the one that changes most is shown."""
     out: Path = Path("lens.png")
     """Picture to write: png, svg or pdf."""
-    data: Format = "moving_shapes"
+    data: str = "moving_shapes"
     """Format of the untrimmed videos; the clips come from --upstream, or from Moving Shapes."""
     preset: str = "tiny"
     """Length and size of clips."""

@@ -1,5 +1,7 @@
 """The simplest model of features: each step is scored alone."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from ssdet.models.registry import register
@@ -11,6 +13,8 @@ class Linear(nn.Module):
     Dropout and a 1x1 convolution: the baseline of Super-Events (Piergiovanni & Ryoo, CVPR 2018;
     MODELS.md 7).
     """
+
+    takes: ClassVar[str] = "features"
 
     def __init__(self, in_features: int, num_classes: int, dropout: float) -> None:
         super().__init__()

@@ -87,7 +87,7 @@ def estimate(plan: Plan) -> Estimate:
             sizes[name] = int(2 * rows * row_width(stage.parents[0].recipe, stage.recipe))
         else:
             read = scored + (frames["train"] if stage.kind == "probe" else 0)
-            cheap = stage.kind == "ensemble" or stage.parents[0].kind == "fit_head"
+            cheap = stage.kind == "ensemble" or "fit_head" in {p.kind for p in stage.parents}
             seconds[name] = 0.0 if cheap else read * frame_seconds
             sizes[name] = int(scored * classes * 2)
     return Estimate(seconds, sizes, tuple(rates.values()), default_device().type)

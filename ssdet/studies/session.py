@@ -35,13 +35,46 @@ CLUSTER_FILE_ON_HEAD = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
+class Workers:
+    """How many workers may share a training stage."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, workers: "int | str") -> "Workers":
+        """From a number, or a range "2:8". ValueError for anything else."""
+        low, colon, high = str(workers).partition(":")
+        if not (low.isdecimal() and (high.isdecimal() if colon else True)):
+            raise ValueError(f"workers={workers}: expected a number, or a range such as 2:8")
+        found = cls(int(low), int(high or low))
+        if not 1 <= found.low <= found.high:
+            raise ValueError(
+                f"workers={workers}: expected 1 or more, and the smaller number of a range first"
+            )
+        return found
+
+    @property
+    def elastic(self) -> bool:
+        return self.low < self.high
+
+
+@dataclass(frozen=True)
 class Resources:
     """What one stage asks of Ray, and how many stages may ask at once."""
 
     workers: int
+    """As many as there is room for, of those that a stage may have."""
     cpus_per_worker: float
     gpus_per_worker: float
     concurrent: int
+    elastic: Workers | None = None
+    """The range, where each stage has as many workers of it as there is room for when it starts."""
+
+    @property
+    def drives(self) -> bool:
+        """Whether a trial's process only drives workers, which train."""
+        return self.workers > 1 or self.elastic is not None
 
     @property
     def worker(self) -> dict[str, float]:
@@ -52,7 +85,7 @@ class Resources:
     @property
     def trial(self) -> dict[str, float]:
         """What the trial's own process asks for: it runs the loop, or drives several workers."""
-        return self.worker if self.workers == 1 else {"CPU": DRIVER_CPU}
+        return {"CPU": DRIVER_CPU} if self.drives else self.worker
 
 
 @dataclass(frozen=True)
@@ -102,7 +135,7 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> Iterator[
 
 
 def plan_resources(
-    workers: int = 1,
+    workers: int | str = 1,
     gpus_per_worker: float = 0,
     concurrent: int | None = None,
     *,
@@ -110,22 +143,28 @@ def plan_resources(
 ) -> Resources:
     """What each stage asks for so that `concurrent` of them (default: all that fit) never starve.
 
+    workers: a number, or a range "2:8": planned is the largest of it that fits.
     `cluster`: CPUs and GPUs of each node; a single mapping is a single node. A worker needs one
     core, and its GPUs from one node. One worker is the trial itself; several have a driver beside
     them, and all drivers and workers of the running trials must fit at once, even with every
     driver on the fullest node: otherwise drivers wait for workers that wait for drivers.
     Raises ValueError with what was asked, what there is, and the way out.
     """
-    _check_request(workers, gpus_per_worker, concurrent)
+    asked = Workers.of(workers)
+    _check_request(gpus_per_worker, concurrent)
     nodes = [cluster] if isinstance(cluster, Mapping) else list(cluster)
     hosts = [(node, slots) for node in nodes if (slots := _slots(node, gpus_per_worker))]
-    most = sum(slots for _, slots in hosts) // workers
-    if workers > 1:
-        most = min([most, *(_drivers_beside(node, slots) for node, slots in hosts)])
-    if most < (concurrent or 1):
-        raise ValueError(_shortage(workers, gpus_per_worker, concurrent, most, nodes))
-    cpus_per_worker = 1.0 if workers == 1 else WORKER_CPU
-    return Resources(workers, cpus_per_worker, gpus_per_worker, concurrent or most)
+    room, beside = sum(slots for _, slots in hosts), [inf]
+    if asked.high > 1:
+        beside = [_drivers_beside(node, slots) for node, slots in hosts]
+    at_least = concurrent or 1
+    team = max(asked.low, min(asked.high, room // at_least))
+    most = int(min(room // team, *beside, inf))
+    if most < at_least:
+        raise ValueError(_shortage(team, gpus_per_worker, concurrent, most, nodes))
+    cpus = 1.0 if asked.high == 1 else WORKER_CPU
+    elastic = asked if asked.elastic else None
+    return Resources(team, cpus, gpus_per_worker, concurrent or most, elastic)
 
 
 def _start(dashboard: bool) -> str:
@@ -230,9 +269,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _check_request(workers: int, gpus_per_worker: float, concurrent: int | None) -> None:
-    if workers < 1:
-        raise ValueError(f"workers={workers}: expected 1 or more")
+def _check_request(gpus_per_worker: float, concurrent: int | None) -> None:
     if concurrent is not None and concurrent < 1:
         raise ValueError(f"concurrent={concurrent}: expected 1 or more, or None for all that fit")
     if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker % 1):

@@ -28,6 +28,8 @@ class Context:
     device: torch.device = field(default_factory=default_device)
     report: Report = lambda metrics: None
     """Told of progress by every worker at the same steps."""
+    asked: Callable[[], str] = lambda: ""
+    """Why this worker should stop at the end of the step, or nothing."""
     checkpoint_every: float = 60.0
     """Seconds between two checkpoints of a run that goes on."""
     loaders: int = 0

@@ -19,7 +19,7 @@ from ssdet.models.norm import SubBatchNorm3d, set_splits, splits_for
 from ssdet.models.pyramid import FineFeatures
 from ssdet.training import losses, multigrid
 from ssdet.training.context import Context
-from ssdet.training.distributed import parallel
+from ssdet.training.distributed import parallel, share_dropout
 from ssdet.training.guide import Guide
 from ssdet.training.optim import set_lr
 from ssdet.training.recipe import TrainRecipe
@@ -45,6 +45,7 @@ def train(
     optim = recipe.optim
     model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
     start_splits(model, recipe, context.world)
+    share_dropout(model, context)
     state = State(recipe, model, context)
     state.restore()
     scored = parallel(Readout(model, recipe.readout), context)
@@ -89,7 +90,7 @@ def descend(
     progress = Progress(optim.steps, context)
     state.model.train()
     for step in range(state.step, optim.steps):
-        seed_dropout(seed, step, context.rank)
+        seed_dropout(seed, step)
         scaled = replace(optim, lr=optim.lr * lr_scale(step))
         lr = set_lr(state.optimizer, scaled, step, state.drops)
         loss, samples = backward(step)
@@ -115,7 +116,25 @@ def share(recipe: TrainRecipe, workers: int) -> int:
             f"{batch} clips a pass over {workers} workers: each must get a multiple of "
             f"{min(group, batch)} clips, which share statistics; use fewer workers"
         )
+    if workers > 1 and recipe.model.norm_start != "running":
+        raise ValueError(f"norm_start={recipe.model.norm_start!r} stretches statistics over one "
+                         "worker's groups: use one worker, or norm_start='running'")  # fmt: skip
     return each
+
+
+def shares(recipe: TrainRecipe, low: int, high: int) -> list[int]:
+    """Numbers of workers from low to high that `share` allows; ValueError where it allows none."""
+    allowed, why = [], ""
+    for workers in range(low, high + 1):
+        try:
+            share(recipe, workers)
+        except ValueError as error:
+            why = str(error)
+        else:
+            allowed.append(workers)
+    if not allowed:
+        raise ValueError(f"none of {low} to {high} workers is possible: {why}")
+    return allowed
 
 
 def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
@@ -124,9 +143,6 @@ def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
     set_splits(model, 1 if recipe.multigrid else splits)
     if recipe.model.norm_start == "running":
         return
-    if workers > 1:
-        raise ValueError("norm_start='pooled' stretches statistics over one worker's groups: "
-                         "use one worker, or norm_start='running'")  # fmt: skip
     for norm in (module for module in model.modules() if isinstance(module, SubBatchNorm3d)):
         for name in ("mean", "var"):
             running_C, split_SC = getattr(norm, f"running_{name}"), getattr(norm, f"split_{name}")
@@ -291,9 +307,9 @@ def due(step: int, steps: int, times: int) -> bool:
     return step * times // steps > (step - 1) * times // steps
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
+def seed_dropout(seed: int, step: int) -> None:
     """Dropout reads the global generator: give it a state that depends on the step alone."""
-    torch.manual_seed(generator_for(seed, "step", step, rank).initial_seed())
+    torch.manual_seed(generator_for(seed, "step", step, 0).initial_seed())
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:

@@ -12,8 +12,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ssdet.models.norm import aggregate_splits, gather_splits, scatter_splits
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
-from ssdet.training.distributed import agree, average, barrier
+from ssdet.training.distributed import agree, any_of, average, barrier
 from ssdet.training.optim import optimizer_for, plateau_drops
+from ssdet.training.preemption import Preempted
 from ssdet.training.recipe import OptimRecipe, to_json
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
@@ -117,10 +118,17 @@ class State:
         return self.model if self.ema is None else self.ema.module
 
     def save_if_due(self) -> None:
-        """Write `last` if the last time is long enough ago; rank 0's clock decides."""
-        due = time.monotonic() - self._saved >= self.context.checkpoint_every
-        if agree(due, self.context):
+        """Write `last` if the last time is long enough ago, by rank 0's clock, or if a worker is
+        asked to stop: then Preempted is raised, on all, unless this was the last step."""
+        context = self.context
+        due = time.monotonic() - self._saved >= context.checkpoint_every
+        why = context.asked()
+        save, stop = any_of([due and context.rank == 0, bool(why)], context)
+        stop = stop and self.step < self.recipe.optim.steps
+        if save or stop:
             self.save()
+        if stop:
+            raise Preempted(f"stopped after step {self.step}: {why or 'another worker had to'}")
 
     def save(self) -> Path:
         """Write checkpoint `last`."""
