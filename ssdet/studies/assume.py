@@ -64,7 +64,7 @@ class Assumed:
             most.append(kind.gpus / gpus_per_worker + 1e-9)
         return int(min(most))
 
-    def fit(self, workers: int, gpus_per_worker: float, concurrent: int | None) -> Resources:
+    def fit(self, workers: int | str, gpus_per_worker: float, concurrent: int | None) -> Resources:
         """What stages ask for and how many run at once; ValueError, with the reason, where a stage
         fits no node."""
         least = self.memory_per_worker

@@ -1,7 +1,8 @@
 """A plan's stages as trials of Ray Tune: a searcher that proposes what is ready."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from ray.tune.search import Searcher
 from ssdet.studies.budget import Budget
 from ssdet.studies.plan import Stage
 from ssdet.studies.store import Store
+from ssdet.training.distributed import MOVES
 
 LOOK_AGAIN = 2.0
 """Seconds between two looks at a stage that another process works on."""
@@ -139,6 +141,30 @@ class ProgressCallback(tune.Callback):
         """A stage's process died for good."""
         for listener in self.listeners:
             listener.update(trial.config["stage"], {"error": "its process died"})
+
+
+class Moves(tune.Callback):
+    """Gives a trial that left its machine because it had to another try, so that its own failures
+    alone are counted; at most `MOVES` times."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self._moves: Counter[str] = Counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks to a file for restoring, which is never done: see the store."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        """A trial reported, perhaps that its process ends now."""
+        if "preempted" not in result:
+            return
+        self.tell(f"{trial.config.get('stage', trial.trial_id)}: {result['preempted']}")
+        self._moves[trial.trial_id] += 1
+        if self._moves[trial.trial_id] <= MOVES:
+            trial.max_failures += 1
 
 
 def trackers(names: Sequence[str], study: str) -> list[tune.Callback]:

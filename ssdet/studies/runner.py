@@ -13,10 +13,11 @@ from ssdet.studies.data import ROLES, Data
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.progress import Progress
 from ssdet.studies.record import write_record
-from ssdet.studies.session import Resources, connect, plan_resources
+from ssdet.studies.session import Resources, Workers, connect, plan_resources
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
-from ssdet.training.loop import share
+from ssdet.training.loop import shares
+from ssdet.training.preemption import Preempted
 
 if TYPE_CHECKING:
     from ssdet.studies.graph import GraphSearch
@@ -43,7 +44,7 @@ def run(
     study: Study,
     store: str | os.PathLike[str] | Store,
     address: str | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     gpus_per_worker: float = 0,
     concurrent: int | None = None,
     loaders: int = 0,
@@ -57,15 +58,16 @@ def run(
     Stages that are done are not run again, and stages that were stopped go on, so the same call
     after a crash finishes what is left. Raises StagesFailed after all that could run has run;
     BudgetSpent where `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner;
-    ValueError where the cluster cannot hold one stage. `dashboard` is for an own Ray, `log` names
-    trackers that are told of stages as well: "mlflow", "wandb".
+    ValueError where the cluster cannot hold one stage. With `workers` "2:8" each training has as
+    many as there is room for, and starts again with others when that changes. `dashboard` is for
+    an own Ray, `log` names trackers that are told of stages as well: "mlflow", "wandb".
     """
     store = store if isinstance(store, Store) else Store.open(store)
-    planned = plan(study)
+    planned, asked = plan(study), Workers.of(workers)
     study = planned.study
     for stage in planned.stages.values():
         if stage.kind in TRAINING:
-            share(stage.recipe, workers)
+            shares(stage.recipe, asked.low, asked.high)
     store.refresh()
     write_record(store, planned)
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
@@ -73,16 +75,17 @@ def run(
     if not todo:
         return planned
     fill_caches(study.data, progress.count)
-    from ssdet.studies.graph import GraphSearch, ProgressCallback, trackers
+    from ssdet.studies.graph import GraphSearch, Moves, ProgressCallback, trackers
     from ssdet.studies.telemetry import Telemetry
 
     with connect(address, dashboard=dashboard) as session:
         resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=session.capacity)
         progress.start(session.summary(), resources)
         settings = {"loaders": loaders, "checkpoint_every": checkpoint_every}
-        limit = None if budget is None else Budget(budget, workers, gpus_per_worker)
+        limit = None if budget is None else Budget(budget, resources.workers, gpus_per_worker)
         telemetry = Telemetry(planned, store.root / "tensorboard", bool(session.dashboard))
-        callbacks = [ProgressCallback(progress, telemetry), *trackers(log, study.name)]
+        callbacks = [ProgressCallback(progress, telemetry), Moves(progress.line)]
+        callbacks += trackers(log, study.name)
         try:
             search = GraphSearch(todo, store, limit, progress)
             errors = _run_graph(search, todo, store, study, resources, settings, callbacks)
@@ -166,12 +169,21 @@ def _jobs(
             stage,
             store.uri,
             study.data,
-            workers=resources.workers if stage.kind in TRAINING else 1,
-            worker_resources=resources.worker,
+            **members(stage, resources),
             **settings,
         )
         for name, stage in todo.items()
     }
+
+
+def members(stage: Stage, resources: Resources) -> dict[str, Any]:
+    """How many workers a stage's job has, and what each asks for."""
+    found: dict[str, Any] = {"worker_resources": resources.worker}
+    if stage.kind in TRAINING:
+        found["workers"] = resources.workers
+        if (asked := resources.elastic) is not None:
+            found["sizes"] = tuple(shares(stage.recipe, asked.low, asked.high))
+    return found
 
 
 def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[str, float]:
@@ -187,7 +199,8 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
     """Ray Tune's trainable: one stage.
 
     An exception of the stage's own code is reported, not raised: to run the stage again would
-    raise it again. What Tune tries again is a process that died.
+    raise it again. What Tune tries again is a process that died, also of its own will where it was
+    told to leave its machine.
     """
     import torch
     from ray import tune
@@ -200,6 +213,9 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
     except BlockingIOError:
         tune.report({"elsewhere": True})  # nobody waits for it holding what it may need
         return
+    except Preempted as error:
+        tune.report({"preempted": str(error)})
+        os._exit(1)
     except Exception as error:
         path = job.folder / "error.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,12 @@ from ray import tune
 
 from ssdet.evaluation.cost import conv_macs
 from ssdet.studies.data import Data
+from ssdet.studies.graph import Moves
 from ssdet.studies.ledger import Ledger, open_ledger
 from ssdet.studies.lines import Lines
 from ssdet.studies.presets import completed
 from ssdet.studies.proposals import Proposals, Stopping
-from ssdet.studies.runner import QUIET, TRAINING, fill_caches
+from ssdet.studies.runner import QUIET, TRAINING, fill_caches, members
 from ssdet.studies.search import Chain, Search
 from ssdet.studies.session import Resources, connect, plan_resources
 from ssdet.studies.stages import Job, run_stage
@@ -27,6 +28,7 @@ from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import SearchResult
 from ssdet.training.context import Report
 from ssdet.training.loop import network
+from ssdet.training.preemption import Preempted
 
 Evaluate = Callable[[Chain, Report], Mapping[str, Any]]
 """Values of a trial's objectives, and the reason as `diverged` where training came to nothing. It
@@ -37,7 +39,7 @@ def run_search(
     search: Search,
     store: str | os.PathLike[str] | Store,
     address: str | None = None,
-    workers: int = 1,
+    workers: int | str = 1,
     gpus_per_worker: float = 0,
     concurrent: int | None = None,
     loaders: int = 0,
@@ -110,12 +112,11 @@ def _map(means: Means, stages: Chain, report: Report) -> float:
             stage,
             means.store,
             means.data,
-            workers=means.resources.workers if training else 1,
-            worker_resources=means.resources.worker,
+            **members(stage, means.resources),
             loaders=means.loaders,
             checkpoint_every=means.checkpoint_every,
         )
-        alone = training or means.resources.workers == 1
+        alone = training or not means.resources.drives
         result = run_stage(job, report) if alone else _elsewhere(job)
     return float(result["scores"]["val"]["value"])
 
@@ -152,6 +153,9 @@ def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
         return
     try:
         values = evaluate(config["chain"], lambda metrics: tune.report(dict(metrics)))
+    except Preempted as error:
+        tune.report({"preempted": str(error)})
+        os._exit(1)
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
@@ -184,13 +188,13 @@ def _fit(
             num_samples=ledger.left,
             max_concurrent_trials=resources.concurrent,
             # A trial that only drives workers is not at an end before they are.
-            reuse_actors=resources.workers == 1,
+            reuse_actors=not resources.drives,
         ),
         run_config=tune.RunConfig(
             name=uuid.uuid4().hex,
             storage_path=str(notes),
             failure_config=tune.FailureConfig(max_failures=3),
-            callbacks=[Told(lines)],
+            callbacks=[Told(lines), Moves(lines.line)],
             verbose=0,
         ),
     )

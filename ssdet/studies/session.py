@@ -42,7 +42,7 @@ class Workers:
     high: int
 
     @classmethod
-    def of(cls, workers: "int | str") -> "Workers":
+    def of(cls, workers: int | str) -> "Workers":
         """From a number, or a range "2:8". ValueError for anything else."""
         low, colon, high = str(workers).partition(":")
         if not (low.isdecimal() and (high.isdecimal() if colon else True)):
@@ -154,12 +154,11 @@ def plan_resources(
     _check_request(gpus_per_worker, concurrent)
     nodes = [cluster] if isinstance(cluster, Mapping) else list(cluster)
     hosts = [(node, slots) for node in nodes if (slots := _slots(node, gpus_per_worker))]
-    room, beside = sum(slots for _, slots in hosts), [inf]
-    if asked.high > 1:
-        beside = [_drivers_beside(node, slots) for node, slots in hosts]
-    at_least = concurrent or 1
+    room, at_least = sum(slots for _, slots in hosts), concurrent or 1
     team = max(asked.low, min(asked.high, room // at_least))
-    most = int(min(room // team, *beside, inf))
+    most = room // team
+    if asked.high > 1:
+        most = min([most, *(_drivers_beside(node, slots) for node, slots in hosts)])
     if most < at_least:
         raise ValueError(_shortage(team, gpus_per_worker, concurrent, most, nodes))
     cpus = 1.0 if asked.high == 1 else WORKER_CPU

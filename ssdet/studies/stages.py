@@ -25,11 +25,12 @@ from ssdet.studies.store import Store, write_json
 from ssdet.studies.validation import validation_of
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
-from ssdet.training.distributed import ANSWER, run_workers
+from ssdet.training.distributed import ANSWER, Team, run_workers
 from ssdet.training.guide import Guide
 from ssdet.training.inference import Network, PredictRecipe, frame_targets, predict
 from ssdet.training.loop import network, train
 from ssdet.training.origin import starting_weights
+from ssdet.training.preemption import Preempted, drained, notices
 from ssdet.training.probe import extract, fit
 from ssdet.training.recipe import TrainRecipe
 
@@ -47,6 +48,10 @@ class Job:
     store: str
     data: Data
     workers: int = 1
+    sizes: tuple[int, ...] = ()
+    """Numbers of workers of a training that has as many as there is room for, instead."""
+    settle: float = 60.0
+    """Seconds that it trains before it is stopped for more of them."""
     worker_resources: Mapping[str, float] = field(default_factory=dict)
     """What each of several workers asks of Ray."""
     loaders: int = 0
@@ -57,6 +62,11 @@ class Job:
     def folder(self) -> Path:
         return Store.open(self.store).folder(self.stage.id)
 
+    @property
+    def alone(self) -> bool:
+        """Whether the work is done in this process, not by workers that it starts."""
+        return self.workers == 1 and not self.sizes
+
     def parent(self, index: int = 0, part: str = "") -> Path:
         """Folder of a parent stage, with this file or folder of it, or all, on this machine."""
         return Store.open(self.store).local(self.stage.parents[index].id, part)
@@ -66,7 +76,8 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
     """Run a stage, or wait for the process that does, and return its result.
 
     A finished stage is not run again; one that was stopped goes on from its last checkpoint.
-    Without `wait`, BlockingIOError where another process runs it.
+    Without `wait`, BlockingIOError where another process runs it. Preempted where training was
+    asked to stop: its checkpoint is there, the same call goes on.
     """
     store = Store.open(job.store)
     with store.lock(job.stage.id, wait):
@@ -78,10 +89,18 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
         store.resume(job.stage.id)
         write_json(job.folder / "recipe.json", job.stage.identity)
         attempt = begin_attempt(job.folder)
-        with store.progress(job.stage.id) if job.workers == 1 else nullcontext():
-            result = KINDS[job.stage.kind](job, report)
-        how = {"workers": job.workers, "threads": job.threads, "loaders": job.loaders}
-        gpus = job.workers * job.worker_resources.get("GPU", 0)
+        try:
+            with store.progress(job.stage.id) if job.alone else nullcontext():
+                result = KINDS[job.stage.kind](job, report)
+        except Preempted:
+            if job.alone:  # a team has shown its own, and this machine may have an older one
+                store.offer(job.stage.id)
+            raise
+        teams = result.pop("teams", [job.workers])
+        how = {"workers": teams[-1], "threads": job.threads, "loaders": job.loaders}
+        if job.sizes:
+            how["teams"] = teams
+        gpus = teams[-1] * job.worker_resources.get("GPU", 0)
         gpu = result.pop("gpu", None)
         write_json(job.folder / "provenance.json", provenance(attempt, gpu, gpus, how))
         return store.finish(job.stage.id, result)
@@ -151,14 +170,15 @@ def _train(job: Job, report: Report, role: str) -> Result:
         initial = starting_weights(recipe, recipe.head_classes(len(classes)))
     if recipe.guide_steps:
         initial = {**(initial or {}), **_fine_weights(job)}
-    if job.workers == 1:
-        return train_worker(Context(job.folder, report=report), job, role, initial)
-    store, resources = Store.open(job.store), job.worker_resources
+    if job.alone:
+        with notices(drained()) as asked:
+            context = Context(job.folder, report=report, asked=asked)
+            return train_worker(context, job, role, initial)
+    store = Store.open(job.store)
+    team = Team(job.sizes or (job.workers,), job.worker_resources, job.settle)
     store.offer(job.stage.id)
     bring = partial(store.resume, job.stage.id, exactly=True)
-    return run_workers(
-        job.workers, resources, job.folder, train_team, job, role, initial, bring=bring
-    )
+    return run_workers(team, job.folder, train_team, job, role, initial, bring=bring)
 
 
 def _fine_weights(job: Job) -> dict[str, Tensor]:
@@ -173,14 +193,18 @@ def train_team(
     context: Context, job: Job, role: str, initial: Mapping[str, Tensor] | None
 ) -> Result:
     """`train_worker` as one of several, which may be on machines that share no disk: all start from
-    the checkpoint that the store has, and the first one's files go back there."""
+    the checkpoint that the store has, and the first one's files go back there. `preempted` says
+    why where they were asked to stop."""
     store = Store.open(job.store)
     context.folder = job.folder
     store.resume(job.stage.id, exactly=True)
+    with nullcontext() if context.rank else store.progress(job.stage.id):
+        try:
+            result = train_worker(context, job, role, initial)
+        except Preempted as error:
+            result = {"preempted": str(error)}
     if context.rank:
-        return train_worker(context, job, role, initial)
-    with store.progress(job.stage.id):
-        result = train_worker(context, job, role, initial)
+        return result
     (context.folder / ANSWER).write_text(json.dumps(result))
     store.offer(job.stage.id)
     return result

@@ -129,15 +129,15 @@ def test_a_checkpoint_is_the_stage_of_the_arm_that_trains_it(study) -> None:
 
 
 def test_an_arm_that_needs_an_unbuilt_network_has_no_runs(study) -> None:
-    slow = Arm("slow", finetuned_as("slowfast_det"), needs="slowfast_det")
+    slow = Arm("slow", finetuned_as("not_built"), needs="not_built")
     arms = (*ARMS, slow, Arm("mean", members=("cls", "slow")), Arm("fits", needs="x3d_tiny"))
     planned = plan(replace(study, arms=arms))
     missing = {arm.name: planned.missing(arm) for arm in arms}
-    waiting = {"slow": "slowfast_det", "mean": "slowfast_det"}
+    waiting = {"slow": "not_built", "mean": "not_built"}
     assert missing == dict.fromkeys(missing, "") | waiting
     assert not planned.of("slow") and not planned.of("mean") and planned.of("fits")
     assert set(plan(study).stages) <= set(planned.stages)
-    with pytest.raises(ValueError, match="'slow' needs slowfast_det: not built yet"):
+    with pytest.raises(ValueError, match="'slow' needs not_built: not built yet"):
         plan(replace(study, arms=arms, table=Table(baseline="slow")))
 
 
