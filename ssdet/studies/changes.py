@@ -117,7 +117,7 @@ def on_features(model: str, change: Change = unchanged, **options: Any) -> Chang
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
         kit = experiment.kit
-        head = published_head(model, kit.videos, **options)
+        head = published_head(model, kit.videos, **{**kit.head_options.get(model, {}), **options})
         if kit.head_optim is not None:
             head = replace(head, optim=kit.head_optim, validations=VALIDATIONS)
         return replace(experiment, head=head, probe=None)

@@ -1,7 +1,8 @@
 """One way from clips to scores, and what changes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ssdet.data.clips import ClipRecipe
 from ssdet.training.heads import HeadRecipe
@@ -18,6 +19,8 @@ class Kit:
     """Training videos, an epoch of the published schedules of heads."""
     head_optim: OptimRecipe | None = None
     """How models of features are trained; None: as published."""
+    head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options of models of features that are others at this size, by model."""
     stream: ClipRecipe | None = None
     """Clips of slow, coarse and two-stream networks; None: those of fine-tuning."""
     fusion: OptimRecipe | None = None
