@@ -26,8 +26,8 @@ class Options:
     """Test videos in the timeline viewer."""
     megabytes: float = 4.0
     """Size of the page beyond which videos are left out."""
-    resamples: int = 1000
-    """How often videos and seeds are drawn for intervals."""
+    resamples: int | None = None
+    """How often videos and seeds are drawn for intervals; 1000 by default, more for many arms."""
     planned: Path | None = None
     """What `ssdet plan EXPERIMENT --json` printed before the run, to show beside what it took."""
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from ssdet.results.query import Results
 
 FORMAT = "ssdet-bundle/1"
-RESAMPLES = 1000
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of every member: a zip file has to have one."""
 HOW = (
@@ -110,7 +109,8 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "table.csv"
         plan = packed.plan(StoredTargets(targets, classes))
-        write_csv(result_table(plan, store, RESAMPLES), path)
+        table = result_table(plan, store)
+        write_csv(table, path)
         members["table.csv"] = path.read_bytes()
     named = {stage: _set_name(folder) for stage, folder in sets.items()}
     for stage, folder in sets.items():
@@ -119,7 +119,7 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
         "format": FORMAT,
         "study": study,
         "protocol": record.study["protocol"],
-        "resamples": RESAMPLES,
+        "resamples": table.resamples,
         "ssdet": ssdet.__version__,
         "scorer": scorer(),
         "without_paths": sorted(k for k, v in packed.stages.items() if v != record.stages[k]),

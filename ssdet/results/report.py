@@ -69,7 +69,7 @@ def write_report(
     path: Path,
     videos: int = 12,
     megabytes: float = 4.0,
-    resamples: int = 1000,
+    resamples: int | None = None,
     planned: Path | None = None,
 ) -> Written:
     """Write the page of a finished study: the same store gives the same bytes.

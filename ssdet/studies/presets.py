@@ -1,6 +1,8 @@
 """Bases that arms change: network, clips and schedules that belong together."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.moving_shapes import Config as MovingShapes
@@ -17,7 +19,10 @@ HEADS = OptimRecipe(
     steps=400, batch=16, lr=3e-3, optimizer="adamw", weight_decay=0.0, schedule="onecycle"
 )
 """Models of features at sizes that nobody has published a schedule for."""
-SMALL_HEADS = {"pdan": {"width": 128}, "ms_tct": {"dims": (32, 48, 72, 108), "final": 64}}
+SMALL_HEADS: Mapping[str, Mapping[str, Any]] = {
+    "pdan": {"width": 128},
+    "ms_tct": {"dims": (32, 48, 72, 108), "final": 64},
+}
 """As wide for the 144 channels of `x3d_tiny` as the published ones for theirs."""
 ONE_PASS = 512
 """Clip frames of the longest pass over a video: all of any video of Charades."""

@@ -26,6 +26,7 @@ class Attempt:
     """Epoch seconds."""
     before: float
     """Seconds that earlier attempts took, which were killed or failed."""
+    host: str = ""
 
 
 def provenance(

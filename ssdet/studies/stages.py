@@ -1,6 +1,7 @@
 """What each kind of stage does, from its parents' folders to its own."""
 
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -115,7 +116,7 @@ def begin_attempt(folder: Path) -> Attempt:
         newest = max(file.stat().st_mtime for file in folder.rglob("*") if file.is_file())
         before = last["before"] + max(0.0, newest - last["started"])
         number = last["number"] + 1
-    attempt = Attempt(number, now, before)
+    attempt = Attempt(number, now, before, platform.node())
     write_json(path, asdict(attempt))
     return attempt
 

@@ -1,0 +1,108 @@
+"""Leave one group out: `real_end_to_end.py` once for every group of videos, scored together.
+
+    python experiments/real_folds.py --folds 4 --store runs --seeds 2 \\
+        --upstream clips.csv --upstream-videos ut-interaction \\
+        --downstream fir-action/annotations.json --downstream-videos fir-action
+
+Each fold tests on its own videos a network that was fine-tuned on all others; pretraining is shared
+by all folds. The scores of all videos are pooled: a difference is resampled over all of them.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+from real_end_to_end import STUDY
+from rich.console import Console
+from rich.table import Table
+
+from ssdet.cli.experiment import Options, main, resolve
+from ssdet.evaluation import dense_map, paired_bootstrap
+from ssdet.evaluation.comparison import holm
+from ssdet.results.tables import predictions
+from ssdet.studies import Plan, Store, plan
+from ssdet.training.inference import frame_targets
+
+Scores = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Folds(Options):
+    """Options of an experiment, and the number of groups."""
+
+    folds: int = 4
+    """Groups: video i, in the order of names, is in group i mod folds."""
+
+
+def split(annotation: Path, fold: int, folds: int, folder: Path) -> Path:
+    """The annotation with the videos of one group as its test split, all others to train on."""
+    videos = json.loads(annotation.read_text(encoding="utf-8"))
+    for place, name in enumerate(sorted(videos)):
+        videos[name]["subset"] = "testing" if place % folds == fold else "training"
+    path = folder / f"fold{fold}of{folds}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(videos, sort_keys=True), encoding="utf-8")
+    return path
+
+
+def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
+    """Scores of the test videos of all folds, by seed."""
+    found: dict[int, Scores] = {}
+    for fold in planned:
+        for seed, scored in predictions(fold, store, arm, "finetuned").items():
+            found.setdefault(seed, {}).update({video: scored[video] for video in scored})
+    return found
+
+
+def report(planned: list[Plan], store: Store, out: Console) -> None:
+    """Print the pooled scores of every arm, and their difference from the baseline."""
+    targets: Scores = {}
+    for fold in planned:
+        data = fold.study.data
+        targets |= frame_targets(data.split("downstream", "test"), data.reader("downstream"))
+    study = planned[0].study
+    scores = {arm.name: pooled(planned, store, arm.name) for arm in study.arms}
+    base = scores[study.baseline]
+    others = [name for name in scores if name != study.baseline]
+    compared = [
+        paired_bootstrap([*base.values()], [*scores[name].values()], targets) for name in others
+    ]
+    adjusted = dict(zip(others, holm([found.p_value for found in compared]), strict=True))
+    table = Table("arm", "dense mAP, by seed", "difference [95 %]", "p (Holm)")
+    for arm in study.arms:
+        values = [100 * dense_map(one, targets).value for one in scores[arm.name].values()]
+        told = ["", ""]
+        if arm.name in adjusted:
+            found = compared[others.index(arm.name)]
+            low, middle, high = (100 * v for v in (found.low, found.difference, found.high))
+            told = [f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]", f"{adjusted[arm.name]:.3f}"]
+        table.add_row(arm.label, ", ".join(f"{value:.1f}" for value in values), *told)
+    frames = sum(len(rows) for rows in targets.values())
+    out.print(table)
+    out.print(f"dense_map/v1, {len(targets)} videos, {frames} frames, {len(planned)} folds")
+
+
+def run(options: Folds) -> int:
+    """All folds, one after the other, then the pooled table; returns the exit status."""
+    out, planned = Console(highlight=False), []
+    options = replace(options, preset="small", data="segments")
+    if options.downstream is None:
+        print("error: give --downstream, the annotation of the videos", file=sys.stderr)
+        return 2
+    for fold in range(options.folds):
+        folder = Path(options.store) / "folds"
+        annotation = split(Path(options.downstream), fold, options.folds, folder)
+        study = replace(STUDY, name=f"{STUDY.name}_{fold}of{options.folds}")
+        one = replace(options, downstream=str(annotation))
+        if status := main(study, one, out):
+            return status
+        planned.append(plan(resolve(study, one)))
+    report(planned, Store.open(options.store), out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Folds)))
