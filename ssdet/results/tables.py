@@ -20,6 +20,7 @@ from ssdet.evaluation.comparison import (
     verdict,
 )
 from ssdet.evaluation.significance import BootstrapResult
+from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study, Table
@@ -244,13 +245,6 @@ def _coverage(runs: list[Run], store: Store) -> tuple[dict[str, str], tuple[str,
             counts_said = " or ".join(f"{v} of {n}" for v, n in sorted(counts_found))
             odd.append(f"{kind} on {counts_said} videos")
     return unreadable, tuple(odd)
-
-
-def ancestry(stage: Stage) -> Iterator[Stage]:
-    """A stage and all that it was made from, parents first."""
-    for parent in stage.parents:
-        yield from ancestry(parent)
-    yield stage
 
 
 def _costs(study: Study, arm: Arm) -> dict[str, float]:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ssdet.studies.costs import macs, parameter_count
-from ssdet.studies.parts import experiment_of, parts
-from ssdet.studies.plan import Plan, Run, Stage
+from ssdet.studies.parts import ancestry, experiment_of, parts
+from ssdet.studies.plan import Plan, Run
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
 from ssdet.training.recipe import to_json
@@ -186,7 +186,7 @@ def _met(runs: list[Run], store: Store) -> tuple[set[str], dict[str, tuple[str, 
     """Videos that some stage could not read, and what the stages ran with."""
     unreadable: set[str] = set()
     how: dict[str, set[str]] = {}
-    for stage in {stage.id for run in runs for stage in _family(run.predict)}:
+    for stage in {stage.id for run in runs for stage in ancestry(run.predict)}:
         result = store.result(stage) or {}
         for name in ("replaced", "unreadable", "unreadable_train"):
             unreadable |= {*result.get(name, {})}
@@ -195,11 +195,6 @@ def _met(runs: list[Run], store: Store) -> tuple[set[str], dict[str, tuple[str, 
             if name in seen:
                 how.setdefault(name, set()).add(str(seen[name]))
     return unreadable, {name: tuple(sorted(values)) for name, values in how.items()}
-
-
-def _family(stage: Stage) -> list[Stage]:
-    """A stage and all that it rests on."""
-    return [stage, *(older for parent in stage.parents for older in _family(parent))]
 
 
 def _unlike(one: Facts, base: Facts) -> Iterator[str]:

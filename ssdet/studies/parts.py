@@ -1,10 +1,19 @@
 """What a run rests on, by the names that its experiment has for it."""
 
+from collections.abc import Iterator
+
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.plan import Run, Stage
 
 GUIDE = "guide."
 """In front of the names of the fine stream's parts."""
+
+
+def ancestry(stage: Stage) -> Iterator[Stage]:
+    """A stage and all that it was made from, parents first."""
+    for parent in stage.parents:
+        yield from ancestry(parent)
+    yield stage
 
 
 def parts(end: Stage) -> dict[str, Stage]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ssdet.results.page.entries import labels
 from ssdet.results.page.graph import Node
-from ssdet.results.tables import ancestry
+from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ssdet.results.tables import READOUTS, ancestry
+from ssdet.results.tables import READOUTS
+from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.progress import names
 from ssdet.studies.store import Store

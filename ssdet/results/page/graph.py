@@ -7,7 +7,7 @@ from textwrap import wrap
 from typing import Any
 
 from ssdet.results.page.entries import labels
-from ssdet.results.tables import ancestry
+from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Stage
 from ssdet.training.recipe import to_json
 

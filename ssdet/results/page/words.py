@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ssdet.results.layout import difference_text, label_against
-from ssdet.results.tables import READOUTS, ResultTable, ancestry
+from ssdet.results.tables import READOUTS, ResultTable
 from ssdet.studies.audit import Audit
+from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.store import Store
 
