@@ -105,19 +105,14 @@ def _differences(
 
 def _recipes(run: Run) -> dict[str, Any]:
     """Every field of a run's recipes by dotted name, without seeds."""
-    named = parts(run.predict)
+    recipes = {name: stage.recipe for name, stage in parts(run.predict).items()}
     if run.probe is not None:
-        named["probe"] = run.probe
-    named.pop("features", None)  # as the head and the scoring say
+        recipes["probe"] = run.probe.recipe.probe
+    recipes.pop("features", None)  # as the head and the scoring say
     found: dict[str, Any] = {}
-    for name, stage in named.items():
-        found |= dict(_flat(to_json(stage.recipe), name))
-    # A network that nothing has pretrained is the fine-tuning's own, said once more.
-    return {
-        key: value
-        for key, value in found.items()
-        if not key.endswith(".seed") and not key.startswith("probe.fresh")
-    }
+    for name, recipe in recipes.items():
+        found |= dict(_flat(to_json(recipe), name))
+    return {key: value for key, value in found.items() if not key.endswith(".seed")}
 
 
 def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:

@@ -92,12 +92,12 @@ def coarser(factor: int, change: Change = unchanged) -> Change:
 
 def finetuned_as(model: str, change: Change = unchanged, **options: Any) -> Change:
     """A change that is fine-tuned as a stream built over the pretrained network, its `backbone`,
-    whose weights it takes over."""
+    whose weights it takes over. The frozen probe of that is another arm's."""
 
-    @declaring("finetune", *declared(change))
+    @declaring("finetune", "probe", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
-        return replace(experiment, finetune=_over(experiment, model, options))
+        return replace(experiment, finetune=_over(experiment, model, options), probe=None)
 
     return changed
 
