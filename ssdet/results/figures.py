@@ -127,8 +127,9 @@ def write_tradeoff(tracks: Sequence[Track], path: Path, title: str = "") -> Path
         for (x, y), marker in zip(track.points, cycle(MARKERS)):
             panel.plot(x, y, marker, color=colour, mfc=fill, ms=8, mew=1.5, zorder=3)
         name = f"{track.label} (quoted)" if track.quoted else track.label
-        panel.annotate(name, track.points[0], (0, -16), textcoords="offset points", ha="center",
-                       fontsize=8)  # fmt: skip
+        falls = len(track.points) > 1 and track.points[1][1] < track.points[0][1]
+        panel.annotate(name, track.points[0], (0, 10 if falls else -16),
+                       textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
     values = [x for track in tracks for x, _ in track.points]
     if max(values) > 4 * min(values) > 0:
         panel.set_xscale("log")
