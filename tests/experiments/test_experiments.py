@@ -54,9 +54,17 @@ def test_an_experiment_is_a_short_declaration(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_arm_is_planned(path: Path, shapes) -> None:
+    planned = plan(resolve(declared(path), Options(preset="smoke")))
+    assert {run.arm for run in planned.runs} == {arm.name for arm in planned.study.arms}
+    assert len(planned.unshared) >= len(planned.stages)
+
+
+@pytest.mark.parametrize("name", ["ablate_cutmix", "ablate_resolution", "detectors_charades"])
 def test_a_dry_run_prints_the_plan_and_runs_nothing(
-    path: Path, shapes, tmp_path, monkeypatch
+    name: str, shapes, tmp_path, monkeypatch
 ) -> None:
+    path = ROOT / "experiments" / f"{name}.py"
     monkeypatch.setattr("ssdet.studies.estimate.STEPS", 2)
     status, text = run(declared(path), store=str(tmp_path), dry_run=True)
     assert status == 0
