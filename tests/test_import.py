@@ -25,7 +25,11 @@ SIDEWAYS = {("results", "studies"), ("models", "data")}
 """Tables read plans; published weights name the clips that they are used to."""
 
 KNOW_RAY = {
-    "ssdet/training/distributed.py": {"ray.train", "ray.tune.integration.ray_train"},
+    "ssdet/training/distributed.py": {
+        "ray.train",
+        "ray.tune.integration.ray_train",
+        "ray.util.placement_group",
+    },
     "ssdet/studies/session.py": {"ray"},
     "ssdet/studies/runner.py": {"ray.tune"},
     "ssdet/studies/graph.py": {"ray.tune", "ray.air.integrations"},

@@ -14,7 +14,7 @@ COMMANDS = {
     "report": ("ssdet.cli.report", "a finished study as one HTML page"),
     "lens": ("ssdet.cli.lens", "what an augmentation makes of clips, as a picture"),
     "ensemble": ("ssdet.cli.ensemble", "build and judge an ensemble of finished runs"),
-    "weights": ("ssdet.cli.weights", "published weights: list them, get them"),
+    "weights": ("ssdet.cli.weights", "published weights and your own: list, get, import, show"),
     "infer": ("ssdet.cli.infer", "what a trained network finds in any videos"),
     "extract": ("ssdet.cli.extract", "features of whole videos from any network"),
     "doctor": ("ssdet.cli.doctor", "is this machine, or a Ray cluster, fit to run studies"),

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from tyro.constructors import PrimitiveConstructorSpec
 
 from ssdet.cli.plan import assumed, show_plan
 from ssdet.results.figures import write_figure
@@ -22,11 +23,26 @@ from ssdet.studies.experiment import Change, Experiment, declared, declaring
 from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
 from ssdet.studies.runner import BudgetSpent, StagesFailed, run
+from ssdet.studies.session import Workers
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
 from ssdet.training.recipe import TrainRecipe
 
 SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
+
+
+def _workers(words: list[str]) -> int | str:
+    found = Workers.of(words[0])
+    return words[0] if found.elastic else found.low
+
+
+COUNT = PrimitiveConstructorSpec[int | str](
+    nargs=1,
+    metavar="N|LOW:HIGH",
+    instance_from_str=_workers,
+    is_instance=lambda value: isinstance(value, int | str),
+    str_from_instance=lambda value: [str(value)],
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +65,8 @@ class Options:
     """Folder of stages and tables (SSDET_STORE); the same one resumes and reuses."""
     address: str | None = None
     """Ray cluster; without it RAY_ADDRESS, else an own Ray on this machine."""
-    workers: int = 1
-    """Training workers of each stage."""
+    workers: Annotated[int | str, COUNT] = 1
+    """Training workers of each stage; a range such as 2:8: as many as there is room for."""
     gpus_per_worker: float = 0
     """GPUs of each worker."""
     concurrent: int | None = None

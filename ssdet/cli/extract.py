@@ -37,7 +37,7 @@ class Options:
     run: str = ""
     """A training stage, or a scored run, of the store: its network gives the features."""
     checkpoint: str = ""
-    """Instead: a checkpoint file, or a published name (`ssdet weights list`)."""
+    """Instead: a checkpoint file, or a name of `ssdet weights ls`."""
     model: str = "x3d_m"
     """Network of the checkpoint."""
     store: str = os.environ.get("SSDET_STORE", "runs")

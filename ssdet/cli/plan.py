@@ -15,6 +15,7 @@ from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slo
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.progress import duration
 from ssdet.studies.record import record_of
+from ssdet.studies.session import Workers
 from ssdet.studies.store import Store
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def _chain(stage: Stage) -> list[Stage]:
 def summary(planned: Plan, store: Store, cost: Estimate, asked: Options) -> dict[str, Any]:
     """The plan's figures as JSON values; times in seconds."""
     left = [s for name, s in planned.stages.items() if store.result(name) is None]
-    slots = slots_here(asked.workers, asked.concurrent)
+    workers = Workers.of(asked.workers).high
+    slots = slots_here(workers, asked.concurrent)
     work = sum(cost.seconds[stage.id] for stage in left)
     unit = asked.gpus_per_worker or 1.0
     hours = work * unit / 3600
@@ -116,8 +118,8 @@ def summary(planned: Plan, store: Store, cost: Estimate, asked: Options) -> dict
         "unshared_seconds": sum(cost.seconds[stage.id] for stage in planned.unshared),
         "device": cost.device,
         "at_once": slots,
-        "workers": asked.workers,
-        "wall_seconds": makespan(left, cost.seconds, slots, asked.workers),
+        "workers": workers,
+        "wall_seconds": makespan(left, cost.seconds, slots, workers),
         "device_hours": hours if measured else None,
         "device_hours_unit": "GPU-hours" if asked.gpus_per_worker else "core-hours",
         "money": None if asked.price is None or not measured else hours * asked.price,

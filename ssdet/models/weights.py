@@ -69,13 +69,8 @@ def load_weights(
     Raises ValueError if a file is broken or would run code, no layout fits, a tensor is missing or
     another shape differs.
     """
-    where, state = _read(source)
-    name = _recognise(state, model, where) if layout == "auto" else layout
-    if name not in _LAYOUTS:
-        raise ValueError(f"no layout {name!r}: choose from auto, {', '.join(sorted(_LAYOUTS))}")
-    if aggregate:
-        state = _aggregate(state)
-    converted = _LAYOUTS[name][1](state, model)
+    where, state = read_state(source)
+    name, converted = in_own_names(_aggregate(state) if aggregate else state, model, layout, where)
     own = model.state_dict()
     differing = [k for k, v in converted.items() if k in own and v.shape != own[k].shape]
     parts: tuple[str, ...] = getattr(model, "fresh", ())
@@ -112,7 +107,34 @@ def _check(where: str, needed: State, converted: State, differing: set[str]) -> 
         )
 
 
-def _read(source: str | PathLike[str] | Mapping[str, Any]) -> tuple[str, State]:
+def layouts() -> list[str]:
+    """Names of the layouts that `load_weights` knows."""
+    return sorted(_LAYOUTS)
+
+
+def recognised(state: State) -> str | None:
+    """The layout that tensors' names tell, if they tell one."""
+    return next((name for name, (recognises, _) in _LAYOUTS.items() if recognises(state)), None)
+
+
+def in_own_names(
+    state: State, model: nn.Module, layout: str = "auto", where: str = "state dict"
+) -> tuple[str, State]:
+    """The layout, named or recognised, and the tensors under the model's names.
+
+    ValueError for a layout that there is not, or names that fit none; `where` they are from.
+    """
+    if layout != "auto" and layout not in _LAYOUTS:
+        raise ValueError(f"no layout {layout!r}: choose from auto, {', '.join(layouts())}")
+    name = _recognise(state, model, where) if layout == "auto" else layout
+    return name, _LAYOUTS[name][1](state, model)
+
+
+def read_state(source: str | PathLike[str] | Mapping[str, Any]) -> tuple[str, State]:
+    """Where tensors are from, for messages, and the tensors of a file or a state dict by name.
+
+    ValueError for a file that is broken, would run code or holds no tensors.
+    """
     if isinstance(source, Mapping):
         return "state dict", _tensors(source, "state dict")
     path = Path(source)
@@ -150,14 +172,13 @@ def _tensors(content: Any, where: str) -> State:
 
 
 def _recognise(state: State, model: nn.Module, where: str) -> str:
-    for name, (recognises, _) in _LAYOUTS.items():
-        if recognises(state):
-            return name
+    if name := recognised(state):
+        return name
     if state.keys() & model.state_dict().keys():
         return "ssdet"
     raise ValueError(
         f"{where}: names such as {next(iter(state))!r} fit no layout: "
-        f"choose from {', '.join(sorted(_LAYOUTS))}"
+        f"choose from {', '.join(layouts())}"
     )
 
 

@@ -23,8 +23,9 @@ tensors, or tuples of tensors, with the batch in front."""
 CLASSES = 5
 STEPS = (8, 7, 1)
 SIZE = 32
-BFLOAT16_SLACK = 0.1
-"""Share of the logits' norm by which those of bfloat16 may differ: 2^-8 a step, some dozen deep."""
+HALF_SLACK = {torch.float16: 0.02, torch.bfloat16: 0.1}
+"""Share of the logits' norm by which those of autocast may differ: 2^-11 or 2^-8 a step, some
+dozen deep."""
 
 
 def check_model(
@@ -43,7 +44,7 @@ def check_model(
     """
     weights_come_from_the_generator(name, options)
     model = create(name, CLASSES, generator=seeded(0), **options).eval()
-    case = Case(name, model, inputs or _inputs_of(name, model, options))
+    case = Case(name, model, inputs or inputs_of(name, model, options))
     for count in steps:
         logits_for_every_step(case, count)
     longest = max(steps)
@@ -60,7 +61,7 @@ def check_model(
         padded = create(name, CLASSES, generator=seeded(0), **{**options, **exact}).eval()
         padding_changes_nothing(Case(name, padded, case.inputs), longest)
     classifier_is_replaced(case, longest)
-    bfloat16_is_close(case, longest)
+    half_precision_is_close(case, longest)
     gradients_reach_every_parameter(case, longest, tuple(unreached))
 
 
@@ -92,7 +93,8 @@ def _takes(name: str, model: nn.Module) -> str:
     return str(takes)
 
 
-def _inputs_of(name: str, model: nn.Module, options: dict[str, Any]) -> Inputs:
+def inputs_of(name: str, model: nn.Module, options: dict[str, Any]) -> Inputs:
+    """Makes random clips or features for a network; AssertionError for one of detections."""
     takes = _takes(name, model)
     expect(takes != "detections", f"model {name!r}: pass inputs=, which makes small detections")
     width, channels = options.get("in_features", 432), getattr(model, "in_channels", None)
@@ -168,7 +170,8 @@ def weights_save_and_load(case: Case, steps: int, other: nn.Module) -> None:
 
 
 def classifier_is_named(case: Case, wider: nn.Module) -> None:
-    """`classifier` (a prefix, or several) names the parameters whose shape depends on the classes.
+    """`classifier` (a prefix, or several) names the parameters whose shape depends on the classes;
+    or `fresh` does, in networks of two streams, with all that a stream's checkpoint lacks.
 
     Networks of features, which never start from one with other classes, need not have it.
     """
@@ -179,7 +182,8 @@ def classifier_is_named(case: Case, wider: nn.Module) -> None:
     prefix = getattr(case.model, "classifier", None)
     if prefix is not None or case.model.takes == "clips":
         told = f"classifier is {prefix!r}, expected the prefix of {differ}"
-        case.expect(prefix and all(name.startswith(prefix) for name in differ), told)
+        named = all(name.startswith(_of_classes(case.model)) for name in differ)
+        case.expect(prefix and named, told)
 
 
 def classifier_is_replaced(case: Case, steps: int) -> None:
@@ -191,10 +195,16 @@ def classifier_is_replaced(case: Case, steps: int) -> None:
         model.reset_classifier(CLASSES + 1, seeded(2))
     logits = Case(case.name, model, case.inputs).scores(case.arguments(2, steps))
     case.expect(logits.shape[1] == CLASSES + 1, f"{logits.shape[1]} classes after reset_classifier")
-    prefix, state = case.model.classifier, case.model.state_dict()
+    prefixes, state = _of_classes(case.model), case.model.state_dict()
     for name, tensor in model.state_dict().items():
-        kept = name.startswith(prefix) or torch.equal(tensor, state[name])
+        kept = name.startswith(prefixes) or torch.equal(tensor, state[name])
         case.expect(kept, f"reset_classifier changes {name}")
+
+
+def _of_classes(model: Any) -> tuple[str, ...]:
+    prefixes = getattr(model, "classifier", None) or ()
+    prefixes = (prefixes,) if isinstance(prefixes, str) else prefixes
+    return (*prefixes, *getattr(model, "fresh", ()))
 
 
 def groups_hold_every_parameter(case: Case) -> None:
@@ -252,22 +262,23 @@ def padding_changes_nothing(case: Case, steps: int) -> None:
             case.expect(close(valid, alone), f"{told}{float((valid - alone).abs().max()):.3g}")
 
 
-def bfloat16_is_close(case: Case, steps: int) -> None:
-    """Autocast to bfloat16 gives nearly the same logits."""
+def half_precision_is_close(case: Case, steps: int) -> None:
+    """Autocast to float16 and to bfloat16 gives nearly the same logits."""
     arguments = case.arguments(2, steps)
     whole = case.scores(arguments)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = case.scores(arguments).float()
-    off = float((half - whole).norm() / whole.norm().clamp(min=1e-6))
-    case.expect(off <= BFLOAT16_SLACK, f"bfloat16 is off by {off:.3g} of the logits' norm")
+    for dtype, slack in HALF_SLACK.items():
+        with torch.autocast("cpu", dtype=dtype):
+            half = case.scores(arguments).float()
+        off = float((half - whole).norm() / whole.norm().clamp(min=1e-6))
+        case.expect(off <= slack, f"{dtype} is off by {off:.3g} of the logits' norm")
 
 
 def gradients_reach_every_parameter(case: Case, steps: int, unreached: tuple[str, ...]) -> None:
-    """Training gives every parameter a finite gradient, in float32 and under bfloat16 autocast."""
+    """Training gives every parameter a finite gradient, in float32 and under autocast."""
     arguments = case.arguments(2, steps)
-    for half in (False, True):
+    for dtype in (torch.float32, *HALF_SLACK):
         model = copy.deepcopy(case.model).train()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype in HALF_SLACK):
             logits = model(*arguments)
         weights = torch.randn(logits.shape, generator=seeded(3))
         (logits.float() * weights).sum().backward()
@@ -276,7 +287,7 @@ def gradients_reach_every_parameter(case: Case, steps: int, unreached: tuple[str
             case.expect(reached or told or not parameter.requires_grad, f"no gradient of {name}")
             case.expect(not (reached and told), f"{name} has a gradient: it is not `unreached`")
             finite = not reached or parameter.grad.isfinite().all()
-            case.expect(finite, f"the gradient of {name} is not finite")
+            case.expect(finite, f"the gradient of {name} in {dtype} is not finite")
 
 
 def _kept(seen: list[Tensor], x: Tensor) -> Tensor:

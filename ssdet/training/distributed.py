@@ -46,7 +46,7 @@ def share_dropout(model: nn.Module, context: Context) -> None:
             module.forward = partial(_drop, module, context)  # type: ignore[method-assign]
 
 
-def _drop(module: nn.Module, context: Context, x: Tensor) -> Tensor:
+def _drop(module: nn.Dropout, context: Context, x: Tensor) -> Tensor:
     p = module.p if module.training else 0.0
     if not p:
         return x
@@ -109,17 +109,18 @@ class Growth:
     it: a sign to stop, and to start again with them, once they have a place."""
 
     def __init__(self, team: Team, size: int, asks: bool) -> None:
-        from ray.util import placement_group
-
-        self.since, self.settle = time.monotonic(), team.settle
+        self.team, self.since = team, time.monotonic()
         self.more = min((s - size for s in team.sizes if s > size), default=0) if asks else 0
-        self.place = placement_group([dict(team.resources)] * self.more) if self.more else None
+        self.place: Any = None
 
     def __call__(self) -> str:
-        settled = time.monotonic() - self.since >= self.settle
-        if self.place is None or not settled or not self.place.wait(1):
+        from ray.util import placement_group
+
+        if not self.more or time.monotonic() - self.since < self.team.settle:
             return ""
-        return f"room for {self.more} more workers"
+        if self.place is None:
+            self.place = placement_group([dict(self.team.resources)] * self.more)
+        return f"room for {self.more} more workers" if self.place.wait(1) else ""
 
     def close(self) -> None:
         """Withdraw the request."""

@@ -122,7 +122,7 @@ def batches(clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0) -> 
     """Batches of steps `start` to the last, each of its own shape; `loaders` processes decode."""
     loader: DataLoader = DataLoader(
         _Sized(clips),
-        batch_sampler=_places(recipe, start),  # type: ignore[arg-type]
+        batch_sampler=_places(recipe, start),
         collate_fn=collate,
         num_workers=loaders,
     )

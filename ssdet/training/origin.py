@@ -37,19 +37,28 @@ CONTENT = "sha256:"
 
 
 def fingerprint(weights: str) -> str:
-    """What names weights in a recipe's JSON: a published name, or a hash of what the file holds.
+    """What names weights in a recipe's JSON: a published name, or a hash of what the file holds,
+    which imported weights are too.
 
     FileNotFoundError for what is neither a known name nor a file.
     """
     if not weights or weights.startswith(CONTENT) or _is_published(weights):
         return weights
-    path = Path(weights)
+    path = _file(weights)
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights {weights!r}: neither a file nor a published name ({', '.join(_names())})"
+            f"weights {weights!r}: neither a file nor a published name ({', '.join(_names())}) nor "
+            "an imported one (ssdet weights ls)"
         )
     found = os.stat(path)
     return CONTENT + _hashed(path.absolute(), found.st_mtime_ns, found.st_size)
+
+
+def _file(weights: str) -> Path:
+    """Where imported weights lie, or the path itself."""
+    from ssdet.models import imported
+
+    return imported.named(weights).file if weights in imported.available() else Path(weights)
 
 
 def _is_published(weights: str) -> bool:
@@ -109,11 +118,14 @@ def _load(model: nn.Module, weights: str) -> Constants | None:
         found = published.load(weights)
         load_weights(model, found.model.state_dict())
         return found.clip.mean, found.clip.std
-    layout = load_weights(model, weights).layout
-    content = checkpoint.load(Path(weights))
+    path = _file(weights)
+    layout = load_weights(model, path).layout
+    content = checkpoint.load(path)
     if isinstance(own := content.get("recipe"), dict):
-        load_weights(model, checkpoint.load_weights(Path(weights)), layout="ssdet")
+        load_weights(model, checkpoint.load_weights(path), layout="ssdet")
         return tuple(own["clip"]["mean"]), tuple(own["clip"]["std"])
+    if isinstance(told := content.get("imported"), dict):
+        return constants_of(told["layout"], told["classes"] == CHARADES_CLASSES)
     return constants_of(layout, CHARADES_CLASSES in _sizes(content))
 
 

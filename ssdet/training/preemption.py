@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -56,9 +57,8 @@ def notices(*signs: Sign) -> Iterator[Sign]:
 def drained(node: str = "") -> Sign:
     """The sign that Ray drains a node (hex id; without one that of this process): its owner
     announced that it goes away. Never shows where Ray is not in use."""
-    import ray
-
-    if not ray.is_initialized():
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return lambda: ""
     node = node or ray.get_runtime_context().get_node_id()
 

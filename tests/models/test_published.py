@@ -106,11 +106,11 @@ def test_a_file_becomes_weights_that_load(tmp_path, capsys):
     assert normalise(shades, clip, torch.device("cpu")).unique().tolist() == [-1, 1]
 
 
-def test_list_says_what_is_here(capsys, tmp_path):
-    assert main(["weights", "list"]) == 0
+def test_ls_says_what_is_here(capsys, tmp_path):
+    assert main(["weights", "ls"]) == 0
     assert f"not here: ssdet weights get {NAME}" in capsys.readouterr().out
     published_fetch.get(NAME, saved(tmp_path, archive()))
-    assert main(["weights", "list"]) == 0
+    assert main(["weights", "ls"]) == 0
     assert str(published.folder(NAME)) in capsys.readouterr().out
 
 
