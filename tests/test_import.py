@@ -28,7 +28,8 @@ KNOW_RAY = {
     "ssdet/training/distributed.py": {
         "ray.train",
         "ray.tune.integration.ray_train",
-        "ray.util.placement_group",
+        "ray.util",
+        "ray.get_runtime_context",
     },
     "ssdet/studies/session.py": {"ray"},
     "ssdet/studies/runner.py": {"ray.tune"},

@@ -97,3 +97,9 @@ def test_what_is_told_of_a_network_is_so(row: list[str]) -> None:
         assert built(name, needed, "2").takes == takes
         assert ("padding" in registry.options_of(name)) == (padding == "released, exact")
     assert {layout for layout in names(known)} <= {*layouts()}
+
+
+def test_the_study_of_the_page_is_one() -> None:
+    found: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[-1], found)
+    assert [arm.name for arm in found["STUDY"].arms] == ["coarse_fine", "slowfast", "pdan"]
