@@ -22,6 +22,7 @@ from ssdet.data.convert import convert as convert_files
 from ssdet.data.files import quarantine_file
 from ssdet.data.manifest import load_manifest
 from ssdet.data.remote import is_remote
+from ssdet.plugins import Unknown
 
 Annotation = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -48,7 +49,7 @@ def command(arguments: list[str]) -> int:
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Unknown) else 1
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 1

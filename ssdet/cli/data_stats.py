@@ -13,6 +13,7 @@ from rich.table import Table
 from ssdet.data.manifest import Manifest, load_manifest
 from ssdet.data.statistics import POINTS, FrameRule, SplitStatistics, split_statistics
 from ssdet.data.video import CorruptVideo, probe
+from ssdet.plugins import Unknown
 
 Named = Annotated[str, tyro.conf.Positional]
 SPLITS = ("train", "val", "test")
@@ -28,7 +29,7 @@ def command(arguments: list[str]) -> int:
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Unknown) else 1
     return 0
 
 

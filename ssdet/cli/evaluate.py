@@ -20,6 +20,7 @@ from ssdet.evaluation.charades_official import truth_of
 from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, to_json
 from ssdet.evaluation.tiou import read_detections
 from ssdet.evaluation.views import frame_labels
+from ssdet.plugins import Unknown
 from ssdet.results.query import Results
 from ssdet.results.rescore import official_truth, run_material
 from ssdet.studies.data import Source
@@ -80,7 +81,7 @@ def command(arguments: list[str]) -> int:
         readings, refused = score_all(material, _names(options, material), bool(options.protocol))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, Unknown) else 1
     show(readings, refused, options.styles[0])
     return 1 if not readings or (options.protocol and refused) else 0
 

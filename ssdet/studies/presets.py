@@ -21,7 +21,7 @@ HEADS = OptimRecipe(
 """Models of features at sizes that nobody has published a schedule for."""
 SMALL_HEADS: Mapping[str, Mapping[str, Any]] = {
     "pdan": {"width": 128},
-    "ms_tct": {"dims": (32, 48, 72, 108), "final": 64},
+    "ms_tct": {"dims": (32, 48, 72, 108), "heads": 4, "final": 64},
 }
 """As wide for the 144 channels of `x3d_tiny` as the published ones for theirs."""
 ONE_PASS = 512

@@ -141,7 +141,7 @@ def test_recipes_are_audited_against_the_same_arm(tuned) -> None:
 
 
 def test_records_and_bundles_keep_it(tuned, made, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("ssdet.results.bundle.RESAMPLES", 50)
+    monkeypatch.setattr("ssdet.results.tables.enough_resamples", lambda study: 50)
     again = read_record(write_record(tuned.store, tuned.plan)).plan()
     assert again.study.table.against == {n: a for n, a in AGAINST.items() if a not in ("", "cls")}
     assert "against" not in record_of(made.plan, 0.0).study["table"]  # as records were before it

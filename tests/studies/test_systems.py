@@ -31,6 +31,7 @@ from ssdet.studies.record import record_of, write_record
 from ssdet.studies.stages import FEATURES, LAST, Job, run_stage
 from ssdet.training import checkpoint
 from ssdet.training.guide import Guide
+from ssdet.training.heads import head
 from ssdet.training.inference import score_video
 from ssdet.training.recipe import OptimRecipe
 
@@ -157,6 +158,16 @@ def test_costs_are_those_of_all_networks(planned) -> None:
     both = create("coarse_fine", 10, backbone="x3d_tiny", grid=3)
     assert parameter_count(cf, 10) == sum(p.numel() for p in both.parameters())
     assert macs(cf, 10) > 1.5 * macs(x3d, 10)
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "super_events", "tgm", "tgm_super_events", "pdan", "ms_tct"]
+)
+def test_every_head_can_be_built_at_every_size(name) -> None:
+    for size in ("tiny", "paper"):
+        recipe = on_features(name)(preset(size).experiment).head
+        with torch.device("meta"):
+            assert head(recipe, 144, 10) is not None
 
 
 def test_what_does_not_go_together_is_refused(planned) -> None:
