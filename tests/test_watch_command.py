@@ -74,7 +74,7 @@ def test_a_pipe_gets_lines(store, planned, capsys) -> None:
     assert lines[0].startswith("watched: 8 stages: 2 done, 1 running, 5 waiting; ")
     assert re.fullmatch(
         r"running: finetune Class \[bold\] seed 3: step 120/400, loss 0\.512, 88 clips/s, "
-        r"validation 31\.25, last sign of life \d+ s ago", lines[1]
+        r"validation 31\.25, last sign of life \d+ s ago, on \S+", lines[1]
     )  # fmt: skip
     assert lines[2:] == ["arm Class [bold]: validation 31.25 (seed 3)", "arm det: no score yet"]
 
