@@ -43,6 +43,7 @@ ARMS = (
     Arm("cf", two_stream("coarse_fine", CUTMIX, classification)),
     Arm("slowfast", two_stream("slowfast_det", classification, classification)),
     Arm("coarse", finetuned_as("coarse", CUTMIX)),
+    Arm("at_once", finetuned_as("coarse_fine", CUTMIX, grid=3)),
 )
 
 
@@ -71,7 +72,7 @@ def stages(planned: Plan, arm: str) -> dict:
 
 
 def test_what_arms_share_is_there_once(planned) -> None:
-    x3d, se, tgm, cf, slowfast, coarse = (stages(planned, arm.name) for arm in ARMS)
+    x3d, se, tgm, cf, slowfast, coarse, at_once = (stages(planned, arm.name) for arm in ARMS)
     assert list(se) == ["pretrain", "finetune", "features", "head", "predict"]
     assert se["finetune"].id == x3d["finetune"].id
     assert se["features"].id == tgm["features"].id and se["head"].id != tgm["head"].id
@@ -79,9 +80,10 @@ def test_what_arms_share_is_there_once(planned) -> None:
     assert cf["guide.features"].id == slowfast["guide.features"].id != se["features"].id
     assert cf["pretrain"].recipe.augment == "cutmix" != cf["guide.pretrain"].recipe.augment
     assert coarse["pretrain"].id == cf["pretrain"].id
+    assert list(at_once) == ["pretrain", "finetune", "predict"]
     kinds = [stage.kind for stage in planned.stages.values()]
     assert {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)} == {
-        "pretrain": 2, "finetune": 4, "predict": 6, "extract": 2, "fit_head": 2,
+        "pretrain": 2, "finetune": 5, "predict": 7, "extract": 2, "fit_head": 2,
     }  # fmt: skip
 
 
