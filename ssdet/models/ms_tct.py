@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdet.models.registry import register
+from ssdet.models.super_events import silenced
 
 STRIDES = (1, 2, 2, 2)
 
@@ -45,7 +46,7 @@ class Local(nn.Module):
         self.reduce = nn.Linear(inner, dim)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
-        hidden_BCT = only(self.expand(x_BTC).transpose(1, 2), mask_BT)
+        hidden_BCT = silenced(self.expand(x_BTC).transpose(1, 2), mask_BT)
         return self.reduce(F.gelu(self.conv(hidden_BCT).transpose(1, 2)))
 
 
@@ -76,7 +77,7 @@ class Stage(nn.Module):
     def forward(self, x_BCT: Tensor, mask_BT: Tensor | None) -> Tensor:
         # Padded apart: oneDNN's bfloat16 weight gradient of a padded, strided convolution of a
         # single step holds whatever was in memory (torch 2.14).
-        padded_BCT = F.pad(only(x_BCT, mask_BT), (1, 1))
+        padded_BCT = F.pad(silenced(x_BCT, mask_BT), (1, 1))
         x_BTC = self.merge_norm(self.merge(padded_BCT).transpose(1, 2))
         # A merged step exists where its middle step does.
         mask_BT = None if mask_BT is None else mask_BT[:, :: self.merge.stride[0]]
@@ -150,7 +151,7 @@ class MSTCT(nn.Module):
         whose peaks are the middles of actions; it is learned from and not scored by."""
         levels, mask_BT = self._levels(features_BDT, lengths_B)
         mixed_BCT, plain_BCT = self.mixer(levels, mask_BT)
-        heat_BKT = self.classes["heat"](F.relu(self.spread(only(plain_BCT, mask_BT))))
+        heat_BKT = self.classes["heat"](F.relu(self.spread(silenced(plain_BCT, mask_BT))))
         return self._scored(mixed_BCT), heat_BKT
 
     def _levels(self, x_BCT: Tensor, lengths_B: Tensor) -> tuple[list[Tensor], Tensor | None]:
@@ -196,11 +197,6 @@ def ms_tct(
         for width, stride in zip(widths, STRIDES, strict=True)
     ]
     return MSTCT(stages, Mixer(dims, final), final, num_classes, dropout, padding == "exact")
-
-
-def only(x_BCT: Tensor, mask_BT: Tensor | None) -> Tensor:
-    """The same with zeros outside the mask, as convolutions see beyond the ends of a sequence."""
-    return x_BCT if mask_BT is None else x_BCT.masked_fill(~mask_BT[:, None], 0)
 
 
 def stretched(
