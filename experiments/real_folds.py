@@ -5,7 +5,8 @@
         --downstream fir-action/annotations.json --downstream-videos fir-action
 
 Each fold tests on its own videos a network that was fine-tuned on all others; pretraining is shared
-by all folds. The scores of all videos are pooled: a difference is resampled over all of them.
+by all folds. The scores of all videos are pooled, and a difference is resampled over all of them;
+beside it stands the mean of the folds, which does not rank scores of several heads together.
 """
 
 import json
@@ -57,12 +58,19 @@ def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
     return found
 
 
+def chance(targets: Scores) -> float:
+    """What scores that know nothing reach: the mean share of frames of the classes that occur."""
+    shares = np.concatenate([*targets.values()]).mean(axis=0)
+    return float(100 * shares[shares > 0].mean())
+
+
 def report(planned: list[Plan], store: Store, out: Console) -> None:
     """Print the pooled scores of every arm, and their difference from the baseline."""
-    targets: Scores = {}
+    folds: list[Scores] = []
     for fold in planned:
         data = fold.study.data
-        targets |= frame_targets(data.split("downstream", "test"), data.reader("downstream"))
+        folds.append(frame_targets(data.split("downstream", "test"), data.reader("downstream")))
+    targets = {video: rows for fold in folds for video, rows in fold.items()}
     study = planned[0].study
     scores = {arm.name: pooled(planned, store, arm.name) for arm in study.arms}
     base = scores[study.baseline]
@@ -71,18 +79,25 @@ def report(planned: list[Plan], store: Store, out: Console) -> None:
         paired_bootstrap([*base.values()], [*scores[name].values()], targets) for name in others
     ]
     adjusted = dict(zip(others, holm([found.p_value for found in compared]), strict=True))
-    table = Table("arm", "dense mAP, by seed", "difference [95 %]", "p (Holm)")
+    table = Table("arm", "mean of folds", "pooled", "difference of pooled [95 %]", "p (Holm)")
+    table.add_row("chance", f"{np.mean([*map(chance, folds)]):.1f}", f"{chance(targets):.1f}")
     for arm in study.arms:
-        values = [100 * dense_map(one, targets).value for one in scores[arm.name].values()]
+        runs = scores[arm.name].values()
+        means = [
+            np.mean([100 * dense_map({v: run[v] for v in fold}, fold).value for fold in folds])
+            for run in runs
+        ]
+        values = [100 * dense_map(run, targets).value for run in runs]
         told = ["", ""]
         if arm.name in adjusted:
             found = compared[others.index(arm.name)]
             low, middle, high = (100 * v for v in (found.low, found.difference, found.high))
             told = [f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]", f"{adjusted[arm.name]:.3f}"]
-        table.add_row(arm.label, ", ".join(f"{value:.1f}" for value in values), *told)
+        shown = (", ".join(f"{value:.1f}" for value in values) for values in (means, values))
+        table.add_row(arm.label, *shown, *told)
     frames = sum(len(rows) for rows in targets.values())
     out.print(table)
-    out.print(f"dense_map/v1, {len(targets)} videos, {frames} frames, {len(planned)} folds")
+    out.print(f"dense_map/v1 by seed, {len(targets)} videos, {frames} frames, {len(planned)} folds")
 
 
 def run(options: Folds) -> int:
