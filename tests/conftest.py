@@ -37,6 +37,12 @@ def golden() -> Callable[[str], Mapping[str, np.ndarray]]:
     return lambda name: np.load(ROOT / "tests" / "golden" / f"{name}.npz", allow_pickle=False)
 
 
+S3_KEYS = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing") | {
+    "AWS_EC2_METADATA_DISABLED": "true"
+}
+"""What the server of these tests is asked with."""
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a very small Moving Shapes, in a cache of its own."""
@@ -53,6 +59,7 @@ def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
     from ssdet.studies.session import connect
 
+    os.environ |= S3_KEYS  # its processes inherit them, whether a server was there before or not
     with connect("local"):
         yield
 
@@ -62,8 +69,7 @@ def s3_server() -> Iterator[tuple[str, int]]:
     """Host and port of a server with S3's API, for all tests that need one."""
     from moto.server import ThreadedMotoServer
 
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-    os.environ |= dict.fromkeys(keys, "testing") | {"AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ |= S3_KEYS
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ssdet.studies.doctor import Finding
+    from ssdet.studies.doctor_findings import Finding
 
 COLUMNS = 6
 """Machines that the table has room for; those with a problem come first."""
