@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.tree import Tree
 
-from ssdet.studies.assume import Assumed, figures, read_nodes, schedule, speeds
+from ssdet.studies.assume import Assumed, figures, read_nodes, repeated, schedule, speeds
 from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
 from ssdet.studies.plan import Plan, Stage
 from ssdet.studies.progress import duration
@@ -22,8 +22,21 @@ if TYPE_CHECKING:
     from ssdet.cli.experiment import Options
 
 
-def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None:
-    """Stages by arm, what is shared and done, and what the rest costs here.
+@dataclass(frozen=True)
+class Trials:
+    """Those of a search, one of which is planned."""
+
+    asked: int
+    left: int
+    scheduler: str | None
+    """What may stop them early."""
+
+
+def show_plan(
+    planned: Plan, store: Store, asked: Options, out: Console, trials: Trials | None = None
+) -> None:
+    """Stages by arm, what is shared and done, and what the rest costs here; of a search, what one
+    trial of its base costs here, and all that are left on a described cluster.
 
     The figures are kept in the store, where a report sets them beside what it took; those of a
     plan with less done already count more. ValueError for a cluster that --assume describes badly.
@@ -35,8 +48,10 @@ def show_plan(planned: Plan, store: Store, asked: Options, out: Console) -> None
     earlier = store.estimate(digest)
     if earlier is None or costs["done"] <= earlier["done"]:
         store.keep_estimate(digest, costs)
+    if trials is not None:
+        costs["trials"] = asdict(trials)
     if described is not None:
-        costs["assumed"] = on_cluster(described, planned, store, cost, asked)
+        costs["assumed"] = on_cluster(described, planned, store, cost, asked, trials)
     if asked.json:
         out.print_json(json.dumps(costs))
         return
@@ -58,14 +73,24 @@ def assumed(asked: Options) -> Assumed | None:
 
 
 def on_cluster(
-    described: Assumed, planned: Plan, store: Store, cost: Estimate, asked: Options
+    described: Assumed,
+    planned: Plan,
+    store: Store,
+    cost: Estimate,
+    asked: Options,
+    trials: Trials | None = None,
 ) -> dict[str, Any]:
-    """How what is left would run on a described cluster, as JSON values; times in seconds."""
+    """How what is left would run on a described cluster, as JSON values; times in seconds.
+
+    Trials of a search are held to share no stage, to find none done, and to come to their end.
+    """
     assert asked.assume is not None
-    left = [s for name, s in planned.stages.items() if store.result(name) is None]
+    left, seconds = [s for n, s in planned.stages.items() if store.result(n) is None], cost.seconds
+    if trials is not None:
+        left, seconds = repeated(planned.stages.values(), cost.seconds, trials.left)
     resources = described.fit(asked.workers, asked.gpus_per_worker, asked.concurrent)
     speed = speeds(described, Path(asked.assume).parent, [asdict(rate) for rate in cost.rates])
-    found = schedule(left, cost.seconds, described, speed, resources)
+    found = schedule(left, seconds, described, speed, resources)
     return {"file": asked.assume, "speeds": speed, **figures(described, found)}
 
 
@@ -150,8 +175,19 @@ def lines(costs: dict[str, Any]) -> list[str]:
         + (f" of {costs['workers']} workers, if they scale" if costs["workers"] > 1 else "")
     )
     told.append(_devices(costs) + f", {costs['disk_bytes'] / 1e6:.0f} MB of disk")
-    told.append(_power(costs))
+    told.append(_trials(costs) if "trials" in costs else _power(costs))
     return told + (_described(costs["assumed"]) if "assumed" in costs else [])
+
+
+def _trials(costs: dict[str, Any]) -> str:
+    """What the figures are of where a search is planned."""
+    found = costs["trials"]
+    told = f"this is one trial of the base; {found['asked']} are asked for, {found['left']} left"
+    if "assumed" not in costs:
+        return told
+    why = [f"{found['scheduler']} may stop some sooner"] if found["scheduler"] else []
+    why += ["stages that they share run once"]
+    return f"{told}; below are these, at the base's cost each: an upper bound ({', '.join(why)})"
 
 
 def _described(found: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
-from ssdet.cli.plan import show_plan
+from ssdet.cli.plan import Trials, assumed, show_plan
 from ssdet.cli.study import load
 from ssdet.studies.lines import outcome, shown
 from ssdet.studies.plan import plan
@@ -21,7 +21,7 @@ from ssdet.studies.progress import duration
 from ssdet.studies.search import Search
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
-from ssdet.studies.trials import SearchResult, Trial, result, searches
+from ssdet.studies.trials import ENDED, SearchResult, Trial, result, searches
 from ssdet.studies.trust import trust_of_search, trust_of_studies, trust_of_validations
 from ssdet.studies.tuning import Choice, Tuning, choices, tuned
 
@@ -62,6 +62,8 @@ class TuneOptions(Options):
     """Stop trials early by their validations, instead of what the file says."""
     tuning_seed: int | None = None
     """Of proposals and of training in the trials, not one of the study's: 1000, or the file's."""
+    dry_run: tyro.conf.Suppress[bool] = False
+    assume: tyro.conf.Suppress[str | None] = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,12 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
     """Run a search with these options; returns the exit status, 1 where no trial finished."""
     out = console or _console()
     try:
+        assumed(options)
         search, study = _resolved(search, options)
         store = store_of(options)
         if options.dry_run:
-            show_plan(plan(study), store, options, out)
-            out.print(f"this is one trial of the base; {search.trials} are asked for")
+            trials = Trials(search.trials, _left(search, store), search.scheduler)
+            show_plan(plan(study), store, options, out, trials)
             return 0
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -116,7 +119,7 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
 
     means = (options.address, options.workers, options.gpus_per_worker, options.concurrent)
     try:
-        found = run_search(search, store, *means, options.loaders)
+        found = run_search(search, store, *means, options.loaders, decoders=options.decoders)
         report(found, out)
         found.best()
     except (ValueError, OSError) as error:
@@ -142,6 +145,11 @@ def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
     if options.scheduler is not None:
         asked["scheduler"] = None if options.scheduler == "none" else options.scheduler
     return replace(search, **asked), study
+
+
+def _left(search: Search, store: Store) -> int:
+    known = result(store, search.name).trials if search.name in searches(store) else ()
+    return max(0, search.trials - sum(trial.state in ENDED for trial in known))
 
 
 def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
@@ -230,7 +238,7 @@ def tune(arguments: list[str]) -> int:
         return 2
     means = {
         name: getattr(options, name)
-        for name in ("address", "workers", "gpus_per_worker", "concurrent", "loaders")
+        for name in ("address", "workers", "gpus_per_worker", "concurrent", "loaders", "decoders")
     }
     try:
         both = tuned(study, store, tuning, **means)

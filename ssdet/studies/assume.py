@@ -8,7 +8,7 @@ import heapq
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -241,6 +241,23 @@ def schedule(
             node.take(-count, gpus)
             up[node.kind] += 0.0 if node.workers else now - node.since
     return Schedule(now, spans, tuple(_uses(assumed, resources, work, up, now)))
+
+
+def repeated(
+    stages: Collection[Stage], seconds: Mapping[str, float], times: int
+) -> tuple[list[Stage], dict[str, float]]:
+    """So many copies of stages (parents first) that share nothing, one whole copy after another;
+    and how long each lasts, by id."""
+    found: list[Stage] = []
+    lasts: dict[str, float] = {}
+    for number in range(times):
+        made: dict[str, Stage] = {}
+        for stage in stages:
+            parents = tuple(made[parent.id] for parent in stage.parents)
+            copy = replace(stage, parents=parents, fingerprint=f"{stage.fingerprint}, {number}")
+            made[stage.id], lasts[copy.id] = copy, seconds[stage.id]
+        found += made.values()
+    return found, lasts
 
 
 def _ready(waiting: Mapping[str, Stage], running: Collection[str]) -> Iterator[Stage]:

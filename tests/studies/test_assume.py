@@ -11,10 +11,21 @@ from rich.console import Console
 
 from ssdet.cli import plan as shown
 from ssdet.cli.experiment import Options, main
+from ssdet.cli.search import SearchOptions, command, main_search
 from ssdet.studies import estimate as costs
-from ssdet.studies.assume import Assumed, NodeKind, figures, read_nodes, schedule, speeds
+from ssdet.studies.assume import (
+    Assumed,
+    NodeKind,
+    figures,
+    read_nodes,
+    repeated,
+    schedule,
+    speeds,
+)
 from ssdet.studies.plan import Stage
+from ssdet.studies.search import Search
 from ssdet.studies.study import Arm, Study
+from ssdet.studies.trials import Trial, append
 from ssdet.training.recipe import ModelRecipe
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "clusters" / "nodes_example.yaml"
@@ -238,6 +249,75 @@ def test_a_dry_run_tells_of_a_described_cluster(tmp_path, shapes, estimated, cap
     assert found["kinds"][0]["utilisation"] == pytest.approx(told["stages"] / (3 * 4))
     assert dry_run(tmp_path, shapes, Console(width=300), assume=str(nodes)) == 0
     assert "1 h 30 min; cost 4.50 USD" in capsys.readouterr().out
+
+
+def search(trials: int, store: Path, out: Console, scheduler: Any = None, **options: Any) -> int:
+    asked = SearchOptions(preset="smoke", store=str(store), **options)
+    declared = Search("described", {"finetune_lr": [0.1, 0.2]}, trials=trials, scheduler=scheduler)
+    return main_search(declared, asked, out)
+
+
+def test_a_search_is_all_of_its_trials_on_a_described_cluster(
+    tmp_path, shapes, estimated, capsys
+) -> None:
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text(json.dumps({"nodes": [GOOD | {"speed": 2, "price": 3}], "currency": "USD"}))
+    given = {"dry_run": True, "assume": str(nodes)}
+    assert search(5, tmp_path, Console(), json=True, **given) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["trials"] == {"asked": 5, "left": 5, "scheduler": None}
+    # Half an hour for each of three stages, two trials at a time: the fifth is alone.
+    assert told["assumed"]["makespan_seconds"] == 3 * told["stages"] * 1800 and told["stages"] == 3
+    assert told["assumed"]["kinds"][0]["utilisation"] == pytest.approx(5 / 6)
+    assert told["assumed"]["cost"] == pytest.approx(3 * 4.5)
+    assert search(5, tmp_path, Console(width=400), "asha", **given) == 0
+    text = capsys.readouterr().out
+    assert "5 left" in text and "upper bound (asha may stop some sooner" in text
+    assert "4 h 30 min; cost 13.50 USD" in text
+
+
+def test_trials_that_have_ended_are_not_planned_again(tmp_path, shapes, estimated, capsys) -> None:
+    nodes = tmp_path / "nodes.yaml"
+    nodes.write_text(json.dumps({"nodes": [GOOD]}))
+    folder = tmp_path / "searches" / "described"
+    folder.mkdir(parents=True)
+    (folder / "search.json").write_text(json.dumps({"objectives": ["map"]}))
+    for number, state in enumerate(("complete", "pruned", "interrupted", "running")):
+        append(folder / "trials.jsonl", Trial(number, state, {}, {}))
+    given = {"dry_run": True, "assume": str(nodes), "json": True}
+    for trials, left in ((5, 3), (2, 0)):
+        assert search(trials, tmp_path, Console(), **given) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["trials"]["left"] == left
+        assert (told["assumed"]["makespan_seconds"] > 0) == (left > 0)
+
+
+def test_a_search_that_runs_takes_no_description_and_a_tuning_has_no_dry_run(
+    tmp_path, capsys
+) -> None:
+    assert search(1, tmp_path, Console(), assume="nodes.yaml") == 2
+    assert "--dry-run" in capsys.readouterr().err
+    experiment = str(EXAMPLE.parents[1] / "experiments" / "ablate_cutmix.py")
+    with pytest.raises(SystemExit) as ended:
+        command(["tune", experiment, "--dry-run"])
+    assert ended.value.code == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(graphs(), st.integers(0, 4))
+def test_copies_of_a_graph_share_nothing_and_last_as_long(graph, times) -> None:
+    stages, seconds = graph
+    found, lasts = repeated(stages, seconds, times)
+    assert len({s.id for s in found} | seconds.keys()) == len(stages) * (times + 1)
+    for index, copy in enumerate(found):
+        like = stages[index % len(stages)]
+        assert (copy.kind, copy.recipe, lasts[copy.id]) == (
+            like.kind,
+            like.recipe,
+            seconds[like.id],
+        )
+        own = {s.id for s in found[index - index % len(stages) : index]}
+        assert {p.id for p in copy.parents} <= own and len(copy.parents) == len(like.parents)
 
 
 def test_wrong_uses_of_a_description_are_told_before_anything_is_measured(
