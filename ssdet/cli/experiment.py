@@ -73,6 +73,9 @@ class Options:
     """Stages at once; all that fit by default."""
     loaders: int = 0
     """Processes per worker that decode ahead."""
+    decoders: int = 0
+    """Instead, CPU tasks of Ray Data per worker that do, on nodes without GPUs where workers have
+    GPUs."""
     arms: tuple[str, ...] = ()
     """Only these arms (the baseline is always there)."""
     pretrain_steps: int | None = None
@@ -148,6 +151,7 @@ def main(
             budget=options.budget,
             dashboard=options.dashboard,
             log=options.log,
+            decoders=options.decoders,
         )
         table = result_table(planned, store)
         show_table(table, out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,11 @@ class ClipRecipe:
     def span(self) -> int:
         """Video frames that a clip takes from its start on."""
         return self.window or (self.frames - 1) * self.stride + 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a clip's pictures."""
+        return self.frames * self.size**2 * 3
 
     def __post_init__(self) -> None:
         if self.frames < 2 or self.stride < 1:
@@ -236,20 +241,38 @@ def collate(samples: Sequence[dict]) -> Batch:
 
 
 def batches(
-    clips: Clips, batch: int, start: int, stop: int, rank: int, world: int, loaders: int = 0
+    clips: Clips,
+    batch: int,
+    start: int,
+    stop: int,
+    rank: int,
+    world: int,
+    loaders: int = 0,
+    decoders: int = 0,
 ) -> Iterator[Batch]:
     """Batches of steps start…stop-1, the share of worker `rank`: samples rank, rank + world, …
 
-    `loaders` processes decode ahead; what they deliver does not depend on their number.
-    ValueError for a batch that does not divide evenly among the workers.
+    `loaders` processes, or `decoders` tasks of Ray Data, decode ahead; what they deliver does not
+    depend on their number. ValueError for a batch that does not divide evenly among the workers.
     """
     if batch % world:
         raise ValueError(f"batch {batch} does not divide among {world} workers")
-    positions: Iterable[int] = (
-        step * batch + slot for step in range(start, stop) for slot in range(rank, batch, world)
+    places = (
+        list(range(step * batch + rank, (step + 1) * batch, world)) for step in range(start, stop)
     )
+    return load(clips, places, loaders, decoders, batch // world * clips.recipe.nbytes)
+
+
+def load(
+    dataset: Dataset, places: Iterable[list[Any]], loaders: int, decoders: int, size: int
+) -> Iterator[Batch]:
+    """The samples of a data set at these places, a batch for each; size: bytes of its pictures."""
+    if decoders:
+        from ssdet.data.decoders import stream  # which rests on this module
+
+        return stream(dataset, places, decoders, size)
     loader: DataLoader = DataLoader(
-        clips, batch // world, sampler=positions, collate_fn=collate, num_workers=loaders
+        dataset, batch_sampler=places, collate_fn=collate, num_workers=loaders
     )
     return iter(loader)
 

@@ -1,6 +1,8 @@
 """How much a run may spend before it stops starting stages."""
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from ssdet.studies.plan import Stage
 
@@ -25,6 +27,15 @@ class Budget:
         """A stage begins to hold its devices."""
         held = self.each * (self.workers if stage.kind in TRAINING else 1)
         self._running[stage.id] = time.monotonic(), held
+
+    def update(self, stage: str, metrics: Mapping[str, Any]) -> None:
+        """A stage reported (`ssdet.studies.graph.Listener`), perhaps with how many `workers`: since
+        it reported last, or began, it is held to have had so many. Without, as many as planned."""
+        if stage in self._running and "workers" in metrics:
+            (began, _), now = self._running[stage], time.monotonic()
+            held = self.each * metrics["workers"]
+            self._used += (now - began) * held / 3600
+            self._running[stage] = now, held
 
     def stop(self, stage_id: str) -> None:
         """A stage has ended, well or not."""

@@ -91,6 +91,20 @@ class Data:
         return open_cache(self.manifests[role], self.decode_size, root, progress)
 
 
+def check_decoders(data: Data, loaders: int, decoders: int) -> None:
+    """ValueError where decoders cannot be of use."""
+    if decoders and loaders:
+        raise ValueError(
+            f"loaders={loaders} and decoders={decoders}: batches come from processes beside the "
+            "trainer or from Ray Data, give one of them"
+        )
+    if decoders and data.cache:
+        raise ValueError(
+            f"decoders={decoders}: these videos are kept decoded (cache=True), and each node has "
+            "its own copy: leave the decoders out, or use a preset that decodes (paper, released)"
+        )
+
+
 def moving_shapes(
     config: Config, decode_size: int | None = None, cache: bool = True, progress: Progress = silent
 ) -> Data:

@@ -11,7 +11,7 @@ from ray.tune.search import Searcher
 
 from ssdet.studies.budget import Budget
 from ssdet.studies.plan import Stage
-from ssdet.studies.store import Store
+from ssdet.studies.store import Store, note_error
 from ssdet.training.distributed import MOVES
 
 LOOK_AGAIN = 2.0
@@ -95,7 +95,13 @@ class GraphSearch(Searcher):
             return
         reason = (result or {}).get("error")
         if error or result is None or reason:
-            self._fail(name, reason or "its process died again and again")
+            self._fail(name, reason or self._dead(name))
+
+    def _dead(self, name: str) -> str:
+        """Note what nobody was left to note: that Ray gave a stage up."""
+        why = "its process died again and again: killed, out of memory, or its machine went away"
+        note_error(self._store.folder(name), why + "\n")
+        return why
 
     def _fail(self, name: str, reason: str) -> None:
         self.errors[name] = reason

@@ -9,12 +9,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ssdet.studies.budget import Budget
-from ssdet.studies.data import ROLES, Data
+from ssdet.studies.data import ROLES, Data, check_decoders
 from ssdet.studies.plan import Plan, Stage, plan
 from ssdet.studies.progress import Progress
 from ssdet.studies.record import write_record
 from ssdet.studies.session import Resources, Workers, connect, plan_resources
-from ssdet.studies.store import Store
+from ssdet.studies.store import Store, note_error
 from ssdet.studies.study import Study
 from ssdet.training.loop import shares
 from ssdet.training.preemption import Preempted
@@ -52,6 +52,7 @@ def run(
     budget: float | None = None,
     dashboard: bool = False,
     log: Sequence[str] = (),
+    decoders: int = 0,
 ) -> Plan:
     """Bring every stage of a study to its end, and return the plan whose results are in the store.
 
@@ -59,12 +60,14 @@ def run(
     after a crash finishes what is left. Raises StagesFailed after all that could run has run;
     BudgetSpent where `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner;
     ValueError where the cluster cannot hold one stage. With `workers` "2:8" each training has as
-    many as there is room for, and starts again with others when that changes. `dashboard` is for
-    an own Ray, `log` names trackers that are told of stages as well: "mlflow", "wandb".
+    many as there is room for, and starts again with others when that changes. `decoders` tasks of
+    Ray Data decode for each worker, in place of `loaders`. `dashboard` is for an own Ray, `log`
+    names trackers that are told of stages as well: "mlflow", "wandb".
     """
     store = store if isinstance(store, Store) else Store.open(store)
     planned, asked = plan(study), Workers.of(workers)
     study = planned.study
+    check_decoders(study.data, loaders, decoders)
     for stage in planned.stages.values():
         if stage.kind in TRAINING:
             shares(stage.recipe, asked.low, asked.high)
@@ -75,16 +78,21 @@ def run(
     if not todo:
         return planned
     fill_caches(study.data, progress.count)
-    from ssdet.studies.graph import GraphSearch, Moves, ProgressCallback, trackers
+    from ssdet.studies.graph import GraphSearch, Listener, Moves, ProgressCallback, trackers
     from ssdet.studies.telemetry import Telemetry
 
     with connect(address, dashboard=dashboard) as session:
-        resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=session.capacity)
+        resources = plan_resources(
+            workers, gpus_per_worker, concurrent, cluster=session.capacity, decoders=decoders
+        )
         progress.start(session.summary(), resources)
         settings = {"loaders": loaders, "checkpoint_every": checkpoint_every}
         limit = None if budget is None else Budget(budget, resources.workers, gpus_per_worker)
         telemetry = Telemetry(planned, store.root / "tensorboard", bool(session.dashboard))
-        callbacks = [ProgressCallback(progress, telemetry), Moves(progress.line)]
+        listeners: list[Listener] = [progress, telemetry]
+        if limit is not None:
+            listeners.append(limit)
+        callbacks = [ProgressCallback(*listeners), Moves(progress.line)]
         callbacks += trackers(log, study.name)
         try:
             search = GraphSearch(todo, store, limit, progress)
@@ -180,7 +188,7 @@ def members(stage: Stage, resources: Resources) -> dict[str, Any]:
     """How many workers a stage's job has, and what each asks for."""
     found: dict[str, Any] = {"worker_resources": resources.worker}
     if stage.kind in TRAINING:
-        found["workers"] = resources.workers
+        found |= {"workers": resources.workers, "decoders": resources.decoders}
         if (asked := resources.elastic) is not None:
             found["sizes"] = tuple(shares(stage.recipe, asked.low, asked.high))
     return found
@@ -217,10 +225,8 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
         tune.report({"preempted": str(error)})
         os._exit(1)
     except Exception as error:
-        path = job.folder / "error.txt"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(traceback.format_exc())
-        tune.report({"error": f"{type(error).__name__}: {error} (traceback in {path})"})
+        told = f"{type(error).__name__}: {error}"
+        tune.report({"error": f"{told} ({note_error(job.folder, traceback.format_exc())})"})
         if torch.cuda.is_initialized():
             os._exit(1)  # a broken CUDA context would fail every stage that this process gets next
         return

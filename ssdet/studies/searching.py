@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from ssdet.evaluation.cost import conv_macs
-from ssdet.studies.data import Data
+from ssdet.studies.data import Data, check_decoders
 from ssdet.studies.graph import Moves
 from ssdet.studies.ledger import Ledger, open_ledger
 from ssdet.studies.lines import Lines
@@ -45,6 +45,7 @@ def run_search(
     loaders: int = 0,
     checkpoint_every: float = 20.0,
     evaluate: Evaluate | None = None,
+    decoders: int = 0,
 ) -> SearchResult:
     """Bring a search to its number of trials, and return what it found.
 
@@ -57,6 +58,7 @@ def run_search(
     store = store if isinstance(store, Store) else Store.open(store)
     study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
     search = replace(search, base=study.base, data=study.data)
+    check_decoders(study.data, loaders, decoders)
     if not study.data.split("downstream", "val").videos:
         raise ValueError(
             f"search {search.name!r}: the untrimmed videos have no validation split ('val') to "
@@ -70,7 +72,9 @@ def run_search(
             fill_caches(search.data, lines.count)
         with connect(address) as session:
             cluster = session.capacity
-            resources = plan_resources(workers, gpus_per_worker, concurrent, cluster=cluster)
+            resources = plan_resources(
+                workers, gpus_per_worker, concurrent, cluster=cluster, decoders=decoders
+            )
             lines.start(session.summary(), resources.concurrent)
             means = Means(
                 store.uri, search.data, resources, loaders, checkpoint_every,

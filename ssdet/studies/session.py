@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import socket
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ LOCAL_ENVIRONMENT = {
 OBJECT_STORE_BYTES = 300_000_000
 CLUSTER_FILE_ON_HEAD = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves the resolved cluster file, as JSON."""
+KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where Kubernetes tells a pod, beside the account that it may ask the API server with."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ class Resources:
     concurrent: int
     elastic: Workers | None = None
     """The range, where each stage has as many workers of it as there is room for when it starts."""
+    decoders: int = 0
+    """Tasks beside each worker of a training that decode for it, each on a core."""
 
     @property
     def drives(self) -> bool:
@@ -140,6 +145,7 @@ def plan_resources(
     concurrent: int | None = None,
     *,
     cluster: Node | Sequence[Node],
+    decoders: int = 0,
 ) -> Resources:
     """What each stage asks for so that `concurrent` of them (default: all that fit) never starve.
 
@@ -147,23 +153,27 @@ def plan_resources(
     `cluster`: CPUs and GPUs of each node; a single mapping is a single node. A worker needs one
     core, and its GPUs from one node. One worker is the trial itself; several have a driver beside
     them, and all drivers and workers of the running trials must fit at once, even with every
-    driver on the fullest node: otherwise drivers wait for workers that wait for drivers.
+    driver on the fullest node: otherwise drivers wait for workers that wait for drivers. So must
+    the `decoders` of every worker, one core each: of nodes without GPUs where workers have GPUs.
     Raises ValueError with what was asked, what there is, and the way out.
     """
     asked = Workers.of(workers)
-    _check_request(gpus_per_worker, concurrent)
+    _check_request(gpus_per_worker, concurrent, decoders)
     nodes = [cluster] if isinstance(cluster, Mapping) else list(cluster)
     hosts = [(node, slots) for node in nodes if (slots := _slots(node, gpus_per_worker))]
     room, at_least = sum(slots for _, slots in hosts), concurrent or 1
+    if decoders:
+        room = min(room, _decoded_for(nodes, gpus_per_worker, decoders))
+        hosts += [(n, cores) for n in nodes if not n.get("GPU") and (cores := int(n["CPU"]))]
     team = max(asked.low, min(asked.high, room // at_least))
     most = room // team
     if asked.high > 1:
         most = min([most, *(_drivers_beside(node, slots) for node, slots in hosts)])
     if most < at_least:
-        raise ValueError(_shortage(team, gpus_per_worker, concurrent, most, nodes))
+        raise ValueError(_shortage(team, gpus_per_worker, concurrent, most, nodes, decoders))
     cpus = 1.0 if asked.high == 1 else WORKER_CPU
     elastic = asked if asked.elastic else None
-    return Resources(team, cpus, gpus_per_worker, concurrent or most, elastic)
+    return Resources(team, cpus, gpus_per_worker, concurrent or most, elastic, decoders)
 
 
 def _start(dashboard: bool) -> str:
@@ -230,11 +240,41 @@ def _session(owned: bool = False, dashboard: str = "") -> Session:
 
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = tuple(_node(resources) for resources in found)
-    file = CLUSTER_FILE_ON_HEAD.expanduser()
     address = ray.get_runtime_context().gcs_address
     on_head = not owned and address.rsplit(":", 1)[0] == ray.util.get_node_ip_address()
-    growth = _growth(json.loads(file.read_text()), nodes) if on_head and file.exists() else ()
-    return Session(address, owned, nodes, growth, dashboard)
+    limits = _autoscaler_limits() if on_head else None
+    return Session(address, owned, nodes, _growth(limits, nodes) if limits else (), dashboard)
+
+
+def _autoscaler_limits() -> Mapping[str, Any] | None:
+    """The cluster file that the autoscaler beside this head follows; None where there is none.
+
+    Ray's own place for it, `ClusterConfig` in the GCS, is filled by no autoscaler of Ray 2.60.
+    """
+    if (file := CLUSTER_FILE_ON_HEAD.expanduser()).exists():
+        limits: Mapping[str, Any] = json.loads(file.read_text())
+        return limits
+    name = os.environ.get("RAY_CLUSTER_NAME")  # KubeRay sets it in every pod
+    return _kuberay_limits(name) if name and KUBERNETES_NAMESPACE.exists() else None
+
+
+def _kuberay_limits(name: str) -> Mapping[str, Any] | None:
+    """The same from a RayCluster. KubeRay's autoscaler runs in the head's pod and reads it with
+    the account of that pod, so where this is forbidden there is no autoscaler either."""
+    import requests
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
+
+    client = node_provider.KubernetesHttpApiClient(KUBERNETES_NAMESPACE.read_text().strip())
+    try:
+        found = client.get(f"rayclusters/{name}")
+    except requests.RequestException as error:
+        if error.response is None or error.response.status_code not in (401, 403, 404):
+            told = "only nodes that run are counted, not what KubeRay's autoscaler may add"
+            warnings.warn(f"RayCluster {name!r} cannot be read ({error}): {told}", stacklevel=2)
+        return None
+    if not found["spec"].get("enableInTreeAutoscaling"):
+        return None
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
 
 
 def _growth(cluster_file: Mapping[str, Any], running: Sequence[Node]) -> tuple[Node, ...]:
@@ -268,7 +308,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _check_request(gpus_per_worker: float, concurrent: int | None) -> None:
+def _check_request(gpus_per_worker: float, concurrent: int | None, decoders: int) -> None:
+    if decoders < 0:
+        raise ValueError(f"decoders={decoders}: expected 1 or more, or 0 for none")
     if concurrent is not None and concurrent < 1:
         raise ValueError(f"concurrent={concurrent}: expected 1 or more, or None for all that fit")
     if gpus_per_worker < 0 or (gpus_per_worker > 1 and gpus_per_worker % 1):
@@ -283,15 +325,30 @@ def _slots(node: Node, gpus_per_worker: float) -> int:
     return int(min(node.get("CPU", 0), gpus + 1e-9))
 
 
+def _decoded_for(nodes: Sequence[Node], gpus_per_worker: float, decoders: int) -> int:
+    """Workers whose decoders have a core each, beside those of the workers themselves."""
+    if gpus_per_worker:
+        return sum(int(n.get("CPU", 0)) for n in nodes if not n.get("GPU")) // decoders
+    return sum(int(n.get("CPU", 0)) for n in nodes) // (1 + decoders)
+
+
 def _drivers_beside(node: Node, slots: int) -> int:
     return int((node["CPU"] - slots * WORKER_CPU) / DRIVER_CPU + 1e-6)
 
 
 def _shortage(
-    workers: int, gpus_per_worker: float, concurrent: int | None, most: int, nodes: Sequence[Node]
+    workers: int,
+    gpus_per_worker: float,
+    concurrent: int | None,
+    most: int,
+    nodes: Sequence[Node],
+    decoders: int,
 ) -> str:
     trials, team = _count(concurrent or 1, "trial"), _count(workers, "worker")
     asked = f"{trials} at once, each of {team} with 1 CPU and {gpus_per_worker:g} GPUs"
+    if decoders:
+        where = " on nodes without GPUs" if gpus_per_worker else ""
+        asked += f", and for each {_count(decoders, 'decoder')} with 1 CPU{where}"
     largest = max((node.get("GPU", 0) for node in nodes), default=0)
     if gpus_per_worker > largest:
         return (
@@ -302,5 +359,5 @@ def _shortage(
     fewer = f"concurrent={most} or less" if most else "a smaller gpus_per_worker"
     return (
         f"{asked}: the cluster has {_size(nodes)}, room for {_count(most, 'trial')}:"
-        f" use {fewer}, fewer workers, or more nodes"
+        f" use {fewer}, fewer workers{' or decoders' if decoders else ''}, or more nodes"
     )

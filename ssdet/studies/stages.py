@@ -56,6 +56,8 @@ class Job:
     worker_resources: Mapping[str, float] = field(default_factory=dict)
     """What each of several workers asks of Ray."""
     loaders: int = 0
+    decoders: int = 0
+    """Tasks of Ray Data that decode for each worker of a training."""
     checkpoint_every: float = 60.0
     threads: int = 1
 
@@ -98,7 +100,8 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
                 store.offer(job.stage.id)
             raise
         teams = result.pop("teams", [job.workers])
-        how = {"workers": teams[-1], "threads": job.threads, "loaders": job.loaders}
+        how = {"workers": teams[-1], "threads": job.threads}
+        how |= {"loaders": job.loaders, "decoders": job.decoders}
         if job.sizes:
             how["teams"] = teams
         gpus = teams[-1] * job.worker_resources.get("GPU", 0)
@@ -176,7 +179,8 @@ def _train(job: Job, report: Report, role: str) -> Result:
             context = Context(job.folder, report=report, asked=asked)
             return train_worker(context, job, role, initial)
     store = Store.open(job.store)
-    team = Team(job.sizes or (job.workers,), job.worker_resources, job.settle)
+    sizes = job.sizes or (job.workers,)
+    team = Team(sizes, job.worker_resources, job.settle, job.decoders)
     store.offer(job.stage.id)
     bring = partial(store.resume, job.stage.id, exactly=True)
     return run_workers(team, job.folder, train_team, job, role, initial, bring=bring)
@@ -220,7 +224,8 @@ def train_worker(
     context.report = with_rungs(recipe, context.report)
     if context.rank == 0:
         context.report = logged(job.folder / "metrics.jsonl", context.report)
-    context.loaders, context.checkpoint_every = job.loaders, job.checkpoint_every
+    context.loaders, context.decoders = job.loaders, job.decoders
+    context.checkpoint_every = job.checkpoint_every
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
     validation, guide = job.data.split(role, recipe.validate_on), guide_of(job, recipe)

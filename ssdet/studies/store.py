@@ -264,3 +264,14 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(work, path)
+
+
+def note_error(folder: Path, trace: str) -> str:
+    """Write why a stage failed into its folder; says where it stands, or why it does not."""
+    path = folder / "error.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(trace)
+    except OSError as error:  # a full disk fails a stage, and this as well
+        return f"its traceback could not be kept: {error}"
+    return f"traceback in {path}"

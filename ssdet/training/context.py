@@ -34,6 +34,8 @@ class Context:
     """Seconds between two checkpoints of a run that goes on."""
     loaders: int = 0
     """Processes that decode ahead."""
+    decoders: int = 0
+    """Instead of them, tasks of Ray Data that decode ahead on CPUs of any node."""
 
     def checkpoint(self, name: str) -> Path:
         """Path of checkpoint `last` or `best`."""

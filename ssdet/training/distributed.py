@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ssdet.data.decoders import DECODER_CPU
 from ssdet.training.context import Context
 from ssdet.training.preemption import Preempted, drained, notices
 
@@ -98,10 +99,17 @@ class Team:
     resources: Mapping[str, float]
     settle: float = 60.0
     """Seconds that it trains before it is stopped for a larger one."""
+    decoders: int = 0
+    """Tasks that decode for each worker, on a core each, wherever there is one."""
 
     @property
     def elastic(self) -> bool:
         return len(self.sizes) > 1
+
+    def places(self, workers: int) -> list[dict[str, float]]:
+        """What so many workers ask of Ray, their decoders with them."""
+        decoders = [{"CPU": DECODER_CPU}] * (workers * self.decoders)
+        return [dict(self.resources)] * workers + decoders
 
 
 class Growth:
@@ -119,7 +127,7 @@ class Growth:
         if not self.more or time.monotonic() - self.since < self.team.settle:
             return ""
         if self.place is None:
-            self.place = placement_group([dict(self.team.resources)] * self.more)
+            self.place = placement_group(self.team.places(self.more))
         return f"room for {self.more} more workers" if self.place.wait(1) else ""
 
     def close(self) -> None:
@@ -142,7 +150,7 @@ def size_now(team: Team) -> int:
     if not team.elastic:
         return sizes[0]
     for size in sizes:
-        place = placement_group([dict(team.resources)] * size)
+        place = placement_group(team.places(size))
         try:
             while not place.wait(PATIENCE):
                 if size > sizes[-1]:
@@ -173,7 +181,7 @@ def _work(
             rank=rank,
             world=world,
             device=train.torch.get_device(),
-            report=lambda metrics: train.report(dict(metrics)),
+            report=lambda metrics: train.report({**metrics, "workers": world}),
             asked=asked,
         )
         result = work(context, *arguments)

@@ -51,11 +51,11 @@ def train(
     scored = parallel(Readout(model, recipe.readout), context)
     mixing = augmentation(recipe)
     if recipe.multigrid:
-        data = multigrid.batches(clips, recipe, state.step, context.loaders)
+        data = multigrid.batches(clips, recipe, state.step, context.loaders, context.decoders)
     else:
         data = batches(
             clips, optim.batch, state.step, optim.steps, context.rank, context.world,
-            context.loaders,
+            context.loaders, context.decoders,
         )  # fmt: skip
 
     def backward(step: int) -> tuple[float, int]:

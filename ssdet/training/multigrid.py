@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from math import isqrt
 
 from torch import nn, randint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ssdet.data.clips import Batch, ClipRecipe, Clips, collate
+from ssdet.data.clips import Batch, ClipRecipe, Clips, load
 from ssdet.data.sampling import generator_for
 from ssdet.models.norm import set_splits, splits_for
 from ssdet.training.recipe import TrainRecipe
@@ -118,15 +118,14 @@ class _Sized(Dataset):
         return clips[position]
 
 
-def batches(clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0) -> Iterator[Batch]:
-    """Batches of steps `start` to the last, each of its own shape; `loaders` processes decode."""
-    loader: DataLoader = DataLoader(
-        _Sized(clips),
-        batch_sampler=_places(recipe, start),
-        collate_fn=collate,
-        num_workers=loaders,
-    )
-    return iter(loader)
+def batches(
+    clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0, decoders: int = 0
+) -> Iterator[Batch]:
+    """Batches of steps `start` to the last, each of its own shape; `loaders` processes decode, or
+    `decoders` tasks of Ray Data."""
+    # More clips are smaller ones: all batches are about as large as one of the full shape.
+    size = recipe.optim.batch * recipe.clip.nbytes
+    return load(_Sized(clips), _places(recipe, start), loaders, decoders, size)
 
 
 def _places(recipe: TrainRecipe, start: int) -> Iterator[list[tuple[int, ClipRecipe]]]:

@@ -92,6 +92,26 @@ def test_a_budget_counts_what_stages_hold(monkeypatch) -> None:
     assert budget.spent() and str(budget) == "budget of 2 GPU-hours"
 
 
+def test_a_budget_counts_the_workers_that_an_elastic_stage_had(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("ssdet.studies.budget.time.monotonic", lambda: now[0])
+    budget = Budget(10.0, workers=8, gpus_per_worker=1)
+    pretrain, finetune, _ = chain("pretrain_a", "finetune_a", "predict_a")
+    budget.start(pretrain)
+    for hours, workers in ((1, 2), (0.5, 2), (0.5, 4)):  # 2, 1 and 2 GPU-hours
+        now[0] += 3600 * hours
+        budget.update(pretrain.id, {"workers": workers, "loss": 1.0})
+    now[0] += 3600  # four more
+    budget.update(pretrain.id, {"finished": True})
+    budget.stop(pretrain.id)
+    budget.update(pretrain.id, {"workers": 4})  # late: it holds nothing any more
+    budget.start(finetune)  # eight, as planned, until it says otherwise
+    now[0] += 3600 * 0.12
+    assert not budget.spent()
+    now[0] += 3600 * 0.01
+    assert budget.spent()
+
+
 def test_a_budget_must_be_a_time() -> None:
     with pytest.raises(ValueError, match="above 0"):
         Budget(0)

@@ -10,8 +10,9 @@ import pytest
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.evaluation import PredictionSet
 from ssdet.results.tables import result_table
-from ssdet.studies import Arm, StagesFailed, Store, Study, Table, augmented, pretraining, run
+from ssdet.studies import Arm, StagesFailed, Store, Study, Table, augmented, plan, pretraining, run
 from ssdet.studies import classification as cls
+from ssdet.studies.graph import GraphSearch
 
 ARMS = (
     Arm("cls", cls),
@@ -59,8 +60,6 @@ def test_every_stage_says_what_it_is_and_how_it_ran(finished) -> None:
 
 def test_the_ensemble_is_the_mean_of_its_members(finished, options) -> None:
     study = resolve(STUDY, options)
-    from ssdet.studies import plan
-
     run_ = plan(study).of("pair")[0]
     sets = [
         PredictionSet.open(finished.folder(stage.id) / "predictions" / "test")
@@ -96,8 +95,6 @@ def test_a_failing_arm_fails_alone(finished, options) -> None:
 
 
 def test_a_table_of_unfinished_runs_is_refused(finished, options) -> None:
-    from ssdet.studies import plan
-
     more = plan(replace(resolve(STUDY, options), seeds=(0, 1, 2)))
     with pytest.raises(ValueError, match="seed 2.*not finished"):
         result_table(more, finished)
@@ -163,3 +160,16 @@ def test_two_drivers_share_the_work_and_run_no_stage_twice(options, tmp_path) ->
     assert attempts == [1] * 8
     for text in told:  # each saw all of the plan come to its end
         assert "[8/8] done" in text
+
+
+def test_a_stage_whose_process_died_for_good_is_failed_in_the_store(options, tmp_path) -> None:
+    """Ray tells the driver; nobody else is left to note it for those who watch."""
+    planned = plan(resolve(STUDY, options))
+    store = Store.open(str(tmp_path / "store"))
+    search = GraphSearch(planned.stages, store)
+    first = search.suggest("trial")["stage"]
+    search.on_trial_complete("trial", error=True)
+    assert "died again and again" in (store.folder(first) / "error.txt").read_text()
+    assert "died again and again" in search.errors[first]
+    assert all("needs" in why for stage, why in search.errors.items() if stage != first)
+    assert len(search.errors) > 1 and len(search.errors) < len(planned.stages)

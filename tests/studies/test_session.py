@@ -10,15 +10,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import requests
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssdet.studies.session import DRIVER_CPU, Session, _growth, plan_resources
+from ssdet.studies import session
+from ssdet.studies.session import DRIVER_CPU, Session, _growth, connect, plan_resources
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -269,9 +274,9 @@ def test_a_cluster_counts_what_its_autoscaler_may_add() -> None:
     assert _growth(CLUSTER_FILE, [head]) == (gpu,) * 3
     assert _growth(CLUSTER_FILE, [head, gpu]) == (gpu,) * 2
     assert _growth(CLUSTER_FILE, [head] + [gpu] * 3) == ()
-    session = Session("10.0.0.1:6379", False, (head,), (gpu,) * 3)
-    assert plan_resources(gpus_per_worker=1, cluster=session.capacity).concurrent == 3
-    assert session.summary() == (
+    grown = Session("10.0.0.1:6379", False, (head,), (gpu,) * 3)
+    assert plan_resources(gpus_per_worker=1, cluster=grown.capacity).concurrent == 3
+    assert grown.summary() == (
         "Ray cluster 10.0.0.1:6379: 1 node, 4 CPUs, 0 GPUs, may grow to 4 nodes, 28 CPUs, 3 GPUs"
     )
 
@@ -280,6 +285,83 @@ def test_a_cluster_file_without_sizes_promises_nothing() -> None:
     kinds = {"node": {"resources": {}, "max_workers": 2}}
     file = {"head_node_type": "node", "max_workers": 2, "available_node_types": kinds}
     assert _growth(file, [{"CPU": 1.0, "GPU": 0.0}]) == ()
+
+
+class Kubernetes:
+    """A KubeRay head's view of its API server, which has one RayCluster."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
+
+        text = (ROOT / "clusters" / "kuberay_cluster.yaml").read_text()
+        self.cluster = next(d for d in yaml.safe_load_all(text) if d["kind"] == "RayCluster")
+        self.cluster["metadata"]["namespace"] = "ml"
+        self.spec = self.cluster["spec"]
+        self.status = 200
+        self.asked: list[str] = []
+        (folder / "namespace").write_text("ml")
+        monkeypatch.setattr(session, "KUBERNETES_NAMESPACE", folder / "namespace")
+        monkeypatch.setattr(session, "CLUSTER_FILE_ON_HEAD", folder / "none")
+        monkeypatch.setenv("RAY_CLUSTER_NAME", self.cluster["metadata"]["name"])
+        credentials = ({"Authorization": "Bearer x"}, False, None)
+        monkeypatch.setattr(
+            KubernetesHttpApiClient, "_get_refreshed_credentials", lambda _: credentials
+        )
+        monkeypatch.setattr("requests.get", self.get)
+
+    def get(self, url: str, **_: Any) -> requests.Response:
+        self.asked.append(url)
+        if not self.status:
+            raise requests.ConnectionError("refused")
+        answer = requests.Response()
+        answer.status_code = self.status
+        answer._content = json.dumps(self.cluster).encode()
+        return answer
+
+
+@pytest.fixture
+def kubernetes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Kubernetes:
+    return Kubernetes(monkeypatch, tmp_path)
+
+
+def test_on_kuberay_what_its_autoscaler_may_add_is_counted(ray_session, kubernetes) -> None:
+    kubernetes.spec["enableInTreeAutoscaling"] = True
+    kubernetes.spec["workerGroupSpecs"][0].update(minReplicas=0, replicas=0, maxReplicas=3)
+    with connect() as found:
+        assert kubernetes.asked[0].endswith("/apis/ray.io/v1/namespaces/ml/rayclusters/ssdet")
+        # 4 CPUs of the file's head are not those of this machine, which is the head here
+        gpus = [node for node in found.growth if node["GPU"]]
+        assert gpus == [{"CPU": 7.0, "GPU": 1.0}] * 3
+        assert plan_resources(gpus_per_worker=1, cluster=found.capacity).concurrent == 3
+
+
+@pytest.mark.parametrize("status", [200, 403])
+def test_without_an_autoscaler_kuberay_promises_nothing(ray_session, kubernetes, status) -> None:
+    kubernetes.status = status
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with connect() as found:
+            assert kubernetes.asked and not found.growth
+
+
+@pytest.mark.parametrize("status", [0, 500])
+def test_an_api_server_that_fails_is_told_and_stops_nothing(
+    ray_session, kubernetes, status
+) -> None:
+    kubernetes.status = status
+    with pytest.warns(UserWarning, match="only nodes that run are counted"), connect() as found:
+        assert not found.growth
+
+
+def test_rays_autoscaler_does_not_tell_the_gcs_its_limits(ray_session) -> None:
+    """When it does, that is the better source: `ray._private.state.state.get_cluster_config()`."""
+    package = Path(ray.__file__).parent
+    assert not [
+        path
+        for folder in ("autoscaler", "_private", "scripts")
+        for path in (package / folder).rglob("*.py")
+        if "report_cluster_config" in path.read_text()
+    ]
 
 
 def test_planning_needs_no_ray() -> None:
