@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm long-test slow-test charades-test clean
+.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm long-test slow-test charades-test fault-test watch-test clean
 
 install: $(VENV)/installed
 
@@ -50,6 +50,12 @@ charades-test: install  ## files named as Charades' (needs its annotation): chec
 
 cluster-test: install  ## `ray up` of three nodes in network namespaces (root, Linux)
 	$(RUN) tests/cluster/run.py
+
+fault-test: install  ## faults of every kind on that cluster: the same table
+	$(RUN) tests/cluster/faults.py $(ARGS)
+
+watch-test: install  ## its dashboard, gauges and `ssdet watch` (also: Debian's prometheus)
+	$(RUN) tests/cluster/watching.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,6 @@
 """Runs a plan's stages with Ray Tune, each as soon as its parents are done."""
 
+import logging
 import os
 import shutil
 import traceback
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from ssdet.studies.stages import Job
 
 TRAINING = ("pretrain", "finetune")
-QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-"""Tune's own console and log files, which `Progress` and `metrics.jsonl` take the place of."""
 
 
 class StagesFailed(RuntimeError):
@@ -105,6 +104,15 @@ def run(
     return planned
 
 
+def hush(**more: str) -> None:
+    """Switch off Tune's own console and log files, which `Progress` and `metrics.jsonl` take the
+    place of, and its warning of every trial that has no such file; set `more` variables."""
+    quiet = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    for name, value in (quiet | more).items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
+
+
 def fill_caches(data: Data, count: Callable[[str, int, int], None]) -> None:
     """Decode the videos of both roles, where they are kept decoded; tells what, done and total."""
     for role in ROLES:
@@ -123,8 +131,7 @@ def _run_graph(
     from ray import tune
 
     jobs = _jobs(todo, store, study, resources, settings)
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    hush()
     name = f"{study.name}-{uuid.uuid4().hex}"
 
     def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

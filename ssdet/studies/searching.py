@@ -19,7 +19,7 @@ from ssdet.studies.ledger import Ledger, open_ledger
 from ssdet.studies.lines import Lines
 from ssdet.studies.presets import completed
 from ssdet.studies.proposals import Proposals, Stopping
-from ssdet.studies.runner import QUIET, TRAINING, fill_caches, members
+from ssdet.studies.runner import TRAINING, fill_caches, hush, members
 from ssdet.studies.search import Chain, Search
 from ssdet.studies.session import Resources, connect, plan_resources
 from ssdet.studies.stages import Job, run_stage
@@ -177,8 +177,7 @@ def _fit(
     evaluate: Evaluate,
     lines: Lines,
 ) -> None:
-    for name, value in {**QUIET, "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}.items():
-        os.environ.setdefault(name, value)
+    hush(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
     proposals = Proposals(search, ledger)
     asked = tune.PlacementGroupFactory([resources.trial])
     # Tune's notes for a resume that is never asked for; a killed driver leaves its own.

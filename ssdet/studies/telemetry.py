@@ -1,11 +1,15 @@
 """Stages for those who watch from outside: gauges, TensorBoard, an actor by each stage's name."""
 
+import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.summary import scalar
 
 from ssdet.studies.plan import Plan
 from ssdet.studies.progress import names
@@ -24,6 +28,9 @@ GAUGES = {
 
 TAGS = ("study", "kind", "arm", "seed", "stage")
 SECONDS_BETWEEN_GAUGES = 5.0
+SECONDS_BETWEEN_FLUSHES = 10.0
+
+log = logging.getLogger(__name__)
 
 
 class Telemetry:
@@ -45,7 +52,8 @@ class Telemetry:
         self._closed = Event()
         self._repeating = Thread(target=self._repeat, daemon=True)
         self._repeating.start()
-        self._writers: dict[str, SummaryWriter] = {}
+        self._writers: dict[str, EventsWriter] = {}
+        self._flushed, self._full = time.monotonic(), False
         self._actors: dict[str, Any] = {}
         self._with_actors = actors
 
@@ -91,15 +99,40 @@ class Telemetry:
                     self._set(stage)
 
     def _write(self, stage: str, found: Mapping[str, float]) -> None:
-        if stage not in self._writers:
-            tags = self.tags(stage)
-            # An arm's name may hold what is no folder name.
-            safe = tags["arm"].replace("/", "_")
-            path = self._folder / f"{tags['kind']}-{safe}-seed{tags['seed']}-{stage[-6:]}"
-            self._writers[stage] = SummaryWriter(str(path), flush_secs=10)
-        for name, value in found.items():
-            if name not in ("step", "steps"):
-                self._writers[stage].add_scalar(name, value, int(found.get("step", 0)))
+        """Append to a stage's event file, in this thread: that of tensorboardX's own writer would
+        die of a full disk and take the study along. Curves may be lost, results not."""
+        if self._full:
+            return
+        try:
+            if stage not in self._writers:
+                self._writers[stage] = self._open(stage)
+            for name, value in found.items():
+                if name not in ("step", "steps"):
+                    event = event_pb2.Event(
+                        wall_time=time.time(),
+                        step=int(found.get("step", 0)),
+                        summary=scalar(name, value),
+                    )
+                    self._writers[stage].write_event(event)
+            if time.monotonic() - self._flushed > SECONDS_BETWEEN_FLUSHES:
+                self._flushed = time.monotonic()
+                for writer in self._writers.values():
+                    writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _open(self, stage: str) -> EventsWriter:
+        tags = self.tags(stage)
+        # An arm's name may hold what is no folder name.
+        safe = tags["arm"].replace("/", "_")
+        path = self._folder / f"{tags['kind']}-{safe}-seed{tags['seed']}-{stage[-6:]}"
+        path.mkdir(parents=True, exist_ok=True)
+        return EventsWriter(str(path / "events"))
+
+    def _give_up(self, error: OSError) -> None:
+        log.warning("TensorBoard gets no more curves of this run: %s", error)
+        self._full = True
+        self._writers.clear()
 
     def _end(self, stage: str) -> None:
         import ray
@@ -108,7 +141,10 @@ class Telemetry:
             self._latest.pop(stage, None)
             self._gauges["running"].set(0.0, self.tags(stage))
         if (writer := self._writers.pop(stage, None)) is not None:
-            writer.close()
+            try:
+                writer.close()
+            except OSError as error:
+                self._give_up(error)
         if (actor := self._actors.pop(stage, None)) is not None:
             ray.kill(actor)
 

@@ -7,8 +7,9 @@ name=$1 lab=$2 own=$2/$1
 
 mount --make-rprivate /
 hostname "$name"
-mkdir -p "$own/home" "$own/ray" "$own/run"
-cp -r /etc/skel/. "$own/home"
+rm -rf "$own/run"  # of before a crash
+mkdir -p "$own/ray" "$own/run"
+[ -d "$own/home" ] || cp -r /etc/skel "$own/home"
 mkdir -p "$own/home/.config/pip"
 cp "$lab/pip.conf" "$own/home/.config/pip/"
 

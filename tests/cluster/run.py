@@ -1,18 +1,25 @@
 """cluster.yaml brought up for real by `ray up`, on one machine: `make cluster-test`, as root."""
 
 import json
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
 
-from lab import ADDRESSES, HERE, Lab, check_machine
+from lab import ADDRESSES, HERE, ROOT, Lab, check_machine
 
 DASHBOARD = "http://127.0.0.1:8265"
 NODES = ("head", "worker1", "worker2")
-EXPERIMENT = "python experiments/ablate_cutmix.py --preset smoke --seeds 1"
-TABLE = "storage/runs/tables/ablate_cutmix/*.csv"
+EXPERIMENT = "cd ~/project && python experiments/ablate_cutmix.py --preset tiny"
+TABLE = "runs/tables/ablate_cutmix/table.csv"
+CARRY = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/lab"
+"""On the laptop, after `ray rsync-down` of the token to this file."""
+LOAD = """
+import ssdet
+found = ssdet.Detector("best/finetune").detect("clip.mp4")
+print(tuple(found.probabilities.shape), len(found.classes))
+"""
 
 
 @contextmanager
@@ -79,8 +86,7 @@ def check_jobs(lab: Lab) -> None:
         assert code != 0 and "authentication" in said.lower(), said
         notes.append(last_line(said))
     with step("ray job submit with it") as notes:
-        carry = "export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=~/.ray/lab"
-        said = expect(lab.run("laptop", f"{carry}; {submit}"), "succeeded")
+        said = expect(lab.run("laptop", f"{CARRY}; {submit}"), "succeeded")
         notes += check_probe(said, "head")
 
 
@@ -104,14 +110,49 @@ def check_refusals(lab: Lab) -> None:
 
 
 def check_experiment(lab: Lab) -> None:
-    with step("ray exec: an experiment on the head") as notes:
-        said = expect(lab.run("laptop", f"ray exec {lab.cluster} 'cd ~/project && {EXPERIMENT}'"))
+    """The demonstration as a job; then `ray exec` of the same finds all of it done."""
+    hour = 3600
+    with step("ray job submit: the demonstration, as a job") as notes:
+        submit = f"ray job submit --address {DASHBOARD} -- bash -c {quote(EXPERIMENT)}"
+        said = expect(lab.run("laptop", f"{CARRY}; {submit}", hour), "succeeded")
         notes += [line for line in said.splitlines() if " stages in " in line]
-        written = lab.folder.glob("storage/runs/stages/**/provenance.json")
-        hosts = [json.loads(path.read_text())["host"] for path in written]
-        notes.append(", ".join(f"{hosts.count(node)} on {node}" for node in NODES))
-        assert len(set(hosts)) > 1, hosts
-        assert list(lab.folder.glob(TABLE))
+        notes.append(hosts(lab))
+        table = (lab.storage / TABLE).read_bytes()
+        notes += table.decode().splitlines()
+    with step("ray exec: the same command, nothing is run again") as notes:
+        before = marks(lab)
+        said = expect(lab.run("laptop", f"ray exec {lab.cluster} {quote(EXPERIMENT)}", hour))
+        assert marks(lab) == before
+        assert (lab.storage / TABLE).read_bytes() == table
+
+
+def hosts(lab: Lab) -> str:
+    """Stages by the machine that finished them; asserts that they were spread."""
+    written = lab.storage.glob("runs/stages/*/provenance.json")
+    found = [json.loads(path.read_text())["host"] for path in written]
+    assert len(set(found)) == len(NODES), found
+    return ", ".join(f"{found.count(node)} stages on {node}" for node in NODES)
+
+
+def marks(lab: Lab) -> dict[str, int]:
+    """When each stage was done."""
+    return {str(path): path.stat().st_mtime_ns for path in lab.storage.glob("runs/stages/*/DONE")}
+
+
+def check_best(lab: Lab) -> None:
+    """What a laptop without the storage does: ask for the best checkpoint, fetch it, use it."""
+    with step("the best checkpoint, from outside") as notes:
+        ask = "ssdet results best dense_map --split val --json"
+        said = expect(lab.run("laptop", f"ray exec {lab.cluster} {quote(ask)}"))
+        best = json.loads(said[said.index("\n{") : said.rindex("}") + 1])
+        folder = str(Path(best["checkpoint"]).parents[1])
+        fetch = f"mkdir -p ~/best && ray rsync-down {lab.cluster} {folder}/ ~/best/finetune"
+        expect(lab.run("laptop", fetch))
+        video = next(lab.storage.glob("cache/**/*.mp4"))
+        use = f"cd ~ && cp {video} clip.mp4 && PYTHONPATH={ROOT} python -c {quote(LOAD)}"
+        said = expect(lab.run("laptop", use))
+        notes.append(f"{best['id']}, mAP {best['dense_map_val']:.4f} (validation): {folder}")
+        notes.append(f"on the laptop, [frames, classes] and names: {last_line(said)}")
 
 
 def last_line(said: str) -> str:
@@ -129,13 +170,13 @@ def take_down(lab: Lab) -> None:
 
 def main() -> None:
     check_machine()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     with Lab() as lab:
         token = bring_up(lab)
         check_programs(lab, token)
         check_jobs(lab)
-        check_experiment(lab)
         check_refusals(lab)
+        check_experiment(lab)
+        check_best(lab)
         take_down(lab)
     print("the cluster of cluster.yaml came up, worked, refused strangers and went down")
 

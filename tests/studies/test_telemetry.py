@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ray import cloudpickle
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from ssdet.studies import Arm, Study, classification, plan
@@ -63,6 +64,24 @@ def test_a_stage_is_told_to_files_and_to_an_actor_of_its_name(planned, ray_sessi
     with pytest.raises(ValueError, match="watched"):
         ray.get_actor("watched: pretrain cls+same/again seed 3", namespace=NAMESPACE)
     told.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's disk that is always full")
+def test_a_full_disk_costs_curves_and_nothing_else(
+    planned, ray_session, tmp_path, monkeypatch, caplog
+) -> None:
+    one, two = list(planned.stages)[:2]
+    told = Telemetry(planned, tmp_path, actors=False)
+    writer = EventsWriter(str(tmp_path / "events"))
+    writer._py_recordio_writer._writer.close()
+    writer._py_recordio_writer._writer = Path("/dev/full").open("wb")  # noqa: SIM115
+    monkeypatch.setattr(told, "_open", lambda stage: writer)
+    told.update(one, STEP)
+    told.update(one, {"finished": True})  # what is closed is written
+    told.update(two, STEP)
+    told.close()
+    (warning,) = caplog.messages
+    assert "no more curves" in warning and "No space left on device" in warning
 
 
 def test_gauges_are_set_again_and_again_while_a_stage_runs(planned, tmp_path, monkeypatch) -> None:
