@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "clusters"
@@ -170,6 +173,24 @@ def test_every_pod_has_the_image_the_store_and_shared_memory(name: str) -> None:
         for variable in ("SSDET_STORE", "SSDET_CACHE"):
             assert Path(environment[variable]).is_relative_to(mounts["ssdet"])
     assert len(images) == 1
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_rays_objects_and_the_loaders_batches_fit_into_shared_memory(name: str) -> None:
+    for group in groups(name):
+        volumes = {volume["name"]: volume for volume in group["template"]["spec"]["volumes"]}
+        size = int(volumes["shm"]["emptyDir"]["sizeLimit"].removesuffix("Gi")) * 2**30
+        objects = int(group["rayStartParams"]["object-store-memory"])
+        assert 1e9 < objects <= size / 2
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_the_autoscaler_of_ray_understands_the_groups(name: str) -> None:
+    document = {"metadata": {"name": "x", "namespace": "x"}, "spec": cluster_of(name)}
+    found = _derive_autoscaling_config_from_ray_cr(document)["available_node_types"]
+    assert (found["headgroup"]["resources"]["CPU"], found["headgroup"]["max_workers"]) == (4, 0)
+    gpu = found["gpu"]
+    assert (gpu["resources"]["CPU"], gpu["resources"]["GPU"], gpu["max_workers"]) == (7, 1, 2)
 
 
 def test_both_claim_the_same_storage() -> None:

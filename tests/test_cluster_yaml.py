@@ -163,6 +163,13 @@ def instead(first: str) -> str:
     return "\n".join(lines)
 
 
+def test_gpu_machines_of_google_have_a_disk_that_they_take_in_the_zone() -> None:
+    cluster = prepared((ROOT / FILES["gcp"]).read_text())
+    (disk,) = cluster["available_node_types"]["gpu"]["node_config"]["disks"]
+    zone = cluster["provider"]["availability_zone"]
+    assert disk["initializeParams"]["diskType"] == f"zones/{zone}/diskTypes/pd-balanced"
+
+
 def test_with_an_image_setup_runs_in_it_and_sees_the_mount() -> None:
     cluster = prepared(instead("docker:"))
     validate_config(cluster)

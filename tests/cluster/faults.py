@@ -32,6 +32,7 @@ STUDY = (
 TEAMS = STUDY.replace("cls det view", "cls") + " --workers 2"
 PATIENCE = 1200
 """Seconds within which anything has to happen."""
+OVER = ("SUCCEEDED", "FAILED", "STOPPED")
 API = "http://127.0.0.1:8265/api/jobs/"
 
 
@@ -121,7 +122,7 @@ class Run:
 
         def over() -> bool:
             self.stages()
-            return self.state() in ("SUCCEEDED", "FAILED", "STOPPED")
+            return self.state() in OVER
 
         self.until(over, "the end")
         if self.state() != expected:
@@ -240,7 +241,9 @@ def strike_store(run: Run) -> float:
             file.write(bytes(1 << 16))
             file.flush()
     run.until(lambda: run.state() == "FAILED", "the job's failure")
-    print("  " + last_line(run.log()))
+    (said, *_) = (line for line in run.log().splitlines() if line.startswith("FAILED"))
+    print(f"  {said}")
+    assert "No space left on device" in said, run.log()
     fill.unlink()
     began, now = time.monotonic(), run.stages()
     run.submit()
@@ -251,7 +254,7 @@ def strike_store(run: Run) -> float:
 def strike_twice(run: Run) -> float:
     first = run.jobs[-1]
     run.submit()
-    run.until(lambda: run.state(first) != "RUNNING", "the end of the first driver")
+    run.until(lambda: run.state(first) in OVER, "the end of the first driver")
     if run.state(first) != "SUCCEEDED":
         sys.exit(run.log(first)[-4000:])
     return 0.0
@@ -326,7 +329,7 @@ def check_broken(lab: Lab) -> None:
     killed: set[str] = set()
     with step("an arm that diverges, and one whose process is killed every time") as notes:
         run.submit()
-        while run.state() not in ("SUCCEEDED", "FAILED"):
+        while run.state() not in OVER:
             for path in run.store.glob("stages/pretrain-*/attempt.json"):
                 recipe = json.loads((path.parent / "recipe.json").read_text())
                 dying = f'"steps": {STEPS_OF_THE_DYING}' in json.dumps(recipe)
@@ -342,10 +345,6 @@ def check_broken(lab: Lab) -> None:
         done = [name for name, steps in run.stages().items() if steps == -1]
         assert len(killed) == 4 and len(done) == 8, (killed, run.stages())
         notes += [line for line in log.splitlines() if "error" in line][-4:]
-
-
-def last_line(said: str) -> str:
-    return said.strip().splitlines()[-1][:300]
 
 
 def main() -> None:
