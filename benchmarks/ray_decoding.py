@@ -3,8 +3,8 @@
     taskset -c 0,1 python benchmarks/ray_decoding.py [--batch 4] [--steps 16]
 
 A model of a mixed cluster on two cores of one machine: two Ray nodes, each pinned to a core of its
-own. The one with a pretended GPU runs the trainer and its DataLoader processes, the other one Ray
-Data's decoders. A training step is a sleep, since a GPU's step leaves the CPU alone. There is no
+own. The one with a pretended GPU runs the trainer and its DataLoader processes, the other one the
+decoders. A training step is a sleep, since a GPU's step leaves the CPU alone. There is no
 network between the two: what goes through the object stores is copied, not sent.
 
 * Clips are 16 frames at stride 5 from 10 s H.264 files of 340x256 pixels, cut to 224x224; batches
@@ -31,10 +31,10 @@ from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
 from ssdet.data.frames import Decoder
 from ssdet.data.manifest import Manifest, Video
 
-START, VIDEOS, STORE = 4, 4, 300_000_000
+START, VIDEOS, STORE = 4, 4, 800_000_000
 RECIPE = ClipRecipe(frames=16, stride=5, size=224, short_side=(224, 256))
 WAYS = {"own process": (0, 0), "1 loader": (1, 0), "2 loaders": (2, 0), "1 decoder": (0, 1)}
-"""DataLoader processes and Ray Data decoders."""
+"""DataLoader processes and decoders."""
 
 
 class Sleepy(Clips):
@@ -52,16 +52,21 @@ class Sleepy(Clips):
         }  # fmt: skip
 
 
-def spent(root: int, core: int) -> float:
-    """CPU seconds so far of the processes of this benchmark that are pinned to a core."""
-    total = 0.0
+def spent(root: int, core: int) -> dict[int, float]:
+    """CPU seconds so far of each process of this benchmark that is pinned to a core."""
+    found = {}
     for process in psutil.Process(root).children(recursive=True):
         try:
             if process.cpu_affinity() == [core]:
-                total += sum(process.cpu_times()[:4])  # its own, and those of children that ended
+                found[process.pid] = sum(process.cpu_times()[:2])
         except psutil.NoSuchProcess:
             continue
-    return total
+    return found
+
+
+def since(before: dict[int, float], after: dict[int, float]) -> float:
+    """CPU seconds of the processes that are still there."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 @ray.remote(num_cpus=0, num_gpus=1)
@@ -75,15 +80,15 @@ def trained(
     data: Iterator[Batch] = batches(clips, batch, 0, START + steps, 0, 1, loaders, decoders)
     for _ in range(START):
         next(data)
-    before = [spent(root, 0), spent(root, 1), time.process_time()]
+    before, own = [spent(root, core) for core in (0, 1)], time.process_time()
     began = time.perf_counter()
     for _ in range(steps):
         next(data)
         time.sleep(step)
     seconds = time.perf_counter() - began
-    after = [spent(root, 0), spent(root, 1), time.process_time()]
-    here, there, own = ((b - a) / (steps * batch) for a, b in zip(before, after, strict=True))
-    return {"rate": steps / seconds, "here": here, "there": there, "own": own}
+    clips_seen, own = steps * batch, time.process_time() - own
+    here, there = (since(before[core], spent(root, core)) / clips_seen for core in (0, 1))
+    return {"rate": steps / seconds, "here": here, "there": there, "own": own / clips_seen}
 
 
 def nodes() -> Cluster:
@@ -109,7 +114,7 @@ def real(options: argparse.Namespace, folder: Path, run: Any) -> float:
         make_video(folder / f"{number}.mp4", 60)
         videos.append(Video(str(number), str(folder / f"{number}.mp4"), "train", label=0))
     clips = Clips(Manifest("made", ("one",), tuple(videos)), Decoder(), RECIPE, 0)
-    megabytes = options.batch * RECIPE.nbytes / 1e6
+    megabytes = options.batch * RECIPE.frames * RECIPE.size**2 * 3 / 1e6
     print(f"batches of {options.batch} clips: {megabytes:.1f} MB through the object store")
     decode = 0.0
     for step in options.sleeps:
@@ -132,10 +137,11 @@ def pretended(options: argparse.Namespace, decode: float, run: Any) -> None:
     clips = Sleepy(Manifest("none", ("one",), (Video("0", "", "train", label=0),)), None, RECIPE, 0)
     clips.seconds = decode / options.batch
     print(f"decoding is a sleep of {decode:.2f} s a batch; no step")
+    run(clips, 64, (0, 8), 0.0)  # starts their processes, which takes seconds each
     base = run(clips, options.steps, (1, 0), 0.0)["rate"]
     print(f"  1 loader    {base:6.2f} batches/s")
     for decoders in (1, 2, 4, 8):
-        found = run(clips, max(options.steps, 4 * decoders), (0, decoders), 0.0)
+        found = run(clips, 8 * decoders + options.steps, (0, decoders), 0.0)
         print(
             f"  {decoders} decoders  {found['rate']:6.2f} batches/s   x {found['rate'] / base:5.2f}"
             f"   CPU ms a clip: {1e3 * found['here']:6.1f} on the trainer's node"

@@ -74,7 +74,7 @@ class Options:
     loaders: int = 0
     """Processes per worker that decode ahead."""
     decoders: int = 0
-    """Instead, CPU tasks of Ray Data per worker that do, on nodes without GPUs where workers have
+    """Instead, CPU tasks of Ray per worker that do, on nodes without GPUs where workers have
     GPUs."""
     arms: tuple[str, ...] = ()
     """Only these arms (the baseline is always there)."""

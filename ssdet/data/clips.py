@@ -56,11 +56,6 @@ class ClipRecipe:
         """Video frames that a clip takes from its start on."""
         return self.window or (self.frames - 1) * self.stride + 1
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of a clip's pictures."""
-        return self.frames * self.size**2 * 3
-
     def __post_init__(self) -> None:
         if self.frames < 2 or self.stride < 1:
             raise ValueError(f"{self.frames} frames at stride {self.stride}: need >= 2 and >= 1")
@@ -252,7 +247,7 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of steps start…stop-1, the share of worker `rank`: samples rank, rank + world, …
 
-    `loaders` processes, or `decoders` tasks of Ray Data, decode ahead; what they deliver does not
+    `loaders` processes, or `decoders` tasks of Ray, decode ahead; what they deliver does not
     depend on their number. ValueError for a batch that does not divide evenly among the workers.
     """
     if batch % world:
@@ -260,17 +255,17 @@ def batches(
     places = (
         list(range(step * batch + rank, (step + 1) * batch, world)) for step in range(start, stop)
     )
-    return load(clips, places, loaders, decoders, batch // world * clips.recipe.nbytes)
+    return load(clips, places, loaders, decoders)
 
 
 def load(
-    dataset: Dataset, places: Iterable[list[Any]], loaders: int, decoders: int, size: int
+    dataset: Dataset, places: Iterable[list[Any]], loaders: int, decoders: int
 ) -> Iterator[Batch]:
-    """The samples of a data set at these places, a batch for each; size: bytes of its pictures."""
+    """The samples of a data set at these places, a batch for each."""
     if decoders:
         from ssdet.data.decoders import stream  # which rests on this module
 
-        return stream(dataset, places, decoders, size)
+        return stream(dataset, places, decoders)
     loader: DataLoader = DataLoader(
         dataset, batch_sampler=places, collate_fn=collate, num_workers=loaders
     )

@@ -1,15 +1,13 @@
-"""Batches decoded by Ray Data: tasks on CPUs of any node, in order, for a trainer elsewhere.
+"""Batches decoded by tasks of Ray, on CPUs of any node, in order, for a trainer elsewhere.
 
-A row is what one batch is made of, and nothing else decides what is in it: who decodes it, when,
-and how often it is tried again change nothing.
+What a batch is made of is decided before, and nothing else decides what is in it: who decodes it,
+when, and how often it is tried again change nothing.
 """
 
-import logging
-import pickle
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -22,22 +20,17 @@ from ssdet.data.clips import Batch, collate
 DECODER_CPU = 0.99
 """With a whole one, a full node has no room for a driver beside its decoders."""
 
-STRETCH = 1000
-"""Batches that Ray Data is given at once; it lists all of its rows before the first."""
-
-AHEAD = 2
-"""Batches per decoder that may lie ahead of the trainer, as far as Ray Data keeps to it."""
-
-Row = dict[str, np.ndarray]
+AHEAD = 4
+"""Batches per decoder that are being decoded or wait for the trainer."""
 
 
-def stream(
-    dataset: Dataset, places: Iterable[list[Any]], decoders: int, size: int
-) -> Iterator[Batch]:
-    """The samples of a data set at these places, a batch for each, decoded by `decoders` tasks.
+def stream(dataset: Dataset, places: Iterable[list[Any]], decoders: int) -> Iterator[Batch]:
+    """The samples of a data set at these places, a batch for each, decoded by `decoders` tasks at a
+    time.
 
-    Where this process has a GPU, they run on nodes without one, if there are any. size: bytes of
-    the pictures of a batch. ValueError where Ray is not initialised.
+    Where this process has a GPU, they run on nodes without one, if there are any. A task whose
+    node dies is tried again, three times. ValueError where Ray is not initialised; what a task
+    raises is raised here, as RayTaskError.
     """
     import ray
 
@@ -46,40 +39,35 @@ def stream(
             f"decoders={decoders}: they are tasks of Ray, which is not initialised here: run the "
             "study by its command, initialise Ray first, or use loaders, which need none"
         )
-    return _stream(dataset, iter(places), decoders, size)
+    return _stream(dataset, iter(places), decoders)
 
 
-def _stream(
-    dataset: Dataset, places: Iterator[list[Any]], decoders: int, size: int
-) -> Iterator[Batch]:
+def _stream(dataset: Dataset, places: Iterator[list[Any]], decoders: int) -> Iterator[Batch]:
+    # Not Ray Data: it bounds what lies ahead by bytes, and with 8 batches per decoder it ran one of
+    # four decoders, since it sets bytes aside for what tasks may yet deliver.
     import ray
 
-    shared = ray.put(dataset)
-    while stretch := list(islice(places, STRETCH)):
-        with closing(_decoded(shared, stretch, decoders, size)) as rows:
-            yield from map(_unpacked, rows)
-
-
-def _decoded(shared: Any, places: list[list[Any]], decoders: int, size: int) -> Any:
-    """Iterator of rows, which ends its tasks when it is closed."""
-    from ray import data
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    room = AHEAD * (decoders + 1) * size
-    context.execution_options.resource_limits = data.ExecutionResources(object_store_memory=room)
-    with data.DataContext.current(context):
-        rows = [{"places": pickle.dumps(batch)} for batch in places]
-        decoded = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-            partial(_decode, shared=shared),
-            batch_size=1,
-            compute=data.TaskPoolStrategy(decoders),
-            num_cpus=DECODER_CPU,
-            label_selector=_nodes(),
-        )
-        return iter(decoded.iter_batches(batch_size=None, batch_format="numpy"))
+    decode = ray.remote(_decode).options(num_cpus=DECODER_CPU, label_selector=_nodes())
+    shared = [ray.put(dataset)]  # in a list, a task gets the reference, and reads it once a process
+    ordered, running = deque[Any](), list[Any]()
+    try:
+        while True:
+            if running:
+                running = ray.wait(running, num_returns=len(running), timeout=0)[1]
+            room = min(decoders - len(running), AHEAD * decoders - len(ordered))
+            started = [decode.remote(shared, batch) for batch in islice(places, room)]
+            running += started
+            ordered += started
+            if not ordered:
+                return
+            if ordered[0] in running:
+                ray.wait(running, num_returns=1)
+            else:
+                yield _whole(*ray.get(ordered.popleft()))
+    finally:
+        if ray.is_initialized():
+            for task in running:
+                ray.cancel(task)
 
 
 def _nodes() -> dict[str, str] | None:
@@ -93,14 +81,12 @@ def _nodes() -> dict[str, str] | None:
     return {"ray.io/node-id": f"!in({','.join(owners)})"}
 
 
-def _decode(row: Row, shared: Any) -> Row:
-    """One batch: its pictures as an array that is not copied, and all else."""
+def _decode(shared: list[Any], places: list[Any]) -> tuple[np.ndarray, Batch]:
+    """One batch: its pictures as an array, which Ray does not copy, and all else."""
     torch.set_num_threads(1)
-    dataset = _dataset(shared)
-    batch = collate([dataset[place] for place in pickle.loads(row["places"][0])])
-    rest = np.empty(1, object)
-    rest[0] = pickle.dumps(replace(batch, clips_BTHWC=batch.clips_BTHWC[:0]))
-    return {"pictures": batch.clips_BTHWC.numpy()[None], "rest": rest}
+    dataset = _dataset(shared[0])
+    batch = collate([dataset[place] for place in places])
+    return batch.clips_BTHWC.numpy(), replace(batch, clips_BTHWC=batch.clips_BTHWC[:0].clone())
 
 
 @lru_cache(maxsize=1)
@@ -111,7 +97,6 @@ def _dataset(shared: Any) -> Any:
     return ray.get(shared)
 
 
-def _unpacked(row: Row) -> Batch:
+def _whole(pictures: np.ndarray, rest: Batch) -> Batch:
     # A copy: what Ray holds is shared, and must not be written to.
-    pictures = torch.from_numpy(row["pictures"][0].copy())
-    return replace(pickle.loads(row["rest"][0]), clips_BTHWC=pictures)
+    return replace(rest, clips_BTHWC=torch.from_numpy(pictures.copy()))

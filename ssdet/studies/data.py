@@ -96,7 +96,7 @@ def check_decoders(data: Data, loaders: int, decoders: int) -> None:
     if decoders and loaders:
         raise ValueError(
             f"loaders={loaders} and decoders={decoders}: batches come from processes beside the "
-            "trainer or from Ray Data, give one of them"
+            "trainer or from tasks of Ray, give one of them"
         )
     if decoders and data.cache:
         raise ValueError(

@@ -60,8 +60,8 @@ def run(
     BudgetSpent where `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner;
     ValueError where the cluster cannot hold one stage. With `workers` "2:8" each training has as
     many as there is room for, and starts again with others when that changes. `decoders` tasks of
-    Ray Data decode for each worker, in place of `loaders`. `dashboard` is for an own Ray, `log`
-    names trackers that are told of stages as well: "mlflow", "wandb".
+    Ray decode for each worker, in place of `loaders`. `dashboard` is for an own Ray, `log` names
+    trackers that are told of stages as well: "mlflow", "wandb".
     """
     store = store if isinstance(store, Store) else Store.open(store)
     planned, asked = plan(study), Workers.of(workers)

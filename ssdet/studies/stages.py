@@ -57,7 +57,7 @@ class Job:
     """What each of several workers asks of Ray."""
     loaders: int = 0
     decoders: int = 0
-    """Tasks of Ray Data that decode for each worker of a training."""
+    """Tasks of Ray that decode for each worker of a training."""
     checkpoint_every: float = 60.0
     threads: int = 1
 

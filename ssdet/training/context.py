@@ -35,7 +35,7 @@ class Context:
     loaders: int = 0
     """Processes that decode ahead."""
     decoders: int = 0
-    """Instead of them, tasks of Ray Data that decode ahead on CPUs of any node."""
+    """Instead of them, tasks of Ray that decode ahead on CPUs of any node."""
 
     def checkpoint(self, name: str) -> Path:
         """Path of checkpoint `last` or `best`."""

@@ -122,10 +122,8 @@ def batches(
     clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0, decoders: int = 0
 ) -> Iterator[Batch]:
     """Batches of steps `start` to the last, each of its own shape; `loaders` processes decode, or
-    `decoders` tasks of Ray Data."""
-    # More clips are smaller ones: all batches are about as large as one of the full shape.
-    size = recipe.optim.batch * recipe.clip.nbytes
-    return load(_Sized(clips), _places(recipe, start), loaders, decoders, size)
+    `decoders` tasks of Ray."""
+    return load(_Sized(clips), _places(recipe, start), loaders, decoders)
 
 
 def _places(recipe: TrainRecipe, start: int) -> Iterator[list[tuple[int, ClipRecipe]]]:

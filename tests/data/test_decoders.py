@@ -1,9 +1,10 @@
-"""Batches from Ray Data are those of the trainer's own process, wherever and whenever decoded."""
+"""Batches from decoders are those of the trainer's own process, wherever and whenever decoded."""
 
 import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ray.exceptions import RayTaskError
 
 from ssdet.data import load_manifest
 from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
-from ssdet.data.decoders import _decoded, _unpacked
+from ssdet.data.decoders import AHEAD, stream
 from ssdet.data.frames import Decoder
 from ssdet.data.grid import Grid
 from ssdet.training import OptimRecipe, TrainRecipe, multigrid
@@ -51,13 +52,6 @@ def test_what_arrives_is_what_one_process_reads(ray_session, clips, start, rank,
     found[0].clips_BTHWC.fill_(0)  # it is the trainer's own
 
 
-def test_stretches_follow_each_other(ray_session, clips, monkeypatch) -> None:
-    monkeypatch.setattr("ssdet.data.decoders.STRETCH", 2)
-    found = list(batches(clips, 4, 0, 5, 0, 1, decoders=1))
-    for ours, theirs in zip(found, batches(clips, 4, 0, 5, 0, 1), strict=True):
-        assert_equal(ours, theirs)
-
-
 def test_multigrid_changes_shapes_as_ever(ray_session, shapes) -> None:
     train = load_manifest("moving_shapes", shapes, split="upstream").split("train")
     clips = Clips(train, Decoder(), RECIPE, seed=3)
@@ -75,17 +69,33 @@ def test_what_a_task_raises_arrives(ray_session, clips) -> None:
         next(batches(hopeless, 2, 0, 2, 0, 1, decoders=1))
 
 
-def test_a_stream_that_is_left_ends_its_tasks(ray_session, clips) -> None:
-    import ray
-    from ray import data
+class Slow(torch.utils.data.Dataset):
+    """Samples that take their time, and leave a mark when they are asked for."""
 
-    before = data.DataContext.get_current().execution_options.preserve_order
-    rows = _decoded(ray.put(clips), [[place] for place in range(50)], 1, 1 << 20)
-    assert _unpacked(next(rows)).positions_B.tolist() == [0]
-    rows.close()
-    with pytest.raises(StopIteration):
-        next(rows)
-    assert data.DataContext.get_current().execution_options.preserve_order == before
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, place: int) -> dict:
+        (self.folder / str(place)).touch()
+        time.sleep(0.05)
+        label = torch.ones(1, 1)
+        return {"clip": torch.zeros(1, 1, 1, 3, dtype=torch.uint8), "targets": label,
+                "mask": label[0] > 0, "position": place, "replaced": {}, "video": "",
+                "start": 0}  # fmt: skip
+
+
+def test_no_more_lies_ahead_than_was_said_and_a_stream_that_is_left_ends(
+    ray_session, tmp_path
+) -> None:
+    found = stream(Slow(tmp_path), ([place] for place in range(100)), 1)
+    for place in range(3):
+        assert next(found).positions_B.tolist() == [place]
+        time.sleep(1)
+    asked = len([*tmp_path.iterdir()])
+    assert 3 < asked <= 3 + AHEAD  # while the trainer worked
+    found.close()
+    time.sleep(1)
+    assert len([*tmp_path.iterdir()]) <= asked + 1
 
 
 ALONE = """
@@ -131,7 +141,7 @@ class Numbers(torch.utils.data.Dataset):
 @ray.remote(num_cpus=1, num_gpus=1)
 def train():
     rows = []
-    for batch in stream(Numbers(), ([n, n + 1] for n in range(0, 60, 2)), 2, 60_000):
+    for batch in stream(Numbers(), ([n, n + 1] for n in range(0, 60, 2)), 2):
         pixels = batch.clips_BTHWC[:, 0, 0, 0, 0].tolist()
         rows.append((batch.positions_B.tolist(), pixels, batch.videos[0]))
         if len(rows) == 5:
@@ -156,6 +166,7 @@ seen = {"rows": ray.get(training), "others": list(others), "killed": killed}
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_decoding_node_dies(tmp_path) -> None:
     """The trainer's node has a GPU and two free cores; two others decode, and one is killed while
