@@ -25,7 +25,6 @@ WORKER_CPU = 0.99
 LOCAL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 """Inherited by the workers of an own Ray; what the user has set already is left as it is."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -23,7 +24,7 @@ from ssdet.studies.runner import members
 from ssdet.studies.session import Workers, plan_resources
 from ssdet.studies.stages import Job, run_stage
 from ssdet.training import ModelRecipe, OptimRecipe, TrainRecipe, checkpoint
-from ssdet.training.distributed import MOVES, Team, size_now
+from ssdet.training.distributed import MOVES, Team, run_workers, size_now
 from ssdet.training.loop import shares
 
 STEPS = 60
@@ -203,3 +204,14 @@ def workers() -> list[int]:
             if "RayTrainWorker" in " ".join(process.cmdline()):
                 found.append(process.pid)
     return sorted(found)
+
+
+def test_ray_train_looks_at_its_workers_often(ray_session, tmp_path) -> None:
+    """A worker that reports waits for the next look; Ray's own two seconds each would add up."""
+
+    def work(context: Any) -> dict[str, Any]:
+        context.report({"step": 1})
+        return {"interval": os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]}
+
+    found = run_workers(Team((1,), {"CPU": 0.99}), tmp_path, work)
+    assert found == {"interval": "0.1", "teams": [1]}

@@ -142,7 +142,7 @@ def test_without_an_address_a_stranger_is_not_joined(seen: dict[str, Any], stran
 def test_workers_of_an_own_ray_inherit_the_defaults(seen: dict[str, Any]) -> None:
     workers = seen["worker_environment"]
     assert workers["OMP_NUM_THREADS"] == os.environ.get("OMP_NUM_THREADS", "1")
-    assert workers["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] == "0.1"
+    assert workers["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"
     assert workers["RAY_USAGE_STATS_ENABLED"] == "0"
     assert not {"OMP_NUM_THREADS", "RAY_TRAIN_METRICS_ENABLED"} & set(seen["leaked"])
 
