@@ -156,9 +156,9 @@ def kill(run: Run, host: str, pattern: str) -> None:
 def strike_driver(run: Run) -> float:
     hit = run.half_done()
     kill(run, "head", f"[e]xperiments/.*{run.name}")
-    now = run.stages()
     began = time.monotonic()
     run.until(lambda: run.state() == "FAILED", "the job's failure")
+    now = run.stages()  # its trials are gone, too
     run.submit()
     run.moves_on({hit: now[hit]})
     return time.monotonic() - began
