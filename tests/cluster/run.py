@@ -126,6 +126,17 @@ def check_experiment(lab: Lab) -> None:
         assert (lab.storage / TABLE).read_bytes() == table
 
 
+def check_doctor(lab: Lab) -> None:
+    with step("ssdet doctor --cluster: nothing wrong but the lab's small disk") as notes:
+        ask = f"ray exec {lab.cluster} 'ssdet doctor --cluster'"
+        said = expect(lab.run("laptop", ask), "PROBLEM", status=1)
+        problems = [line.strip() for line in said.splitlines() if line.startswith("PROBLEM")]
+        named = [line.split(",")[0].split()[1] for line in problems]
+        assert sorted(named) == ["driver", *NODES], said
+        assert all("free disk" in line for line in problems), problems
+        notes += problems
+
+
 def hosts(lab: Lab) -> str:
     """Stages by the machine that finished them; asserts that they were spread."""
     written = lab.storage.glob("runs/stages/*/provenance.json")
@@ -175,6 +186,7 @@ def main() -> None:
         check_programs(lab, token)
         check_jobs(lab)
         check_refusals(lab)
+        check_doctor(lab)
         check_experiment(lab)
         check_best(lab)
         take_down(lab)
