@@ -27,7 +27,7 @@ from run import CARRY, DASHBOARD, NODES, bring_up, expect, step, take_down
 
 STUDY = (
     "cd ~/project && python experiments/ablate_cutmix.py --preset smoke --seeds 2 --arms cls view "
-    "--pretrain-steps 150 --finetune-steps 60"
+    "--pretrain-steps 900 --finetune-steps 300"
 )
 JOB = "watched"
 PROMETHEUS = "http://127.0.0.1:9090"
