@@ -47,7 +47,10 @@ def _stream(dataset: Dataset, places: Iterator[list[Any]], decoders: int) -> Ite
     # four decoders, since it sets bytes aside for what tasks may yet deliver.
     import ray
 
-    decode = ray.remote(_decode).options(num_cpus=DECODER_CPU, label_selector=_nodes())
+    # SPREAD also keeps them out of a trial's own place, which has no room for them.
+    decode = ray.remote(_decode).options(
+        num_cpus=DECODER_CPU, label_selector=_nodes(), scheduling_strategy="SPREAD"
+    )
     shared = [ray.put(dataset)]  # in a list, a task gets the reference, and reads it once a process
     ordered, running = deque[Any](), list[Any]()
     try:

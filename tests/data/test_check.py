@@ -295,8 +295,9 @@ def test_two_runs_do_not_mix(folder, whole, tmp_path) -> None:
 
 
 CHECK = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may have it ignored
 import ssdet.data.check as module
 from ssdet.data import Manifest, Video
 folder, list_file = Path(sys.argv[1]), Path(sys.argv[2])
