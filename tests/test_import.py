@@ -25,6 +25,7 @@ SIDEWAYS = {("results", "studies"), ("models", "data")}
 """Tables read plans; published weights name the clips that they are used to."""
 
 KNOW_RAY = {
+    "ssdet/data/decoders.py": {"ray"},
     "ssdet/training/distributed.py": {
         "ray.train",
         "ray.tune.integration.ray_train",
