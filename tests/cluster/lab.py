@@ -109,7 +109,10 @@ class Lab:
     def run(self, name: str, command: str, seconds: int = 600) -> tuple[int, str]:
         """Exit status (124: out of time) and output of a command in a login shell on a machine."""
         words = self._enter(name, f"timeout --kill-after=5 {seconds} bash -c {quote(command)}")
-        done = subprocess.run(words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True)
+        # A session of its own has its own share of the cores, as a machine of its own would.
+        done = subprocess.run(
+            words, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True
+        )
         return done.returncode, done.stdout
 
     def crash(self, name: str) -> None:
