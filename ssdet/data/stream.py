@@ -3,11 +3,11 @@
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
+from ssdet.data.clock import Clock
 from ssdet.data.frame_index import opened
 from ssdet.data.video import (
     Size,
@@ -20,29 +20,6 @@ from ssdet.data.video import (
 )
 
 Path = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Clock:
-    """When the frames of a video are shown."""
-
-    times_T: np.ndarray
-    """Seconds from the start of the file, as players count them; ascending."""
-    end: float
-    """When the last frame ends."""
-
-    def ends(self, first: int, stop: int) -> np.ndarray:
-        """Seconds at which frames first … stop-1 give way to the next."""
-        ends_N = np.append(self.times_T[first + 1 : stop + 1], self.end)
-        return ends_N[: stop - first]
-
-    def grid(self, rate: float) -> np.ndarray:
-        """Frames whose times are nearest to 0, 1 / rate, 2 / rate, … from the first frame's on
-        (of two the later), as `ssdet.data.grid` takes them; ascending, perhaps with repeats."""
-        since_T = self.times_T - self.times_T[0]
-        count = max(1, round((self.end - float(self.times_T[0])) * rate))
-        middles = (since_T[1:] + since_T[:-1]) / 2
-        return np.searchsorted(middles, np.arange(count) / rate + 1e-9, side="right")
 
 
 def clock(path: Path) -> Clock:
