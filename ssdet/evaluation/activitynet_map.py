@@ -40,7 +40,7 @@ def _ranked_hits(detections: Segments, instances: Segments, tious_O: Array) -> A
     """Whether each detection of one class is a hit, bool [thresholds, D], by falling score."""
     scores: list[Array] = [np.zeros(0)]
     hits: list[Array] = [np.zeros((len(tious_O), 0), bool)]
-    for video in sorted(detections):
+    for video in sorted(video for video, rows in detections.items() if len(rows)):
         rows_D3 = detections[video][np.argsort(-detections[video][:, 2], kind="stable")]
         iou_GD = overlaps(instances.get(video, np.zeros((0, 2))), rows_D3)
         scores.append(rows_D3[:, 2])
