@@ -22,7 +22,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 import torch
 
 from ssdet.data.build import build_once
-from ssdet.models.numpy_pickle import read_arrays
+from ssdet.data.numpy_pickle import read_arrays
 from ssdet.models.published import Published, folder, named
 from ssdet.models.registry import create
 from ssdet.models.weights import load_weights

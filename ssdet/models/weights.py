@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssdet.data.numpy_pickle import is_pickle, read_arrays
 from ssdet.models.norm import SubBatchNorm3d, pooled_variance
-from ssdet.models.numpy_pickle import is_pickle, read_arrays
 
 State = dict[str, Tensor]
 Recogniser = Callable[[State], bool]

@@ -3,6 +3,7 @@
 Even numpy's own unpickling is not called: the names that it uses stand for the plain classes below.
 """
 
+import codecs
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, by_column, data = state
+        if isinstance(data, str):  # Python 2 has no other bytes
+            data = data.encode("latin1")
         flat = np.frombuffer(data, np.dtype(kind.code).newbyteorder(kind.order))
         native = flat.astype(np.dtype(kind.code))
         self.values = native.reshape(shape, order="F" if by_column else "C")
@@ -51,12 +54,31 @@ def _whole(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Arr
     return array
 
 
+def _scalar(kind: _Kind, data: bytes | str) -> int | float | bool:
+    """Stands for numpy's scalar."""
+    array = _Array()
+    array.__setstate__((1, (1,), kind, False, data))
+    number: int | float | bool = array.values[0].item()
+    return number
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands for `_codecs.encode`, by which protocols 0 to 2 store bytes."""
+    if codecs.lookup(encoding).name != "iso8859-1":
+        raise ValueError(f"bytes in encoding {encoding!r}, expected latin1")
+    return text.encode("latin1")
+
+
 class _ArraysOnly(pickle.Unpickler):
     admitted = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _begin,
         ("numpy._core.multiarray", "_reconstruct"): _begin,
         ("numpy.core.numeric", "_frombuffer"): _whole,
         ("numpy._core.numeric", "_frombuffer"): _whole,
+        ("numpy.core.multiarray", "scalar"): _scalar,
+        ("numpy._core.multiarray", "scalar"): _scalar,
+        ("_codecs", "encode"): _encode,
+        ("collections", "OrderedDict"): dict,
         ("numpy", "ndarray"): None,
         ("numpy", "dtype"): _Kind,
     }
@@ -81,20 +103,48 @@ def read_arrays(source: str | Path | BinaryIO, where: str = "") -> dict[str, Ten
     anything but arrays of numbers, before anything of that is made.
     """
     where = where or str(source)
+    content = _load(source, where)
     try:
-        if isinstance(source, str | Path):
-            with open(source, "rb") as file:
-                content = _ArraysOnly(file).load()
-        else:
-            content = _ArraysOnly(source).load()
         arrays = dict(_flat(content, ""))
-    except OSError:
-        raise
-    except Exception as error:  # whatever bytes that are no such pickle happen to mean
+    except (TypeError, RecursionError) as error:
         raise ValueError(f"{where}: not a pickle of numpy arrays alone: {error}") from error
     if not arrays:
         raise ValueError(f"{where}: a pickle without arrays, expected names to arrays")
     return arrays
+
+
+def read_tree(path: Path) -> Any:
+    """Content of a pickle of numpy arrays, dictionaries, lists, texts and numbers.
+
+    Raises ValueError for a pickle that is damaged or asks for any other object, before it is made.
+    """
+    content = _load(path, str(path))
+    try:
+        return _with_arrays(content)
+    except RecursionError as error:
+        raise ValueError(f"{path}: a pickle that holds itself") from error
+
+
+def _with_arrays(content: Any) -> Any:
+    if isinstance(content, _Array):
+        return content.values
+    if isinstance(content, Mapping):
+        return {name: _with_arrays(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_with_arrays(value) for value in content]
+    return content
+
+
+def _load(source: str | Path | BinaryIO, where: str) -> Any:
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                return _ArraysOnly(file, encoding="latin1").load()
+        return _ArraysOnly(source, encoding="latin1").load()
+    except OSError:
+        raise
+    except Exception as error:  # whatever bytes that are no such pickle happen to mean
+        raise ValueError(f"{where}: not a pickle of numpy arrays alone: {error}") from error
 
 
 def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -4,13 +4,14 @@ import io
 import os
 import pickle
 import re
+from collections import OrderedDict
 
 import numpy as np
 import pytest
 import torch
 
+from ssdet.data.numpy_pickle import read_arrays, read_tree
 from ssdet.models import create, load_weights
-from ssdet.models.numpy_pickle import read_arrays
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
@@ -98,3 +99,43 @@ def test_damage_is_a_value_error(tmp_path):
     loop["a"] = loop
     with pytest.raises(ValueError, match="recursion"):
         read_arrays(io.BytesIO(pickle.dumps(loop, 4)), "loop")
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_trees_of_arrays_texts_and_numbers(tmp_path, protocol):
+    tree = {
+        "v1": {"rgb": np.arange(6, dtype=np.float64).reshape(2, 3), "fps": np.float32(12.5)},
+        "v2": [np.arange(4, dtype=np.int8), "text", None, 3, b"\xff\x00"],
+    }
+    (tmp_path / "x").write_bytes(pickle.dumps(OrderedDict(tree), protocol))
+    found = read_tree(tmp_path / "x")
+    assert found["v1"]["rgb"].tolist() == [[0, 1, 2], [3, 4, 5]] and found["v1"]["fps"] == 12.5
+    assert found["v2"][0].tolist() == [0, 1, 2, 3] and found["v2"][1:] == tree["v2"][1:]
+
+
+def test_arrays_of_python_2(tmp_path):
+    """As Python 2 writes them with protocol 2: the bytes of an array are a text of 256 letters."""
+    data = np.array([1.5, -2.0], "<f4").tobytes()
+    opcodes = (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R("
+        b"K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U" + bytes([len(data)]) + data + b"tb."
+    )
+    assert pickle.loads(opcodes, encoding="latin1").tolist() == [1.5, -2.0]
+    (tmp_path / "x").write_bytes(opcodes)
+    assert read_tree(tmp_path / "x").tolist() == [1.5, -2.0]
+
+
+@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_trees_run_nothing(tmp_path, monkeypatch, name, protocol):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").write_bytes(pickle.dumps([EVIL[name]], protocol))
+    with pytest.raises(ValueError, match="not a pickle of numpy arrays alone"):
+        read_tree(tmp_path / "x")
+    loop: list = []
+    loop.append(loop)
+    (tmp_path / "x").write_bytes(pickle.dumps(loop, protocol))
+    with pytest.raises(ValueError, match="holds itself"):
+        read_tree(tmp_path / "x")
+    assert os.listdir(tmp_path) == ["x"]
