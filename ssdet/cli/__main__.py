@@ -18,7 +18,10 @@ COMMANDS = {
     "infer": ("ssdet.cli.infer", "what a trained network finds in any videos"),
     "extract": ("ssdet.cli.extract", "features of whole videos from any network"),
     "doctor": ("ssdet.cli.doctor", "is this machine, or a Ray cluster, fit to run studies"),
-    "data": ("ssdet.cli.data", "check, convert and count the videos of a data set"),
+    "data": (
+        "ssdet.cli.data",
+        "check, convert and count videos of a data set; import features",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""`ssdet data`: check the files of a data set, convert them, count what is annotated."""
+"""`ssdet data`: check the files of a data set, convert them, count labels, import features."""
 
 import json
 import sys
@@ -15,6 +15,8 @@ from rich.progress import Progress as Bars
 
 from ssdet.cli.data_stats import command as stats_command
 from ssdet.cli.data_stats import stats
+from ssdet.cli.import_features import command as import_command
+from ssdet.cli.import_features import import_files
 from ssdet.data.check import Report
 from ssdet.data.check import check as check_files
 from ssdet.data.convert import Conversion, Options
@@ -34,10 +36,13 @@ def command(arguments: list[str]) -> int:
     """Run one of the subcommands; exit status 0 done, 1 failed, 2 wrong usage."""
     if arguments[:1] == ["stats"]:
         return stats_command(arguments[1:])
+    if arguments[:1] == ["import-features"]:
+        return import_command(arguments[1:])
     commands: dict[str, Callable[..., int | None]] = {
         "check": check,
         "convert": convert,
         "stats": stats,
+        "import-features": import_files,
     }
     try:
         status = tyro.extras.subcommand_cli_from_dict(
