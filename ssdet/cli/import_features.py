@@ -14,8 +14,8 @@ from ssdet.data.feature_index import Dtype
 from ssdet.data.import_features import (
     ImportReport,
     Layout,
-    UsageError,
     Rate,
+    UsageError,
     import_features,
 )
 from ssdet.data.manifest import load_manifest

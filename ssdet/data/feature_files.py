@@ -52,7 +52,7 @@ class FeatureArray:
 def find_features(
     sources: Sequence[Path], key: str = "", pattern: str = ID, names: VideoNames | None = None
 ) -> tuple[list[FeatureArray], list[str]]:
-    """Arrays of features in files and folders, and the paths of other files in the folders.
+    """Arrays of features in files and folders, and where others are that do not fit `pattern`.
 
     Each file of a folder, of its subfolders too, is one video; a file that is given by itself holds
     a mapping from videos to arrays, or one array. ``key`` names the array of a video that has
@@ -62,25 +62,30 @@ def find_features(
     Raises ValueError naming the file at fault (of a folder, damaged files become faults of their
     arrays), FileNotFoundError for a source that is not there, ImportError for HDF5 without h5py.
     """
-    found: list[FeatureArray] = []
+    if ID not in pattern:
+        raise ValueError(f"pattern {pattern!r}, expected {ID} in it, such as {ID}_rgb")
+    arrays: list[FeatureArray] = []
     others: list[str] = []
     for source in sources:
         if source.is_dir():
-            paths = [path for path in sorted(source.rglob("*")) if path.is_file()]
-            paths = [path for path in paths if not _is_noise(path.relative_to(source))]
-            for path in paths:
-                if path.suffix.lower() not in READERS:
-                    others.append(str(path))
-                    continue
-                name = path.relative_to(source).with_suffix("").as_posix()
-                found.append(_of_one_video(path, name, key))
+            paths = [p for p in sorted(source.rglob("*")) if p.is_file()]
+            paths = [p for p in paths if not _is_noise(p.relative_to(source))]
+            others += [str(p) for p in paths if p.suffix.lower() not in READERS]
+            arrays += [
+                _of_one_video(p, p.relative_to(source).with_suffix("").as_posix(), key)
+                for p in paths
+                if p.suffix.lower() in READERS
+            ]
         else:
-            found += _of_file(source, key, names)
-    if not found:
+            arrays += _of_file(source, key, names)
+    fitting = [array for array in arrays if _id_in(array.name, pattern) is not None]
+    if not fitting:
         raise ValueError(
             f"{', '.join(map(str, sources))}: no feature files ({', '.join(READERS)}) here"
+            + (f" that are named {pattern}" if pattern != ID else "")
         )
-    return [_renamed(feature, pattern) for feature in found], others
+    others += [a.where for a in arrays if _id_in(a.name, pattern) is None]
+    return [replace(array, name=str(_id_in(array.name, pattern))) for array in fitting], others
 
 
 def _is_noise(path: Path) -> bool:
@@ -91,11 +96,17 @@ def _is_noise(path: Path) -> bool:
 
 
 def _of_one_video(path: Path, name: str, key: str) -> FeatureArray:
+    """Features of a file, which is read again when they are needed, so that memory holds one."""
+
+    def chosen() -> Leaf:
+        return _chosen(read(path), key, str(path))
+
     try:
         tree = read(path)
     except ValueError as error:
         return FeatureArray(name, str(path), Leaf((), lambda: np.zeros(0)), str(error))
-    return FeatureArray(name, str(path), _chosen(tree, key, str(path)))
+    shape = _chosen(tree, key, str(path)).shape
+    return FeatureArray(name, str(path), Leaf(shape, lambda: chosen().load()))
 
 
 def _of_file(path: Path, key: str, names: VideoNames | None) -> Iterator[FeatureArray]:
@@ -113,16 +124,15 @@ def _of_file(path: Path, key: str, names: VideoNames | None) -> Iterator[Feature
         yield FeatureArray(name, where, _chosen(part, key, where))
 
 
-def _renamed(feature: FeatureArray, pattern: str) -> FeatureArray:
-    """The feature under the id that its name holds; names of another pattern stay as they are."""
-    before, middle, after = pattern.partition(ID)
-    if not middle:
-        raise ValueError(f"pattern {pattern!r}, expected {ID} in it, such as {ID}_rgb")
-    folder, slash, name = feature.name.rpartition("/")
-    if not (name.startswith(before) and name.endswith(after)) or pattern == ID:
-        return feature
-    id = name[len(before) : len(name) - len(after)]
-    return replace(feature, name=folder + slash + id)
+def _id_in(name: str, pattern: str) -> str | None:
+    """The id, with its folder, that the name of a file holds; None for a name of another kind."""
+    before, _, after = pattern.partition(ID)
+    folder, slash, last = name.rpartition("/")
+    if pattern == ID:
+        return name
+    if not (last.startswith(before) and last.endswith(after)):
+        return None
+    return folder + slash + last[len(before) : len(last) - len(after)]
 
 
 def _chosen(tree: Tree, key: str, where: str) -> Leaf:

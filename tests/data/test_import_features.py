@@ -12,7 +12,7 @@ from ssdet.data import Manifest, Segment, Video
 from ssdet.data.feature_files import find_features
 from ssdet.data.features import FeatureSet
 from ssdet.data.frames import dense_targets
-from ssdet.data.import_features import UsageError, Rate, import_features
+from ssdet.data.import_features import Rate, UsageError, import_features
 from ssdet.data.video_names import VideoNames
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head
@@ -174,14 +174,15 @@ def test_names_noise_and_coverage(tmp_path) -> None:
     features, others = find_features([source], pattern="{id}_rgb", names=names)
     report = import_features(features, tmp_path / "out", HALF, manifest(), layout="td")
     assert [*FeatureSet.open(tmp_path / "out")] == ["b", "a"] and report.missing == ["c"]
-    assert others == [str(source / "README.txt")]
-    unused = [str(source / "train/v_a_flow.npy"), str(source / "x_rgb.npy")]
-    assert sorted(report.unused) == unused
+    assert others == [str(source / "README.txt"), str(source / "train/v_a_flow.npy")]
+    assert report.unused == [str(source / "x_rgb.npy")]
     assert report.other_length == {"b": "features of 10.0 s, a video of 7.5 s"}
     np.save(source / "a_rgb.npy", matrix("a"))
     with pytest.raises(ValueError, match="video 'a' has features in .* too"):
         imported(source, tmp_path / "o", data=manifest(), pattern="{id}_rgb")
-    with pytest.raises(ValueError, match="none of 5 features .* is of a video of the annotation"):
+    with pytest.raises(ValueError, match="none of 1 features .* is of a video of the annotation"):
+        imported(source, tmp_path / "o", data=manifest(), pattern="{id}_a_flow")
+    with pytest.raises(ValueError, match=r"no feature files .* that are named \{id\}_audio"):
         imported(source, tmp_path / "o", data=manifest(), pattern="{id}_audio")
     with pytest.raises(ValueError, match=r"expected \{id\} in it"):
         imported(source, tmp_path / "o", pattern="rgb")
