@@ -8,7 +8,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ssdet.data.clock import Clock
-from ssdet.data.frame_index import opened
+from ssdet.data.frame_index import rounding
 from ssdet.data.video import (
     Size,
     _check_range,
@@ -23,23 +23,23 @@ Path = str | os.PathLike[str]
 
 
 def clock(path: Path) -> Clock:
-    """Presentation times of a video's frames.
+    """Presentation times of a video's frames, as the file has them.
 
-    Where only decoding tells its frames apart (packed B-frames in AVI, hidden frames of VP8, no
-    timestamps), and in pictures, they are spread evenly over its duration. Raises as `probe`.
+    At a constant rate (times that agree with even ones within two ticks of the container, and a
+    quarter of a frame) they are the even ones. Files without times, and pictures, are spread evenly
+    over their duration. Raises as `probe`.
     """
     info = probe(path)
+    even = Clock.regular(info.frames, info.frames / info.duration)
     with decoding(path) as video:
-        pts_T = video.index.pts
-    if pts_T is None:
-        return Clock(np.arange(info.frames) * (info.duration / info.frames), info.duration)
-    with opened(path) as (container, stream):
-        assert stream.time_base is not None
-        tick, begin = float(stream.time_base), int(pts_T[0])
-        if container.start_time is not None:  # microseconds; sound may begin before the pictures
-            begin = min(begin, round(container.start_time / 1e6 / tick))
-    times_T = (pts_T - begin) * tick
-    return Clock(times_T, float(times_T[0]) + info.duration)
+        index = video.index
+    if index.times is None:
+        return even
+    since_T = (index.times - index.times[0]) * float(index.tick)
+    off = max(float(np.abs(since_T - even.times_T).max()), index.start)
+    if off <= rounding(index.tick, info.fps):
+        return even
+    return Clock(index.start + since_T, index.start + info.duration)
 
 
 def stream_frames(

@@ -23,12 +23,14 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ssdet.data.frame_index import (
     CACHED_INDEXES,
+    FLAGGED,
     MAX_PIXELS,
     CorruptVideo,
     FileCache,
@@ -64,6 +66,11 @@ class VideoInfo:
     """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright."""
     codec: str
     pixel_format: str
+    start: float = 0.0
+    """Seconds from the start of the file to the first frame: sound may begin earlier."""
+    irregularity: float = 0.0
+    """Seconds by which a frame is furthest from an even spread over the duration; 0 at a constant
+    rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +78,7 @@ class _Source:
     container: InputContainer
     stream: VideoStream
     index: FrameIndex
+    tolerant: bool = False
 
 
 class _MissedError(Exception):
@@ -230,32 +238,36 @@ def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
 
 
 def _frames(path: Path, wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
-    """The `wanted` frames (ascending) with their numbers."""
-    done = 0
-    if source.index.pts is not None:
-        try:
-            for item in _by_time(wanted, source, seek=True):
-                yield item
-                done += 1
-            return
-        except (_MissedError, av.FFmpegError):
-            pass  # perhaps a keyframe that is none: decoding from the start decides
-    with opened(path) as (container, stream):
-        again = _Source(container, stream, source.index)
-        read = _by_count if source.index.pts is None else _by_time
-        try:
-            yield from read(wanted[done:], again)
-        except _MissedError as error:
-            raise CorruptVideo(path, f"decoding fails: {error}") from error
-        except av.FFmpegError as error:
-            raise CorruptVideo(path, f"decoding fails: {error.strerror}") from error
+    """The `wanted` frames (ascending) with their numbers.
+
+    Decoding begins at keyframes, strictly; where that fails, tolerantly if the codec flags what it
+    conceals; then from the start of the file, since a keyframe may be none.
+    """
+    by_time = source.index.pts is not None
+    modes = ("strict", "tolerant") if source.stream.codec_context.name in FLAGGED else ("strict",)
+    attempts = [(True, mode) for mode in modes if by_time] + [(False, mode) for mode in modes]
+    done, failure = 0, ""
+    for seek, mode in attempts:
+        with opened(path) as (container, stream):
+            again = _Source(container, stream, source.index, tolerant=mode == "tolerant")
+            found = (
+                _by_time(wanted[done:], again, seek) if by_time else _by_count(wanted[done:], again)
+            )
+            try:
+                for item in found:
+                    yield item
+                    done += 1
+                return
+            except (_MissedError, av.FFmpegError) as error:
+                failure = failure or getattr(error, "strerror", None) or str(error)
+    raise CorruptVideo(path, f"decoding fails: {failure}")
 
 
-def _by_time(wanted: list[int], source: _Source, seek: bool = False) -> Iterator[NumberedFrame]:
+def _by_time(wanted: list[int], source: _Source, seek: bool) -> Iterator[NumberedFrame]:
     """Frames told by their times, from the keyframe before each (or all from the file's start)."""
     index = source.index
     assert index.pts is not None
-    strict(source.stream, index.open_gop)
+    strict(source.stream, source.tolerant or index.open_gop)
     remaining = deque(wanted)
     times = {int(index.pts[number]) for number in wanted}
     while remaining:
@@ -284,18 +296,43 @@ def _decoded_from(source: _Source, begin: int | None, times: set[int]) -> Iterat
     """Frames from the keyframe of time `begin` on (None: from where the container stands).
 
     H.264 says of every picture whether another refers to it; those that are neither referred to
-    nor wanted are not decoded.
+    nor wanted are not decoded. A tolerant decoder decodes all, and no frame may be missing or
+    flagged: what refers to it would be damaged, too, without a flag.
     """
     codec = source.stream.codec_context
-    skipping = codec.name == "h264" and begin is not None
+    skipping = codec.name == "h264" and begin is not None and not source.tolerant
     if begin is None:
         found = packets(source.container, source.stream)
     else:
         found = _packets_from(source, begin)
+    frames = _decode(codec, found, times if skipping else None)
+    yield from _unflagged(source.index, frames) if source.tolerant else frames
+
+
+def _decode(
+    codec: VideoCodecContext, found: Iterator[Packet | None], wanted: set[int] | None
+) -> Iterator[VideoFrame]:
     for packet in found:
-        if skipping and packet is not None:
-            codec.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        if wanted is not None and packet is not None:
+            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         yield from codec.decode(packet)
+
+
+def _unflagged(index: FrameIndex, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    assert index.pts is not None
+    number = -1
+    for frame in frames:
+        if frame.pts is None:
+            raise _MissedError("a frame has no time")
+        if frame.pts < index.pts[0]:
+            continue
+        if number < 0:
+            number = int(np.searchsorted(index.pts, frame.pts))
+        whole = number < index.count and frame.pts == index.pts[number] and not frame.is_corrupt
+        if not whole:
+            raise _MissedError(f"frame {min(number, index.count - 1)} is missing or concealed")
+        number += 1
+        yield frame
 
 
 def _packets_from(source: _Source, begin: int) -> Iterator[Packet | None]:
@@ -314,11 +351,13 @@ def _packets_from(source: _Source, begin: int) -> Iterator[Packet | None]:
 
 def _by_count(wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
     """Frames told by counting them from the file's start."""
-    strict(source.stream)
+    strict(source.stream, source.tolerant)
     remaining = deque(wanted)
     number = 0
-    for packet in packets(source.container, source.stream):
+    for packet in packets(source.container, source.stream, source.index.part):
         for frame in source.stream.codec_context.decode(packet):
+            if source.tolerant and frame.is_corrupt:
+                raise _MissedError(f"frame {number} is damaged")
             if number == remaining[0]:
                 yield remaining.popleft(), frame
                 if not remaining:
