@@ -193,6 +193,7 @@ def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
     _tell("unreadable", unreadable)
     _tell("suspicious", odd)
     _tell("not checked, run again", unchecked)
+    _tell("fine, with times of their own", report.notes)
     print(
         f"{report.annotated} annotated videos: {report.fine} fine, {len(report.missing)} missing, "
         f"{len(unreadable)} unreadable, {len(odd)} suspicious"

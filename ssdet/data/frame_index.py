@@ -95,6 +95,17 @@ class FrameIndex:
         """[count] times of the frames in ticks, ascending, if the file has any."""
         return self.counted_pts if self.pts is None else self.pts
 
+    @property
+    def irregularity(self) -> float:
+        """Seconds by which the frame that is furthest from an even spread over the duration is off;
+        0 where it is no more than the rounding of a constant rate to ticks."""
+        if self.times is None:
+            return 0.0
+        even_T = np.arange(self.count) * (self.duration / self.count)
+        since_T = (self.times - self.times[0]) * float(self.tick)
+        off = float(np.abs(since_T - even_T).max())
+        return off if off > rounding(self.tick, self.count / self.duration) else 0.0
+
     def key_before(self, frame: int) -> int:
         """Time of the last packet at which decoding can begin so as to show this frame."""
         assert self.pts is not None and self.key_pts is not None

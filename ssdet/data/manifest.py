@@ -153,14 +153,18 @@ class Manifest:
     def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
         """Dense labels of a video, bool [K, frames].
 
-        Frame f (from 0) shows an action iff start < f / fps < end (specification of the dense
-        protocol, section 3); a clip's single label holds for every frame.
+        Frame f (from 0) shows an action iff start < f / fps < end, as in the published code for
+        Charades; a clip's single label holds for every frame.
         """
-        targets = np.zeros((self.num_classes, frames), bool)
-        times = np.arange(frames) / fps
+        return self.targets_at(video, np.arange(frames) / fps)
+
+    def targets_at(self, video: Video, times_T: np.ndarray) -> np.ndarray:
+        """Labels bool [K, T] at these seconds (ascending): those of the actions that have begun
+        before and end after; a clip's single label holds at any time."""
+        targets = np.zeros((self.num_classes, len(times_T)), bool)
         for segment in video.segments:
-            first = np.searchsorted(times, segment.start, side="right")
-            stop = np.searchsorted(times, segment.end, side="left")
+            first = np.searchsorted(times_T, segment.start, side="right")
+            stop = np.searchsorted(times_T, segment.end, side="left")
             targets[segment.label, first:stop] = True
         if video.label is not None:
             targets[video.label] = True

@@ -33,12 +33,10 @@ def clock(path: Path) -> Clock:
     even = Clock.regular(info.frames, info.frames / info.duration)
     with decoding(path) as video:
         index = video.index
-    if index.times is None:
+    late = index.start > rounding(index.tick, info.fps)
+    if index.times is None or not (late or index.irregularity):
         return even
     since_T = (index.times - index.times[0]) * float(index.tick)
-    off = max(float(np.abs(since_T - even.times_T).max()), index.start)
-    if off <= rounding(index.tick, info.fps):
-        return even
     return Clock(index.start + since_T, index.start + info.duration)
 
 

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 
 import av
@@ -110,8 +109,6 @@ class Decoding:
     codec: str
     decoded: Decoded
     """Frames of given numbers (ascending, no repeats) as they are stored: not turned upright."""
-    tick: Fraction | None = None
-    """Seconds of one unit of the index's times, if it has any."""
 
 
 @contextmanager
@@ -128,6 +125,9 @@ def decoding(path: Path) -> Iterator[Decoding]:
     elif is_pack(path):
         stored = pack(path)
         index = FrameIndex(stored.count, stored.count, None, stored.duration)
+        if stored.times:
+            times = stored.times
+            index = replace(index, counted_pts=times.pts_T, tick=times.tick, start=times.start)
         yield Decoding(index, "mjpeg", stored.frames)
     else:
         with opened(path) as (container, stream):
@@ -135,7 +135,7 @@ def decoding(path: Path) -> Iterator[Decoding]:
             source = _Source(container, stream, index)
             name = stream.codec_context.name
             decoded = partial(_frames, path, source=source)
-            yield Decoding(index, name, decoded, stream.time_base)
+            yield Decoding(index, name, decoded)
 
 
 def probe(path: Path, picture_fps: float = PICTURE_FPS) -> VideoInfo:
@@ -161,21 +161,19 @@ def _probe(path: Path) -> VideoInfo:
         if not index.duration:
             raise CorruptVideo(path, "neither frame times nor a frame rate in it")
         _, frame = next(video.decoded([0]))
-        return _info(index.count, index.duration, frame, video.codec)
-
-
-def _info(count: int, duration: float, frame: VideoFrame, codec: str) -> VideoInfo:
     turns = _quarter_turns(frame)
     height, width = _upright(frame, turns)
     return VideoInfo(
-        frames=count,
-        fps=count / duration,
-        duration=duration,
+        frames=index.count,
+        fps=index.count / index.duration,
+        duration=index.duration,
         width=width,
         height=height,
         rotation=90 * turns,
-        codec=codec,
+        codec=video.codec,
         pixel_format=frame.format.name,
+        start=index.start,
+        irregularity=index.irregularity,
     )
 
 

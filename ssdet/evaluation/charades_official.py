@@ -104,7 +104,7 @@ def official_points(predictions: PredictionSet, truth: OfficialTruth) -> View:
     """
 
     def scores(video: str) -> Array:
-        steps_N = points(truth.lengths[video]) * predictions.fps(video)
+        steps_N = predictions.clock(video).position(points(truth.lengths[video]))
         return at_steps(predictions[video], steps_N)
 
     found = [video for video in truth.hits if video in predictions]

@@ -230,7 +230,7 @@ def _segments(material: Material) -> list[Reading]:
 
 def _made(predictions: PredictionSet) -> Iterator[tuple[str, Array]]:
     for video in predictions:
-        yield video, frame_segments(predictions[video], predictions.fps(video))
+        yield video, frame_segments(predictions[video], predictions.clock(video))
         predictions.release()
 
 

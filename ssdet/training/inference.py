@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.data.clips import ClipRecipe, centre_crop, normalise
-from ssdet.data.frames import FrameReader, dense_targets
+from ssdet.data.clock import Clock
+from ssdet.data.frames import FrameReader, dense_targets, timing
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo
 from ssdet.training.guide import Guide
@@ -25,8 +26,8 @@ Network = Callable[[Tensor], Tensor]
 class Sink(Protocol):
     """Takes the scores of one video after another, as `PredictionWriter` does."""
 
-    def add(self, video_id: str, probs_TK: Tensor, fps: float) -> None:
-        """Probabilities [frames, K]."""
+    def add(self, video_id: str, probs_TK: Tensor, fps: float | Clock) -> None:
+        """Probabilities [frames, K] of a video at so many frames a second, or with this clock."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def predict(
         except CorruptVideo as error:
             broken[video.id] = error.reason
             continue
-        writer.add(video.id, logits_FK.sigmoid(), reader.fps(video))
+        writer.add(video.id, logits_FK.sigmoid(), timing(reader, video))
     return broken
 
 

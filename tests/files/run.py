@@ -312,8 +312,8 @@ def main() -> int:
     print(
         f"{counts['whole']} whole files: {len(faults)} faults\n{counts['damaged']} damaged files: "
         f"{counts['damaged'] - counts['seen'] - counts['unseen']} refused or read as written, "
-        f"{counts['seen']} read otherwise where ffmpeg prints an error, {counts['unseen']} where it "
-        "prints none"
+        f"{counts['seen']} read otherwise where ffmpeg prints an error, {counts['unseen']} where "
+        "it prints none"
     )
     return 1 if faults else 0
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssdet.data import CorruptVideo, Manifest, Segment, Video
 from ssdet.data.clips import ClipRecipe
+from ssdet.data.clock import Clock
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.models import accelerate, create
 from ssdet.training.inference import (
@@ -45,6 +46,10 @@ class Pictures:
 
     def fps(self, video: Video) -> float:
         return 10.0 + self.frames(video)
+
+    def clock(self, video: Video) -> Clock:
+        frames = self.frames(video)
+        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         self.asked.append(list(indices))
