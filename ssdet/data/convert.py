@@ -20,11 +20,12 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from ssdet.data.frame_index import START_TAG, CorruptVideo
 from ssdet.data.manifest import Manifest, Video
+from ssdet.data.orientation import Orientation, frame_orientation
 from ssdet.data.packed import PACK, QUALITY, FrameTimes, write_pack
 from ssdet.data.remote import is_remote
 from ssdet.data.stream import clock
 from ssdet.data.sweep import Progress, Record, need_files, still_busy, sweep, write_json
-from ssdet.data.video import VideoInfo, _quarter_turns, decoding, probe
+from ssdet.data.video import VideoInfo, decoding, probe
 
 JOURNAL = "converted.jsonl"
 SUMMARY = "conversion.json"
@@ -250,18 +251,18 @@ class _Upright:
 
     def __init__(self, options: Options) -> None:
         self._options, self._reformatter = options, VideoReformatter()
-        self._turns, self._shape = 0, (0, 0)
+        self._orientation, self._shape = Orientation(), (0, 0)
         full, limited = ("yuvj420p", "JPEG"), ("yuv420p", "MPEG")
         self._format, self._range = full if options.packed else limited
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
         if not self._shape[0]:
-            self._turns = _quarter_turns(frame)
+            self._orientation = frame_orientation(frame)
             self._shape = self._scaled(frame.width, frame.height)
         width, height = self._shape
-        if self._turns:
+        if self._orientation != Orientation():
             rgb = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1)
-            turned = np.ascontiguousarray(np.rot90(rgb.to_ndarray(), self._turns), np.uint8)
+            turned = np.ascontiguousarray(self._orientation.upright(rgb.to_ndarray()), np.uint8)
             frame = VideoFrame.from_ndarray(turned, "rgb24")
             width, height = frame.width, frame.height
         # Colours keep their matrix. Where chroma is halved, only averaging takes in all of it.

@@ -9,12 +9,11 @@ from av.video.reformatter import VideoReformatter
 
 from ssdet.data.clock import Clock
 from ssdet.data.frame_index import rounding
+from ssdet.data.orientation import frame_orientation
 from ssdet.data.video import (
     Size,
     _check_range,
-    _quarter_turns,
     _scaled,
-    _upright,
     decoding,
     probe,
 )
@@ -54,11 +53,11 @@ def stream_frames(
         _check_range(path, list(counts), video.index)
         for number, frame in video.decoded(list(counts)) if counts else ():
             if shape is None:  # pictures may change size on the way, clips do not
-                turns = _quarter_turns(frame)
-                height, width = _scaled(_upright(frame, turns), size)
-                shape = (height, width) if turns % 2 else (width, height)
+                orientation = frame_orientation(frame)
+                upright_size = orientation.size(frame.height, frame.width)
+                shape = orientation.size(*_scaled(upright_size, size))[::-1]
             rgb = reformatter.reformat(frame, *shape, format="rgb24", threads=1).to_ndarray()
-            upright = np.ascontiguousarray(np.rot90(rgb, turns))
+            upright = np.ascontiguousarray(orientation.upright(rgb))
             del rgb, frame
             for _ in range(counts[number]):
                 yield upright

@@ -40,6 +40,7 @@ from ssdet.data.frame_index import (
     strict,
 )
 from ssdet.data.image_folder import PICTURE_FPS, image_folder
+from ssdet.data.orientation import frame_orientation
 from ssdet.data.packed import is_pack, pack
 
 __all__ = ["CorruptVideo", "VideoInfo", "decoding", "probe", "read_clip"]
@@ -62,7 +63,8 @@ class VideoInfo:
     width: int
     height: int
     rotation: int
-    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright."""
+    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright, after it
+    was mirrored if it must be."""
     codec: str
     pixel_format: str
     start: float = 0.0
@@ -70,6 +72,8 @@ class VideoInfo:
     irregularity: float = 0.0
     """Seconds by which a frame is furthest from an even spread over the duration; 0 at a constant
     rate."""
+    mirrored: bool = False
+    """Left and right of the stored picture are exchanged before it is turned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,7 @@ def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np
 
     `path` is a file or a folder of numbered JPEG files (from 0 or 1, without a gap). `frames`
     counts shown frames from 0 (not time), in any order, repeats allowed. The pictures stand upright
-    by the rotation in the metadata; pixel aspect ratio is ignored. `size` is (height, width), or
+    by the display matrix or EXIF tag; pixel aspect ratio is ignored. `size` is (height, width), or
     the length of the short side; scaling is part of the colour conversion.
 
     Raises IndexError for a negative number or one past the end; `CorruptVideo` for a file that is
@@ -161,19 +165,20 @@ def _probe(path: Path) -> VideoInfo:
         if not index.duration:
             raise CorruptVideo(path, "neither frame times nor a frame rate in it")
         _, frame = next(video.decoded([0]))
-    turns = _quarter_turns(frame)
-    height, width = _upright(frame, turns)
+    orientation = frame_orientation(frame)
+    height, width = orientation.size(frame.height, frame.width)
     return VideoInfo(
         frames=index.count,
         fps=index.count / index.duration,
         duration=index.duration,
         width=width,
         height=height,
-        rotation=90 * turns,
+        rotation=90 * orientation.turns,
         codec=video.codec,
         pixel_format=frame.format.name,
         start=index.start,
         irregularity=index.irregularity,
+        mirrored=orientation.mirrored,
     )
 
 
@@ -201,23 +206,17 @@ def _clip(numbers: list[int], size: Size | None, decoded: Decoded) -> np.ndarray
     reformatter = VideoReformatter()
     for number, frame in decoded(sorted(places)):
         if not clip.size:
-            turns = _quarter_turns(frame)
-            height, width = _scaled(_upright(frame, turns), size)
+            orientation = frame_orientation(frame)
+            height, width = _scaled(orientation.size(frame.height, frame.width), size)
+            stored_height, stored_width = orientation.size(height, width)
             clip = np.empty((len(numbers), height, width, 3), np.uint8)
-        stored = (height, width) if turns % 2 else (width, height)
-        rgb = reformatter.reformat(frame, *stored, format="rgb24", threads=1).to_ndarray()
+        rgb = reformatter.reformat(
+            frame, stored_width, stored_height, format="rgb24", threads=1
+        ).to_ndarray()
         first, *repeats = places[number]
-        clip[first] = np.rot90(rgb, turns)
+        clip[first] = orientation.upright(rgb)
         clip[repeats] = clip[first]
     return clip
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
-
-
-def _upright(frame: VideoFrame, turns: int) -> tuple[int, int]:
-    return (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
 
 
 def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
