@@ -189,7 +189,7 @@ class Counter:
 
 def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
     unreadable, odd, unchecked = report.unreadable, report.suspicious, report.unchecked
-    _tell("missing", dict.fromkeys(report.missing, "no file"))
+    _tell("missing", {name: report.missing_reasons.get(name, "no file") for name in report.missing})
     _tell("unreadable", unreadable)
     _tell("suspicious", odd)
     _tell("not checked, run again", unchecked)

@@ -33,6 +33,8 @@ class Report:
     """Input/output errors and the like, which say nothing of the file; another run tries again."""
     fps: float | None
     """Rate of most videos; None where no rate has a majority."""
+    missing_reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why, for missing videos of which more is known than that there is no file."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Healthy, but frames are not spread evenly from the start on: a variable rate, or pictures
     that begin after the sound. Labels and clips follow the times of the frames."""
@@ -96,6 +98,7 @@ def judge(manifest: Manifest, records: Mapping[str, Record]) -> Report:
     return Report(
         annotated=len(manifest.videos) + len(manifest.missing),
         missing=manifest.missing,
+        missing_reasons={**manifest.missing_reasons, **manifest.quarantined},
         unreadable={n: record["fault"] for n, record in broken.items() if not record["again"]},
         suspicious=odd,
         unchecked={n: record["fault"] for n, record in broken.items() if record["again"]},

@@ -13,6 +13,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from ssdet.data.files import is_noise
 from ssdet.data.frame_index import CACHED_INDEXES, MAX_PIXELS, CorruptVideo, FileCache
 from ssdet.data.orientation import Orientation, exif_orientation
 from ssdet.data.remote_cache import identity
@@ -83,7 +84,8 @@ def stored_size(path: str) -> int | list[int]:
     """
     if not os.path.isdir(path):
         return identity(path)[1]
-    files = sorted(name for name in os.listdir(path) if _PICTURE.fullmatch(name))
+    names = (name for name in os.listdir(path) if not is_noise(name))
+    files = sorted(name for name in names if _PICTURE.fullmatch(name))
     ends = [os.path.getsize(os.path.join(path, name)) for name in (*files[:1], *files[-1:])]
     return [len(files), *ends]
 
@@ -92,7 +94,7 @@ _folders: FileCache[ImageFolder] = FileCache(CACHED_INDEXES)
 
 
 def _listed(path: str) -> ImageFolder:
-    found = [_PICTURE.fullmatch(name) for name in os.listdir(path)]
+    found = [_PICTURE.fullmatch(name) for name in os.listdir(path) if not is_noise(name)]
     pictures = sorted((int(part[2]), part[1], part[0]) for part in found if part)
     if not pictures:
         raise CorruptVideo(path, "no numbered JPEG files in this folder")

@@ -66,6 +66,8 @@ class Manifest:
     """Split of each missing video."""
     quarantined: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Why, for those of the missing that the quarantine list names."""
+    missing_reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Why, for other missing videos of which more is known than that there is no file."""
     notes: Mapping[str, int] = field(default_factory=dict, compare=False)
     """How often the reader met what it had to leave out or what looks odd, by kind."""
 
@@ -240,12 +242,14 @@ def join_files(
 
     Without a folder all are kept, with empty paths. What is left out is listed as missing.
     """
+    reasons: dict[str, str] = {}
     if folder is not None:
-        files = VideoFolder(folder)
-        videos = [
-            replace(video, path=files.find(names))
-            for video, names in zip(videos, stems, strict=True)
-        ]
+        files, found = VideoFolder(folder), []
+        for video, names in zip(videos, map(tuple, stems), strict=True):
+            found.append(replace(video, path=files.find(names)))
+            if not found[-1].path and (reason := files.reason(names)):
+                reasons[video.id] = reason
+        videos = found
     missing = [video for video in videos if folder is not None and not video.path]
     return Manifest(
         name,
@@ -253,5 +257,6 @@ def join_files(
         tuple(video for video in videos if folder is None or video.path),
         tuple(video.id for video in missing),
         tuple(video.split for video in missing),
+        missing_reasons=reasons,
         notes={kind: count for kind, count in notes.items() if count},
     )

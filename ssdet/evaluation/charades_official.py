@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssdet.data.files import number, read_table
 from ssdet.data.manifest import Manifest
+from ssdet.data.text import number, read_table
 from ssdet.evaluation.average_precision import Array, as_array, average_precision, checked
 from ssdet.evaluation.predictions import PredictionSet
 from ssdet.evaluation.views import View, at_steps, release

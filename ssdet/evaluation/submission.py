@@ -1,5 +1,6 @@
 """The official Charades submission: a text line `id framenr s0 … s156` for every point."""
 
+import codecs
 import math
 import os
 import uuid
@@ -93,6 +94,8 @@ def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
             where = f"{path}: line {number}"
             if len(line) == limit:
                 raise ValueError(f"{where}: longer than {limit} bytes: no line of a submission")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             parts = line.split(None, 2)
             if not parts:
                 continue

@@ -228,7 +228,7 @@ def _fields(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
             where = f"{path}: line {number}"
             try:
-                parts = line.decode().split()
+                parts = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
             except UnicodeDecodeError as error:
                 raise ValueError(f"{where}: no text ({error})") from error
             if len(line) == LONGEST_LINE or len(parts) not in (0, count):
