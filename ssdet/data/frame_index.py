@@ -1,25 +1,31 @@
-"""Opening of video files, and an index of the frames that a file shows.
+"""Opening of video files, and an index of the frames that a file shows, and when.
 
-A file is judged by its pictures. It is damaged if its container ends or breaks off before what it
-announces, or if a frame that it announces cannot be decoded, comes out concealed, or refers to one
-that does. It is not damaged because of side information: a decoder that stops at the first error
-(`strict`) is tried first, since most damage shows in no other way; where it stops in an H.264 or
-HEVC stream, a tolerant one decides, and accepts a picture if every frame from the keyframe on came
-out whole. So user data that are shorter than they say, or notes on reference pictures that are not
-needed, condemn nothing. A stream that begins between keyframes begins, as in players, at the first
-keyframe; a pause is no loss.
+A file is judged by its pictures: it is damaged if a picture that players should show is missing,
+or is not the one that was recorded. Detected are
+
+* packets that the container's index, header or structure announce and that are cut or missing;
+* pictures that the decoder refuses, conceals or marks, and those that refer to a picture that is
+  not in the stream (`pictures`, `picture_order`);
+* pictures missing among the last ones of an unfinished recording, by their order counts.
+
+Side information that is broken (SEI messages, reference marking) is no damage where every picture
+is decoded whole. Nor are pauses, or pictures before the first keyframe of a stream that starts
+between keyframes: players begin at that.
+
+What cannot be detected: VP8, VP9, HEVC and MJPEG decode many flipped bits to some picture without
+an error, and an unfinished recording may have gone on, unless pictures before its last are missing.
 """
 
 import os
 import re
 import stat
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from itertools import islice, pairwise
+from itertools import islice, takewhile
 from threading import Lock
 from typing import BinaryIO, Generic, TypeVar
 
@@ -30,10 +36,11 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from ssdet.data import matroska, picture_order
+from ssdet.data import matroska
+from ssdet.data.picture_order import header_parser, lost_at_end
+from ssdet.data.pictures import MAX_PIXELS, DamagedPictureError, Mode, most_tolerant, pictures
 from ssdet.data.remote_cache import identity, source
 
-MAX_PIXELS = 64 << 20
 CACHED_INDEXES = 256
 START_TAG = "ssdet_start"
 """Metadata of a converted copy: seconds from the start of its source to the first frame."""
@@ -46,10 +53,14 @@ _ONE_FRAME_A_PACKET = _REORDERED | {
     "mpeg4", "mjpeg", "vp9", "libvpx-vp9", "av1", "libdav1d", "ffv1", "prores", "huffyuv",
     "ffvhuff", "rawvideo", "png",
 }  # fmt: skip
-FLAGGED = _REORDERED
-"""Codecs whose decoder flags the frames that it conceals, or leaves them out."""
 # "Not coded" MPEG-4 pictures, which packed B-frames leave behind, are shorter than any other.
 _SHORTEST_PACKET = {"mpeg4": 16}
+_MP4_BOXES = {
+    b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"moof", b"uuid",
+    b"pnot",
+}  # fmt: skip
+_LAST_PACKETS = 64
+"""Packets that are looked at for pictures missing at the end."""
 _NO_TIME = int(np.iinfo(np.int64).min)
 
 
@@ -81,6 +92,8 @@ class FrameIndex:
     """Times of the packets at which decoding can begin, ascending."""
     open_gop: bool = False
     """Frames shown before a keyframe may come after it and refer to what went before it."""
+    mode: Mode = Mode.STRICT
+    """How frames that are counted were decoded."""
     part: slice = field(default_factory=lambda: slice(None))
     """Packets that are decoded where frames are counted: from the first keyframe to the damage."""
     counted_pts: np.ndarray | None = None
@@ -149,17 +162,6 @@ def packets(
     yield None
 
 
-def strict(stream: VideoStream, tolerant: bool = False) -> None:
-    """Let the decoder stop at damage where it would paint over it, unless it should be tolerant.
-
-    Tolerant it must be with open GOPs: the frames shown before a keyframe at which decoding begins
-    lack references.
-    """
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)} | (
-        {} if tolerant else {"err_detect": "explode"}
-    )
-
-
 class FileCache(Generic[T]):
     """What was found out about the last `size` files, as long as they stay the same."""
 
@@ -225,11 +227,14 @@ def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
         return "avi", int.from_bytes(head[4:8], "little") > size
     if head[:4] == matroska.HEAD:
         return "matroska", None
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+    if head[4:8] in _MP4_BOXES:
         return "mp4", None
     if head[:4] == b"\0\0\1\xba":
         return "mpeg", None
-    if head[:1] == b"G" and head[188:189] == b"G" and head[376:377] == b"G":
+    if any(
+        head[place : place + 1] == b"G" == head[place + step : place + step + 1]
+        for place, step in ((0, 188), (4, 192))
+    ):
         return "mpegts", None
     kinds = "an MP4/MOV/3GP, Matroska/WebM, AVI, MPEG program or transport stream file"
     raise CorruptVideo(path, f"not {kinds}: convert it with ffmpeg" if head else "empty file")
@@ -244,7 +249,10 @@ def _scan(
     path: str | os.PathLike[str], container: InputContainer, stream: VideoStream
 ) -> FrameIndex:
     kind, cut = _kind(path)
-    rows, damage = _packet_table(container, stream)
+    codec = stream.codec_context
+    unfinished = None if stream.frames else header_parser(codec.name, codec.extradata)
+    last: deque[bytes] = deque(maxlen=_LAST_PACKETS if unfinished else 0)
+    rows, damage = _packet_table(container, stream, last)
     if cut and not damage:
         damage = "the file ends before its header says"
     if kind == "matroska" and not damage:
@@ -262,25 +270,21 @@ def _scan(
     if not (rows[:, 3] == 0).any():
         raise CorruptVideo(path, damage or "no video frame in it")
     if not _packets_are_frames(container, stream, rows):
-        # Of MP4 files the first frame must be there: their index lists every one.
-        first = 0 if kind == "mp4" else int(np.argmax(rows[:, 2] == 1))
+        first = 0 if _starts_with_keyframe(stream, rows) else int(np.argmax(rows[:, 2] == 1))
         part = slice(first, len(rows) if damage else None)
         return _count(path, rows, promised, damage, part)
     pts, dts, _, discard, *_ = rows.T
     shown = np.sort(pts[discard == 0])
     key_pts, open_gop = _entries(rows)
-    if not damage and not stream.frames and _gap_at_end(shown, rows):
-        since = int(rows[np.flatnonzero(rows[:, 2])[-2:][0], 0])
-        with opened(path) as (again, its_stream):
-            if picture_order.frames_lost(again, its_stream, since):
-                damage = "frames are missing at the end"
+    if not damage and unfinished and lost_at_end(unfinished, last):
+        damage = "frames are missing at the end"
     # Behind the last decoding time, frames in between may have been lost.
     whole = shown[shown <= dts[-1]] if damage else shown
     return FrameIndex(
         count=len(whole),
         promised=promised,
         damage=damage,
-        duration=_duration(stream, rows, len(shown), int(shown[0])),
+        duration=_duration(container, stream, rows, shown),
         pts=whole,
         key_pts=key_pts,
         open_gop=open_gop,
@@ -289,44 +293,51 @@ def _scan(
     )
 
 
+def _starts_with_keyframe(stream: VideoStream, rows: np.ndarray) -> bool:
+    """Whether the container marks the first packet as a keyframe.
+
+    The packets' own marks may come from a parser of the pictures, which damage misleads.
+    """
+    entries = stream.index_entries
+    if not len(entries):
+        return bool(rows[0, 2])
+    indexed = stream.container.format.name == "mp4"  # every packet; others only keyframes
+    marked = entries[0 if indexed else max(entries.search_timestamp(int(rows[0, 0])), 0)]
+    is_first = indexed or marked.timestamp in rows[0, :2]
+    return bool(rows[0, 2]) or (is_first and marked.is_keyframe)
+
+
 def _start(container: InputContainer, stream: VideoStream, first: int) -> float:
     """Seconds from the start of the file to its first frame, of time `first`.
 
-    AVI files have no presentation times: what FFmpeg gives the first frame is a delay of its
-    decoder. A start below 0 is the delay of a sound encoder, which players skip.
+    A start below 0 is the delay of a sound encoder, which players skip. AVI files start at 0.
     """
-    told = container.metadata.get(START_TAG, "")
-    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", told):
-        return float(told)
+    stated = container.metadata.get(START_TAG, "")
+    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", stated):
+        return float(stated)
     tick = stream.time_base or Fraction(1)
-    if container.format.name == "avi" or container.start_time is None:
+    if container.format.name == "avi":
+        return float(first * tick)
+    if container.start_time is None:
         return 0.0
     begin = round(max(container.start_time, 0) / 1e6 / float(tick))
     return float(max(first - begin, 0) * tick)
 
 
-def _gap_at_end(shown: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether the frames that were decoded ahead when the file ended are further apart than usual.
-
-    A file without a frame count that was cut between packets looks like that, and a pause does.
-    """
-    gaps = np.diff(shown)
-    ahead = int((shown > rows[-1, 1]).sum())
-    before, last = np.split(gaps, [max(len(gaps) - ahead, 0)])
-    usual = max(before.max(initial=0), rows[:, 5].max())
-    return bool(last.max(initial=0) > 1.5 * usual > 0)
-
-
-def _duration(stream: VideoStream, rows: np.ndarray, frames: int, first: int) -> float:
-    """Seconds from the time `first` of the first frame to the end of the last packet."""
-    tick = stream.time_base or Fraction(1)
+def _duration(
+    container: InputContainer, stream: VideoStream, rows: np.ndarray, times: np.ndarray
+) -> float:
+    """Seconds from the first of the `times` of frames to the end of the last packet."""
+    tick, rate = stream.time_base or Fraction(1), stream.average_rate
+    if container.format.name == "avi":
+        return float(_avi_ticks(stream, rows, times) * tick)
     last = int(np.argmax(rows[:, 0]))
-    ticks = int(rows[last, 0]) + max(int(rows[last, 5]), 1) - first
-    rate = stream.average_rate
+    length = int(rows[last, 5]) or round(np.diff(times).mean() if len(times) > 1 else 1)
+    ticks = int(rows[last, 0]) + max(length, 1) - int(times[0])
     if not rate:
         return float(ticks * tick)
     # Matroska rounds times to milliseconds; the frame rate does not.
-    constant = frames / rate
+    constant = len(times) / rate
     return float(constant if abs(constant - ticks * tick) <= rounding(tick, rate) else ticks * tick)
 
 
@@ -335,8 +346,11 @@ def rounding(tick: Fraction, rate: float | Fraction) -> Fraction:
     return min(2 * tick, 1 / (4 * Fraction(rate)))
 
 
-def _packet_table(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, str | None]:
-    """(pts, dts, keyframe, discarded, bytes, duration, place) of the packets before any damage."""
+def _packet_table(
+    container: InputContainer, stream: VideoStream, last: deque[bytes]
+) -> tuple[np.ndarray, str | None]:
+    """(pts, dts, keyframe, discarded, bytes, duration, place) of the packets before any damage; the
+    content of the last ones goes to `last`, as many as it holds."""
     damage = None
     rows = array("q")
     try:
@@ -348,6 +362,8 @@ def _packet_table(container: InputContainer, stream: VideoStream) -> tuple[np.nd
                 times = (_NO_TIME if t is None else t for t in (packet.pts, packet.dts))
                 rows.extend((*times, packet.is_keyframe, packet.is_discard))
                 rows.extend((packet.size, packet.duration or 0, packet.pos or 0))
+                if last.maxlen:
+                    last.append(bytes(packet))
     except av.FFmpegError as error:
         damage = f"the file breaks off after {len(rows) // 7} packets: {error.strerror}"
     return np.array(rows).reshape(-1, 7), damage
@@ -383,57 +399,81 @@ def _count(
     path: str | os.PathLike[str], rows: np.ndarray, promised: int, damage: str | None, part: slice
 ) -> FrameIndex:
     """Index of a file whose frames only decoding tells apart."""
-    pts, failure = _decoded_times(path, part, tolerant=False, flush=not damage)
-    if failure:
-        strictly = len(pts)
-        with opened(path) as (_, stream):
-            flagged = stream.codec_context.name in FLAGGED
-        whole, tolerated = _decoded_times(path, part, tolerant=True) if flagged else ([], failure)
-        if tolerated or len(whole) != len(rows[part]):
-            damage = damage or f"decoding fails after {strictly} frames: {failure}"
-        else:
-            pts = whole
-    if not pts:
-        raise CorruptVideo(path, damage or "no video frame in it")
     with opened(path) as (container, stream):
+        for mode in dict.fromkeys((Mode.STRICT, most_tolerant(stream.codec_context.name))):
+            stamps, failure = _decoded_stamps(path, mode, part, cut=damage is not None)
+            if not failure:
+                break
+        damage = damage or failure or None
+        if not len(stamps):
+            raise CorruptVideo(path, damage or "no video frame in it")
         tick, rate = stream.time_base or Fraction(1), stream.average_rate
-        index = FrameIndex(len(pts), promised, damage, 0.0, part=part, tick=tick)
-        if not _ascending(pts):
-            return replace(index, duration=float(len(pts) / rate) if rate else 0.0)
-        times = np.array(pts)
+        index = FrameIndex(len(stamps), promised, damage, 0.0, mode=mode, part=part, tick=tick)
+        first = int(rows[part, 1][0])
+        avi = container.format.name == "avi"
+        times = _avi_times(stamps, first) if avi else _frame_times(stamps)
+        if times is None:
+            return replace(index, duration=float(len(stamps) / rate) if rate else 0.0)
         return replace(
             index,
-            duration=_duration(stream, rows, len(times), int(times[0])),
+            duration=_duration(container, stream, rows, times),
             counted_pts=times,
             start=_start(container, stream, int(times[0])),
         )
 
 
-def _decoded_times(
-    path: str | os.PathLike[str], part: slice, tolerant: bool, flush: bool = True
-) -> tuple[list[int | None], str]:
-    """Times of the frames that decoding a file gives, and why it stopped, if it did.
-
-    A tolerant decoder stops at a frame that it flags. Of a cut file the flush brings frames whose
-    predecessors may be lost.
-    """
-    pts: list[int | None] = []
-    dts: list[int | None] = []
+def _decoded_stamps(
+    path: str | os.PathLike[str], mode: Mode, part: slice, cut: bool
+) -> tuple[np.ndarray, str]:
+    """(pts, dts) of all frames up to the first damage, and what that is."""
+    stamps = array("q")
+    failure = ""
     with opened(path) as (container, stream):
-        strict(stream, tolerant)
+        found = packets(container, stream, part)
+        if cut:  # the flush brings frames whose predecessors may be lost
+            found = takewhile(lambda packet: packet is not None, found)
         try:
-            for packet in packets(container, stream, part):
-                frames = stream.codec_context.decode(packet) if packet or flush else []
-                if tolerant and any(frame.is_corrupt for frame in frames):
-                    return pts, "a frame is concealed"
-                pts += [frame.pts for frame in frames]
-                dts += [frame.dts for frame in frames]
-        except av.FFmpegError as error:
-            return pts, error.strerror or str(error)
-        # AVI stores when a frame is decoded; FFmpeg adds a delay that it guesses.
-        return (dts if container.format.name == "avi" and _ascending(dts) else pts), ""
+            for frame in pictures(found, stream, mode):
+                stamps.extend(_NO_TIME if t is None else t for t in (frame.pts, frame.dts))
+        except (av.FFmpegError, DamagedPictureError) as error:
+            failure = f"decoding fails after {len(stamps) // 2} frames: {error_text(error)}"
+    return np.array(stamps, np.int64).reshape(-1, 2), failure
 
 
-def _ascending(times: Sequence[int | None]) -> bool:
-    """Whether all times are known and each is later than the one before."""
-    return None not in times and all(a < b for a, b in pairwise(times))  # type: ignore[operator]
+def error_text(error: Exception) -> str:
+    """Reason of a decoding error, without FFmpeg's number and names of functions."""
+    return str(error.strerror) if isinstance(error, av.FFmpegError) else str(error)
+
+
+def _frame_times(stamps: np.ndarray) -> np.ndarray | None:
+    """Times of frames from their (pts, dts), in the way of FFmpeg's `best_effort_timestamp`: the
+    pts, unless those go backwards more often; None where a frame has neither."""
+    pts, dts = stamps.T
+    pts, dts = np.where(pts > _NO_TIME, pts, dts), np.where(dts > _NO_TIME, dts, pts)
+    times = min((pts, dts), key=lambda column: int((np.diff(column) <= 0).sum()))
+    ascending = times.min() > _NO_TIME and bool((np.diff(times) > 0).all())
+    return times if ascending else None
+
+
+def _avi_times(stamps: np.ndarray, first: int) -> np.ndarray:
+    """Times of the frames of an AVI file, which numbers its packets, null frames among them.
+
+    A frame leaves the decoder with the number of the packet that went in last; the decoder's delay
+    is taken off. `first` is the number of the first packet.
+    """
+    times: list[int] = []
+    for dts in stamps[:, 1].tolist():
+        times.append(max(dts, times[-1] + 1) if times else dts)
+    return np.array(times) - times[0] + first
+
+
+def _avi_ticks(stream: VideoStream, rows: np.ndarray, times: np.ndarray) -> int:
+    """Duration of an AVI file whose frames have these times.
+
+    Null frames at the end are no packets, only the header counts them. Packets that show nothing
+    (packed B-frames leave such) are no null frames, and many headers are one off.
+    """
+    end = int(times[-1]) + 1
+    hidden = max(len(rows) - len(times), 0)
+    rest = max(stream.frames, int(rows[:, 1].max()) + 1) - end - hidden
+    return end + (rest if rest > 1 else 0) - int(times[0])

@@ -3,18 +3,18 @@
 A file's packets are read once without decoding (microseconds each) for the time at which every
 frame is shown; `read_clip` then seeks to a keyframe, decodes to the last frame that is needed and
 converts only the frames that are returned. Where packets do not tell the frames apart (packed
-B-frames in AVI, hidden frames of VP8, no timestamps) frames are counted by decoding from the
-start: slower, never inexact.
+B-frames in AVI, hidden frames of VP8, MPEG program and transport streams, no timestamps) frames
+are counted by decoding from the start: slower, never inexact.
 
-MP4/MOV, Matroska/WebM and AVI files are read; others need converting first. A folder of numbered
-JPEG files, or a pack of JPEGs, is read as a video, too.
+MP4/MOV/3GP, Matroska/WebM, AVI and MPEG program and transport stream files are read; others need
+converting first. A folder of numbered JPEG files, or a pack of JPEGs, is read as a video, too.
 """
 
 import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,26 +22,31 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.packet import Packet
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ssdet.data.frame_index import (
     CACHED_INDEXES,
-    FLAGGED,
     MAX_PIXELS,
     CorruptVideo,
     FileCache,
     FrameIndex,
+    error_text,
     frame_index,
     opened,
     packets,
-    strict,
 )
 from ssdet.data.image_folder import PICTURE_FPS, image_folder
 from ssdet.data.orientation import frame_orientation
 from ssdet.data.packed import is_pack, pack
+from ssdet.data.pictures import (
+    DamagedPictureError,
+    Mode,
+    most_tolerant,
+    pictures,
+    seeking_modes,
+)
 
 __all__ = ["CorruptVideo", "VideoInfo", "decoding", "probe", "read_clip"]
 
@@ -81,11 +86,13 @@ class _Source:
     container: InputContainer
     stream: VideoStream
     index: FrameIndex
-    tolerant: bool = False
+
+
+Read = Callable[[list[int], _Source, Mode], Iterator[NumberedFrame]]
 
 
 class _MissedError(Exception):
-    """Decoding did not bring the frames that the index names."""
+    """Decoding did not give the frames that the index names."""
 
 
 def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np.ndarray:
@@ -235,43 +242,57 @@ def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
 
 
 def _frames(path: Path, wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
-    """The `wanted` frames (ascending) with their numbers.
-
-    Decoding begins at keyframes, strictly; where that fails, tolerantly if the codec flags what it
-    conceals; then from the start of the file, since a keyframe may be none.
-    """
-    by_time = source.index.pts is not None
-    modes = ("strict", "tolerant") if source.stream.codec_context.name in FLAGGED else ("strict",)
-    attempts = [(True, mode) for mode in modes if by_time] + [(False, mode) for mode in modes]
-    done, failure = 0, ""
-    for seek, mode in attempts:
-        with opened(path) as (container, stream):
-            again = _Source(container, stream, source.index, tolerant=mode == "tolerant")
-            found = (
-                _by_time(wanted[done:], again, seek) if by_time else _by_count(wanted[done:], again)
-            )
-            try:
-                for item in found:
+    """The `wanted` frames (ascending) with their numbers."""
+    done = 0
+    failure: Exception | None = None
+    # A file whose frames are counted has been read to its end; others are sought in.
+    counted = source.index.pts is None
+    place = _reopened(path, source.index) if counted else nullcontext(source)
+    for read, mode in _attempts(source):
+        try:
+            with place as fresh:
+                for item in read(wanted[done:], fresh, mode):
                     yield item
                     done += 1
                 return
-            except (_MissedError, av.FFmpegError) as error:
-                failure = failure or getattr(error, "strerror", None) or str(error)
-    raise CorruptVideo(path, f"decoding fails: {failure}")
+        except (_MissedError, DamagedPictureError, av.FFmpegError) as error:
+            failure = error
+        place = _reopened(path, source.index)
+    assert failure is not None
+    raise CorruptVideo(path, f"decoding fails: {error_text(failure)}") from failure
 
 
-def _by_time(wanted: list[int], source: _Source, seek: bool) -> Iterator[NumberedFrame]:
+@contextmanager
+def _reopened(path: Path, index: FrameIndex) -> Iterator[_Source]:
+    with opened(path) as (container, stream):
+        yield _Source(container, stream, index)
+
+
+def _attempts(source: _Source) -> list[tuple[Read, Mode]]:
+    """Ways to read the file, to be tried until one gives all frames undamaged.
+
+    From the start last: a packet may be marked as a keyframe and be none.
+    """
+    if source.index.pts is None:
+        return [(_by_count, source.index.mode)]
+    codec = source.stream.codec_context.name
+    seeking: Read = partial(_by_time, seek=True)
+    return [*((seeking, mode) for mode in seeking_modes(codec)), (_by_time, most_tolerant(codec))]
+
+
+def _by_time(
+    wanted: list[int], source: _Source, mode: Mode, seek: bool = False
+) -> Iterator[NumberedFrame]:
     """Frames told by their times, from the keyframe before each (or all from the file's start)."""
     index = source.index
     assert index.pts is not None
-    strict(source.stream, source.tolerant or index.open_gop)
     remaining = deque(wanted)
     times = {int(index.pts[number]) for number in wanted}
     while remaining:
-        begin = index.key_before(remaining[0])
-        for frame in _decoded_from(source, begin if seek else None, times):
+        begin = index.key_before(remaining[0]) if seek else None
+        for frame in _decoded_from(source, mode, begin, times):
             time = int(index.pts[remaining[0]])
-            if frame.pts is None or frame.pts > time or (frame.pts == time and frame.is_corrupt):
+            if frame.pts is None or frame.pts > time:
                 raise _MissedError(f"frame {remaining[0]} is missing or damaged")
             if frame.pts < time:
                 continue
@@ -289,75 +310,46 @@ def _time_after(index: FrameIndex, time: int) -> int:
     return int(index.pts[np.searchsorted(index.pts, time, side="right")])
 
 
-def _decoded_from(source: _Source, begin: int | None, times: set[int]) -> Iterator[VideoFrame]:
-    """Frames from the keyframe of time `begin` on (None: from where the container stands).
-
-    H.264 says of every picture whether another refers to it; those that are neither referred to
-    nor wanted are not decoded. A tolerant decoder decodes all, and no frame may be missing or
-    flagged: what refers to it would be damaged, too, without a flag.
-    """
-    codec = source.stream.codec_context
-    skipping = codec.name == "h264" and begin is not None and not source.tolerant
-    if begin is None:
-        found = packets(source.container, source.stream)
-    else:
-        found = _packets_from(source, begin)
-    frames = _decode(codec, found, times if skipping else None)
-    yield from _unflagged(source.index, frames) if source.tolerant else frames
-
-
-def _decode(
-    codec: VideoCodecContext, found: Iterator[Packet | None], wanted: set[int] | None
+def _decoded_from(
+    source: _Source, mode: Mode, begin: int | None, times: set[int]
 ) -> Iterator[VideoFrame]:
-    for packet in found:
-        if wanted is not None and packet is not None:
-            codec.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-        yield from codec.decode(packet)
+    """Frames from the keyframe of time `begin` on (None: from where the container stands)."""
+    if begin is None:
+        return pictures(packets(source.container, source.stream), source.stream, mode)
+    open_group = source.index.open_gop and source.stream.codec_context.name == "h264"
+    from_key = _packets_from(source, begin, times)
+    return pictures(from_key, source.stream, mode, begin if open_group else None)
 
 
-def _unflagged(index: FrameIndex, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    assert index.pts is not None
-    number = -1
-    for frame in frames:
-        if frame.pts is None:
-            raise _MissedError("a frame has no time")
-        if frame.pts < index.pts[0]:
-            continue
-        if number < 0:
-            number = int(np.searchsorted(index.pts, frame.pts))
-        whole = number < index.count and frame.pts == index.pts[number] and not frame.is_corrupt
-        if not whole:
-            raise _MissedError(f"frame {min(number, index.count - 1)} is missing or concealed")
-        number += 1
-        yield frame
+def _packets_from(source: _Source, begin: int, times: set[int]) -> Iterator[Packet | None]:
+    """Packets from a keyframe on; those between it and where the seek ended are left out.
 
-
-def _packets_from(source: _Source, begin: int) -> Iterator[Packet | None]:
-    """Packets from a keyframe on; those between it and where the seek ended are left out."""
+    The decoder passes over pictures that are neither of the wanted `times` nor referred to; only
+    H.264 has such a mark on every picture.
+    """
     source.container.seek(begin, stream=source.stream)
-    found = packets(source.container, source.stream)
-    for packet in found:
+    codec = source.stream.codec_context
+    reached = False
+    for packet in packets(source.container, source.stream):
         # In decoding order nothing shown after the keyframe comes before it.
-        if packet is None or packet.pts is None or packet.pts > begin:
+        if not reached and (packet is None or packet.pts is None or packet.pts > begin):
             raise _MissedError("seek went past the keyframe")
-        if packet.pts == begin:
-            yield packet
-            break
-    yield from found
+        reached = reached or (packet is not None and packet.pts == begin)
+        if not reached:
+            continue
+        if codec.name == "h264" and packet is not None:
+            codec.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield packet
 
 
-def _by_count(wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
+def _by_count(wanted: list[int], source: _Source, mode: Mode) -> Iterator[NumberedFrame]:
     """Frames told by counting them from the file's start."""
-    strict(source.stream, source.tolerant)
     remaining = deque(wanted)
-    number = 0
-    for packet in packets(source.container, source.stream, source.index.part):
-        for frame in source.stream.codec_context.decode(packet):
-            if source.tolerant and frame.is_corrupt:
-                raise _MissedError(f"frame {number} is damaged")
-            if number == remaining[0]:
-                yield remaining.popleft(), frame
-                if not remaining:
-                    return
-            number += 1
+    part = packets(source.container, source.stream, source.index.part)
+    found = pictures(part, source.stream, mode)
+    for number, frame in enumerate(found):
+        if number == remaining[0]:
+            yield remaining.popleft(), frame
+            if not remaining:
+                return
     raise _MissedError(f"frame {remaining[0]} is missing")
