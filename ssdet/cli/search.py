@@ -14,7 +14,9 @@ from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
 from ssdet.cli.plan import Trials, assumed, show_plan
+from ssdet.cli.streams import standard_streams
 from ssdet.cli.study import load
+from ssdet.console import plain_console
 from ssdet.studies.lines import outcome, shown
 from ssdet.studies.plan import plan
 from ssdet.studies.progress import duration
@@ -96,9 +98,10 @@ def command(arguments: list[str]) -> int:
 
 def search_experiment(search: Search, arguments: list[str] | None = None) -> None:
     """Run a search from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    prog = f"{search.name}.py"
-    options = tyro.cli(SearchOptions, args=arguments, prog=prog, description=search.title)
-    sys.exit(main_search(search, options))
+    with standard_streams():
+        prog = f"{search.name}.py"
+        options = tyro.cli(SearchOptions, args=arguments, prog=prog, description=search.title)
+        sys.exit(main_search(search, options))
 
 
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
@@ -309,5 +312,4 @@ def _store(given: str) -> Store:
 
 def _console() -> Console:
     """As wide as the terminal, elsewhere as wide as tables need."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200)
+    return plain_console(200)
