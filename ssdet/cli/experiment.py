@@ -25,7 +25,7 @@ from ssdet.studies.experiment import Change, Experiment, declared, declaring
 from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
 from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-from ssdet.studies.session import Workers
+from ssdet.studies.session import Workers, folder_for_ray
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
 from ssdet.training.recipe import TrainRecipe
@@ -134,6 +134,8 @@ def main(
     out = console or plain_console()
     try:
         assumed(options)
+        if not options.dry_run:
+            folder_for_ray(options.address)
         study, store = resolve(study, options), store_of(options)
         planned = plan(study)
     except (ValueError, FileNotFoundError) as error:

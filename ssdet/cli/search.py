@@ -21,6 +21,7 @@ from ssdet.studies.lines import outcome, shown
 from ssdet.studies.plan import plan
 from ssdet.studies.progress import duration
 from ssdet.studies.search import Search
+from ssdet.studies.session import folder_for_ray
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import ENDED, SearchResult, Trial, result, searches
@@ -109,6 +110,8 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
     out = console or _console()
     try:
         assumed(options)
+        if not options.dry_run:
+            folder_for_ray(options.address)
         search, study = _resolved(search, options)
         store = store_of(options)
         if options.dry_run:
@@ -235,6 +238,7 @@ def tune(arguments: list[str]) -> int:
     try:
         study, module, options = _from_file("tune", arguments, TuneOptions)
         tuning = _tuning(getattr(module, "TUNING", Tuning()), options)
+        folder_for_ray(options.address)
         store, study = store_of(options), resolve(study, options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
