@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 
 from ssdet.cli.data_stats import command as stats_command
 from ssdet.cli.data_stats import stats
+from ssdet.console import plain_console
 from ssdet.data.check import Report
 from ssdet.data.check import check as check_files
 from ssdet.data.convert import Conversion, Options
@@ -146,7 +147,7 @@ class Counter:
     """Shows how many files are done: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, verb: str, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or plain_console(stderr=True)
         self._verb = verb
         self._started = self._spoke = time.monotonic()
         self._first = -1
@@ -226,4 +227,4 @@ def _tell(what: str, reasons: Mapping[str, str]) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ssdet.console import plain_console
 from ssdet.data.clock import Clock
 from ssdet.data.frames import Decoder
 from ssdet.data.manifest import Manifest, load_manifest
@@ -84,7 +84,7 @@ def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
     broken: dict[str, str] = {}
     reader = Decoder()
     quiet = not sys.stderr.isatty()
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     for video in track(manifest.videos, "Counting frames", console=console, disable=quiet):
         try:
             clocks[video.id] = reader.clock(video)
@@ -180,5 +180,4 @@ def _print_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(name, justify="left" if name in ("", "class") and place < 2 else "right")
     for row in rows:
         table.add_row(*row)
-    terminal = Console(highlight=False)
-    (terminal if terminal.is_terminal else Console(width=200, highlight=False)).print(table)
+    plain_console(200).print(table)
