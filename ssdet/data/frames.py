@@ -55,8 +55,15 @@ def timing(reader: FrameReader, video: Video) -> float | Clock:
     return reader.fps(video)
 
 
+def shrunk(path: str, size: int | None) -> int | None:
+    """Short side to which a video is scaled in reading it: `size` where it is larger, else None;
+    enlarging takes time and adds nothing. Raises CorruptVideo."""
+    info = probe(path)
+    return size if size is not None and size < min(info.height, info.width) else None
+
+
 class Decoder:
-    """Reads every clip from its file, short side scaled to `size` pixels (None: as it is).
+    """Reads every clip from its file, short side scaled down to `size` pixels (None: as it is).
 
     `picture_fps` is the rate of videos that are folders of pictures.
     """
@@ -79,7 +86,7 @@ class Decoder:
         return video_clock(video.path).of_annotation(video.duration)
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
-        return read_clip(video.path, indices, size=self.size)
+        return read_clip(video.path, indices, size=shrunk(video.path, self.size))
 
 
 class FrameCache:
@@ -130,7 +137,7 @@ def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str
     try:
         info = probe(video.path)
         file = f"{number:06d}.raw"
-        scale: int | tuple[int, int] | None = size
+        scale: int | tuple[int, int] | None = shrunk(video.path, size)
         with open(folder / file, "wb") as out:
             for start in range(0, info.frames, 256):
                 part = range(start, min(start + 256, info.frames))

@@ -111,7 +111,8 @@ def stream_logits(
 
     `pictures`: every stride-th frame, uint8 [H, W, C]; those of one pass are held at a time. With
     readout="clip" whole clips are scored (`model.classify`), two for every frame, and frames
-    between their middles interpolated. ValueError for a window that is all overlap.
+    between their middles interpolated; a video of one clip or less is scored once, for all frames.
+    ValueError for a window that is all overlap.
     """
     clip = recipe.clip
     steps = -(-frames // clip.stride)
@@ -126,6 +127,8 @@ def stream_logits(
     for rows in upsample(slide(crops, parts, score), hop * clip.stride):
         yield rows[: frames - done].cpu()
         done += len(rows)
+    if done < frames:  # one clip, whose column stands for fewer frames than it was made of
+        yield rows[-1:].expand(frames - done, -1).cpu()
 
 
 def _frame_logits(
