@@ -149,3 +149,97 @@ def test_what_does_not_apply_is_told(folder, tmp_path, capsys) -> None:
         writer.add("AAAAA", np.zeros((20, 5)), 2.5)
     assert main(["evaluate", str(tmp_path / "q"), str(folder)]) == 1
     assert "5 classes, the annotation has 157" in capsys.readouterr().err
+
+
+@pytest.fixture
+def activitynet(tmp_path):
+    """Three videos of the validation split with an instance each, one of training."""
+    entry = {"duration": 60.0, "annotations": [{"segment": [10, 20], "label": "Tai chi"}]}
+    database = {f"v{n}": {"subset": "validation", **entry} for n in range(3)}
+    database["t0"] = {"subset": "training", **entry}
+    database["t0"]["annotations"] = [{"segment": [1, 2], "label": "Archery"}]
+    (tmp_path / "anet.json").write_text(json.dumps({"version": "1.3", "database": database}))
+    return tmp_path / "anet.json"
+
+
+def results_of(*videos, label="Tai chi", segment=(10, 19)):
+    item = {"label": label, "score": 0.9, "segment": list(segment)}
+    return {"version": "1.3", "results": {v: [item] for v in videos}, "external_data": {}}
+
+
+def test_activitynet_results(activitynet, tmp_path, capsys) -> None:
+    asked = (activitynet, "--format", "activitynet", "--split", "val", "--json")
+    for indent in (None, 2):
+        path = tmp_path / "result.txt"
+        path.write_text(json.dumps(results_of("v_v0", "v1", "other"), indent=indent))
+        scores = {s["protocol"]: s for s in json.loads(told(capsys, path, *asked))["scores"]}
+        # IoU 0.9 in two of three videos: 2/3 up to 0.9, 0 at 0.95.
+        values = [scores[f"activitynet_map_file_tiou{t}/v1"]["value"] for t in (0.5, 0.9, 0.95)]
+        assert values == pytest.approx([2 / 3, 2 / 3, 0])
+        average = scores["activitynet_map_file_average_0.5_0.95/v1"]
+        assert average["value"] == pytest.approx(0.9 * 2 / 3) and average["classes_scored"] == 1
+        assert (average["videos_scored"], average["videos_expected"]) == (2, 3)
+        assert average["notes"]["videos_ignored"] == 1
+        assert scores["segment_map_file_tiou0.7/v1"]["value"] == pytest.approx(2 / 3)
+
+
+def test_numbers_and_names_of_others_in_lines(activitynet, tmp_path, capsys) -> None:
+    asked = (activitynet, "--format", "activitynet", "--split", "val")
+    path = tmp_path / "det.txt"
+    path.write_text("v0.webm 10 20 1 0.9\nx.webm 10 20 0 0.8\n")
+    assert main(["evaluate", str(path), *map(str, asked)]) == 0
+    shown = capsys.readouterr()
+    assert "note: " in shown.err and "classes are numbers from 0" in shown.err
+    assert "1 videos not in the split's annotation ('x.webm')" in shown.err
+    assert "│ 33.33 │ 1/3" in shown.out
+    path.write_text("v0.webm 10 20 1 0.9\n")
+    assert main(["evaluate", str(path), *map(str, asked)]) == 2
+    assert "--first-class" in capsys.readouterr().err
+    chosen = json.loads(told(capsys, path, *asked, "--first-class", "0", "--json"))["scores"]
+    assert chosen[0]["value"] == pytest.approx(1 / 3)
+    thumos = (*asked, "--first-class", "0", "--json", "--protocol", "activitynet_thumos")
+    ids = [score["protocol"] for score in json.loads(told(capsys, path, *thumos))["scores"]]
+    assert ids[-1] == "activitynet_map_file_average_0.3_0.7/v1" and len(ids) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "said"),
+    [
+        (results_of("t0"), 1, "1 of split 'train'"),
+        (results_of("t0"), 1, "none of its videos ('t0', …) is in the split"),
+        (results_of("v0", label="Walking"), 1, "none of its classes ('Walking', …)"),
+        (results_of("v0", segment=(3, 2)), 1, "video 'v0': detection 0: segment [3, 2]"),
+        ([{"image_id": 1, "bbox": [1, 2, 3, 4]}], 2, "looks like COCO results"),
+    ],
+)
+def test_files_that_cannot_be_scored(activitynet, tmp_path, content, status, said, capsys) -> None:
+    path = tmp_path / "any"
+    path.write_text(json.dumps(content))
+    asked = [str(activitynet), "--format", "activitynet", "--split", "val"]
+    assert main(["evaluate", str(path), *asked]) == status
+    error = capsys.readouterr().err
+    assert said in error and error.count("error: ") == 1
+
+
+def test_a_submission_with_a_mark_and_extensions(folder, tmp_path, capsys) -> None:
+    out = tmp_path / "submission.txt"
+    asked = ("--protocol", "charades_official", "--json")
+    first = told(capsys, folder / "predictions", folder, *asked, "--submission", out)
+    other = out.read_text().replace("AAAAA ", "AAAAA.mp4 ").replace("\n", "\r\n")
+    out.write_bytes(b"\xef\xbb\xbf" + other.encode())
+    second = json.loads(told(capsys, out, folder, "--json"))["scores"]
+    assert [s["per_class"] for s in json.loads(first)["scores"]] == [s["per_class"] for s in second]
+
+
+def test_folders_of_a_stage_and_of_other_files(folder, tmp_path, capsys) -> None:
+    (tmp_path / "stage" / "predictions").mkdir(parents=True)
+    (folder / "predictions").rename(tmp_path / "stage/predictions/test")
+    try:
+        asked = (tmp_path / "stage", folder, "--protocol", "dense", "--json")
+        assert json.loads(told(capsys, *asked))["scores"][0]["frames"] == 336
+    finally:
+        (tmp_path / "stage/predictions/test").rename(folder / "predictions")
+    (tmp_path / "features").mkdir()
+    (tmp_path / "features/AAAAA.npy").touch()
+    assert main(["evaluate", str(tmp_path / "features"), str(folder)]) == 2
+    assert "a folder of features" in capsys.readouterr().err

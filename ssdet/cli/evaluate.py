@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import tyro
 from rich.table import Table
 
 from ssdet.console import plain_console
+from ssdet.data.files import split_name
 from ssdet.data.manifest import Manifest, load_manifest
 from ssdet.data.video import probe
+from ssdet.data.video_names import VideoNames
 from ssdet.evaluation import PredictionSet, official_points, read_submission, write_submission
 from ssdet.evaluation.charades_official import truth_of
+from ssdet.evaluation.detection_files import match_detections
+from ssdet.evaluation.file_kinds import Recognised, UnusableFile, describe_folder, recognise
 from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, to_json
-from ssdet.evaluation.tiou import read_detections
 from ssdet.evaluation.views import frame_labels
 from ssdet.plugins import Unknown
 from ssdet.results.query import Results
@@ -27,7 +31,6 @@ from ssdet.results.rescore import official_truth, run_material
 from ssdet.studies.data import Source
 
 Style = Literal["table", "json", "csv", "markdown"]
-DETECTION_FIELDS = 5
 TITLES = ("protocol", "value", "videos", "frames", "classes", "empty classes", "notes")
 
 
@@ -36,10 +39,11 @@ class Options:
     """Score predictions under every protocol that applies, each with its id and coverage."""
 
     predictions: Annotated[str, tyro.conf.Positional]
-    """Folder of a prediction set, an official submission file (`id frame s0 … s156`), a detections
-    file (`video start end class score`), or with --store the id of a run."""
+    """Folder of a prediction set or of a finished stage; a file, recognised by its content:
+    ActivityNet's result JSON, detections (`video start end class score`), Charades' submission
+    (`id frame s0 … s156`); or with --store the id of a run."""
     annotations: Annotated[str, tyro.conf.Positional] = ""
-    """Annotation file or folder; of a run of a store it is known."""
+    """Annotation file or folder; not needed with --store."""
     format: str = "charades"
     """Format of the annotation."""
     split: str = "test"
@@ -50,6 +54,8 @@ class Options:
     """Store that has the run."""
     protocol: tuple[str, ...] = ()
     """Only these protocols; see docs/protocols.md."""
+    first_class: Literal[0, 1] | None = None
+    """Number of the first class, for a file whose class numbers can be read both ways."""
     submission: Path | None = None
     """Write the scores at the 25 official points to this file."""
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
@@ -61,11 +67,11 @@ class Options:
 
     @property
     def styles(self) -> list[Style]:
-        """Ways to print that were asked for; a table where none was."""
-        asked: dict[Style, bool] = {
+        """Output formats that were given as options; a table where none was."""
+        given: dict[Style, bool] = {
             "json": self.as_json, "csv": self.csv, "markdown": self.markdown,
         }  # fmt: skip
-        return [style for style, wanted in asked.items() if wanted] or ["table"]
+        return [style for style, chosen in given.items() if chosen] or ["table"]
 
 
 def command(arguments: list[str]) -> int:
@@ -79,12 +85,15 @@ def command(arguments: list[str]) -> int:
         material = _material(options)
         if options.submission:
             _submit(material, options.submission)
-        readings, refused = score_all(material, _names(options, material), bool(options.protocol))
+        names = _names(options, material)
+        from_file = material.submitted is not None or material.detections is not None
+        chosen = bool(options.protocol) or from_file
+        readings, refused = score_all(material, names, chosen)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Unknown) else 1
+        return 2 if isinstance(error, Unknown | UnusableFile) else 1
     show(readings, refused, options.styles[0])
-    return 1 if not readings or (options.protocol and refused) else 0
+    return 1 if not readings or (chosen and refused) else 0
 
 
 def _wrong_usage(options: Options) -> str:
@@ -97,17 +106,22 @@ def _wrong_usage(options: Options) -> str:
 
 
 def _names(options: Options, material: Material) -> Sequence[str]:
+    """Protocols to score: those that were named, else those of the kind of predictions."""
     if options.protocol:
         return options.protocol
     if material.submitted is not None:
         return ["charades_official"]
-    return ["segments"] if material.detections is not None else [*PROTOCOLS]
+    if material.detections is None:
+        return [*PROTOCOLS]
+    like_activitynet = material.format == "activitynet" or material.file_kind == "activitynet"
+    return ["activitynet", "segments"] if like_activitynet else ["segments"]
 
 
 def _material(options: Options) -> Material:
     if options.store:
         return run_material(Results.open(options.store), options.predictions, options.split)
-    manifest = load_manifest(options.format, options.annotations).split(options.split)
+    whole = load_manifest(options.format, options.annotations)
+    manifest = whole.split(options.split)
     if not manifest.videos:
         raise ValueError(f"{options.annotations}: no video of split {options.split!r}")
     ids = {video.id for video in manifest.videos}
@@ -117,8 +131,20 @@ def _material(options: Options) -> Material:
     )
     path = Path(options.predictions)
     if path.is_dir():
-        return _dense(material, PredictionSet.open(path), options)
-    return _from_text(material, path)
+        return _dense(material, _prediction_set(path, options.split), options)
+    file = recognise(path, manifest.num_classes)
+    if file.kind == "submission":
+        return _submission(material, path)
+    return _detections(material, path, file, whole, options.first_class)
+
+
+def _prediction_set(folder: Path, split: str) -> PredictionSet:
+    """The prediction set in a folder, or of a split in the folder of a finished stage."""
+    of_stage = folder / "predictions" / split_name(split, "--split")
+    folder = of_stage if of_stage.is_dir() else folder
+    if not any(folder.glob("*.f16")):
+        raise describe_folder(folder)
+    return PredictionSet.open(folder)
 
 
 def _dense(material: Material, predictions: PredictionSet, options: Options) -> Material:
@@ -147,24 +173,55 @@ def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
             )
 
 
-def _from_text(material: Material, path: Path) -> Material:
-    """A submission or a detections file, told apart by the fields of its first line."""
-    manifest = material.annotated
-    with open(path, "rb") as file:
-        first = file.readline(1 << 16).split()
-    if len(first) == DETECTION_FIELDS:
-        start = 1 if material.format == "multithumos" else 0
-        numbers = {str(k + start): k for k in range(manifest.num_classes)}
-        named = {name: k for k, name in enumerate(manifest.classes)}
-        found = read_detections(path, {**named, **numbers})
-        notes = {"lines": found.lines, "lines_ignored": found.ignored}
-        return replace(material, detections=found.detections, notes=notes)
-    truth = material.truth or truth_of(manifest)
+def _submission(material: Material, path: Path) -> Material:
+    truth = material.truth or truth_of(material.annotated)
     read = read_submission(path, truth.hits.keys(), truth.classes)
     notes = {"lines": read.rows, "lines_ignored": read.ignored, "lines_repeated": read.repeated}
     if read.shifted:
         print(f"note: {path}: frames count from 0 and were shifted by 1", file=sys.stderr)
-    return replace(material, submitted=read.scores, truth=truth, notes=notes)
+    return replace(
+        material, submitted=read.scores, truth=truth, notes=notes, file_kind="submission"
+    )
+
+
+def _detections(
+    material: Material, path: Path, file: Recognised, whole: Manifest, first_class: int | None
+) -> Material:
+    """Material with the detections of a file; notes on the error stream say what did not match."""
+    manifest, format = material.annotated, material.format
+    read = match_detections(path, file, manifest, format, first_class)
+    if read.rule.startswith("numbers"):
+        print(f"note: {path}: classes are {read.rule}", file=sys.stderr)
+    _report_unmatched(path, "videos", read.unknown_videos, _elsewhere(read.unknown_videos, whole))
+    _report_unmatched(path, "classes", read.unknown_classes)
+    if read.unknown_videos and not read.detections.keys() & {v.id for v in manifest.videos}:
+        raise ValueError(
+            f"{path}: none of its videos ({read.unknown_videos[0]!r}, …) is in the split, which "
+            f"has {manifest.videos[0].id!r}: choose another --split or annotation"
+        )
+    if read.unknown_classes and read.notes["lines"] == read.notes["lines_ignored"]:
+        raise ValueError(
+            f"{path}: none of its classes ({read.unknown_classes[0]!r}, …) is annotated; the "
+            f"annotation has {manifest.classes[0]!r}: write names of the annotation"
+        )
+    return replace(
+        material, detections=read.detections, notes=dict(read.notes), file_kind=file.kind
+    )
+
+
+def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
+    """How many videos belong to which other split."""
+    names = VideoNames(video.id for video in whole.videos)
+    splits = {video.id: video.split for video in whole.videos}
+    counts = Counter(splits[id] for name in videos if (id := names.find(name)))
+    return "".join(f"; {count} of split {split!r}" for split, count in sorted(counts.items()))
+
+
+def _report_unmatched(path: Path, what: str, names: Sequence[str], more: str = "") -> None:
+    if names:
+        listed = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+        print(f"note: {path}: {len(names)} {what} not in the split's annotation ({listed}){more}",
+              file=sys.stderr)  # fmt: skip
 
 
 def _submit(material: Material, path: Path) -> None:
@@ -179,8 +236,8 @@ def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) 
     """Print readings, values in percent but for JSON and CSV; why others do not apply, to the
     error stream (in JSON inside)."""
     if style == "json":
-        told = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
-        print(json.dumps(told, indent=1, allow_nan=False))
+        output = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
+        print(json.dumps(output, indent=1, allow_nan=False))
         return
     for name, why in refused.items():
         print(f"not applicable: {name}: {why}", file=sys.stderr)

@@ -1,10 +1,11 @@
 """Text that people write: tables, JSON, lists and names, as spreadsheets and editors leave them.
 
-Byte order marks are passed over. Blanks of all kinds at the ends of a name mean nothing, and names
-are compared in composed Unicode (NFC), whatever form a file has them in. Anything else that is not
-UTF-8 text of the expected form is refused with the line where it stands.
+Byte order marks are passed over (UTF-16 is read where one says so). Blanks of all kinds at the ends
+of a name mean nothing, and names are compared in composed Unicode (NFC), whatever form a file has
+them in. Anything else that is not text of the expected form is refused with the line where it is.
 """
 
+import codecs
 import csv
 import json
 import math
@@ -32,10 +33,11 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes, path: Path) -> str:
-    """Text of a file's bytes, without a byte order mark; ValueError as `read_text`."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{path}: not UTF-8 text but UTF-16: save it as UTF-8")
+    """Text of a file's bytes, UTF-8 or what its byte order mark says (which is left out);
+    ValueError as `read_text`."""
     try:
+        if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return content.decode("utf-16")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

@@ -8,6 +8,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ssdet.data.manifest import Manifest
+from ssdet.evaluation.activitynet_map import (
+    ACTIVITYNET_TIOUS,
+    THUMOS_TIOUS,
+    activitynet_average_precision,
+)
 from ssdet.evaluation.average_precision import Array
 from ssdet.evaluation.charades_official import (
     PROTOCOL,
@@ -76,7 +81,9 @@ class Material:
     submitted: Mapping[str, Array] | None = None
     """Scores [25, K] of a submission, in place of predictions."""
     detections: Segments | None = None
-    """Segments of a detections file, in place of predictions."""
+    """Segments of a file, in place of predictions."""
+    file_kind: str = ""
+    """Of the file that `submitted` or `detections` are of; see `file_kinds.Kind`."""
     format: str = ""
     """Of the annotation, as `load_manifest` has it; protocols of another data set are left out
     where none are named."""
@@ -112,6 +119,8 @@ class Protocol:
     """Readings; ValueError says why it does not apply."""
     not_of: str = ""
     """Format of annotation whose data set has another protocol in its place."""
+    only_named: bool = False
+    """Left out where no protocol is named."""
 
 
 def _score(found: Any, **notes: int) -> Reading:
@@ -192,39 +201,62 @@ def _official(material: Material) -> list[Reading]:
 
 
 def _segments(material: Material) -> list[Reading]:
-    manifest, predictions = material.annotated, material.predictions
-    truth, expected = truth_segments(manifest), len(manifest.videos) + len(manifest.missing)
-    detections, frames = material.detections, 0
+    detections, truth, frames = _detected(material)
+    ap_OK = segment_average_precision(detections, truth, material.annotated.num_classes)
+    ids = [f"tiou{tiou:g}" for tiou in TIOUS]
+    return _segment_readings(material, "segment_map", ids, ap_OK, detections, frames)
+
+
+def _activitynet(material: Material, tious: Sequence[float]) -> list[Reading]:
+    detections, truth, frames = _detected(material)
+    classes = material.annotated.num_classes
+    ap_OK = activitynet_average_precision(detections, truth, classes, tious)
+    ids = [f"tiou{tiou:g}" for tiou in tious] + [f"average_{tious[0]:g}_{tious[-1]:g}"]
+    rows_OK = np.concatenate([ap_OK, ap_OK.mean(axis=0, keepdims=True)])
+    return _segment_readings(material, "activitynet_map", ids, rows_OK, detections, frames)
+
+
+def _detected(material: Material) -> tuple[dict[str, Array], dict[str, Array], int]:
+    """Detections and instances by annotated video, and frames that detections were made from."""
+    truth, frames = truth_segments(material.annotated), 0
+    detections = material.detections
     if detections is None:
         predictions, _ = material.dense
         detections = dict(_made(predictions))
         frames = sum(map(predictions.frames, predictions))
-    unknown = detections.keys() - truth.keys()
-    ap_OK = segment_average_precision(
-        {video: rows for video, rows in detections.items() if video in truth},
-        truth,
-        manifest.num_classes,
-    )
-    source = "" if material.detections is None else "_file"
+    return {video: rows for video, rows in detections.items() if video in truth}, truth, frames
+
+
+def _segment_readings(
+    material: Material,
+    name: str,
+    ids: Sequence[str],
+    ap_OK: Array,
+    detections: Segments,
+    frames: int,
+) -> list[Reading]:
+    manifest, file = material.annotated, material.detections
+    every = material.dense[0] if file is None else file
+    instances = sum(len(video.segments) for video in manifest.videos)
     counts = {
         "detections": sum(map(len, detections.values())),
-        "instances": sum(map(len, truth.values())),
-        "videos_ignored": len(unknown),
+        "instances": instances,
+        "videos_ignored": len(every) - len(detections),
     }
     positive_K = ~np.isnan(ap_OK[0])
     return [
         Reading(
             float(ap_K[positive_K].mean()) if positive_K.any() else None,
-            f"segment_map{source}_tiou{tiou:g}/v1",
-            len(detections) - len(unknown),
-            expected,
+            f"{name}{'' if file is None else '_file'}_{id}/v1",
+            len(detections),
+            len(manifest.videos) + len(manifest.missing),
             frames,
             int(positive_K.sum()),
             "left_out",
             tuple(None if np.isnan(ap) else float(ap) for ap in ap_K),
             {**material.notes, **counts},
         )
-        for tiou, ap_K in zip(TIOUS, ap_OK, strict=True)
+        for id, ap_K in zip(ids, ap_OK, strict=True)
     ]
 
 
@@ -257,7 +289,12 @@ def _protocols() -> Iterable[Protocol]:
         "strata_per_class", "boundary of each class", within(by=boundary(per_class=True))
     )
     yield Protocol("conditional", "given another action, 0, 20 and 40 frames before", _conditional)
-    yield Protocol("segments", "segment mAP at tIoU 0.3 to 0.7", _segments)
+    yield Protocol("segments", "segment mAP at tIoU 0.3 to 0.7, THUMOS'14 kit", _segments)
+    for name, about, tious in (
+        ("activitynet", "segment mAP at tIoU 0.5 to 0.95, ActivityNet's script", ACTIVITYNET_TIOUS),
+        ("activitynet_thumos", "the same at tIoU 0.3 to 0.7", THUMOS_TIOUS),
+    ):
+        yield Protocol(name, about, partial(_activitynet, tious=tious), only_named=True)
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
@@ -281,8 +318,8 @@ def score_all(
 ) -> tuple[list[Reading], dict[str, str]]:
     """Readings of all protocols (or those named) that apply, and why others do not.
 
-    Names that nobody chose (``chosen=False``) are left out where they belong to another data set.
-    ValueError for a name that is no protocol.
+    Names that nobody chose (``chosen=False``) are left out where they belong to another data set
+    or are scored only when chosen. ValueError for a name that is no protocol.
     """
     chosen, names = chosen and names is not None, list(PROTOCOLS if names is None else names)
     if unknown := [name for name in names if name not in PROTOCOLS]:
@@ -290,13 +327,17 @@ def score_all(
     readings: list[Reading] = []
     refused: dict[str, str] = {}
     for name in names:
-        if not chosen and material.format and PROTOCOLS[name].not_of == material.format:
+        if not chosen and _left_out(PROTOCOLS[name], material.format):
             continue
         try:
             readings += PROTOCOLS[name].score(material)
         except ValueError as error:
             refused[name] = str(error)
     return readings, refused
+
+
+def _left_out(protocol: Protocol, format: str) -> bool:
+    return protocol.only_named or bool(format and protocol.not_of == format)
 
 
 def to_json(reading: Reading) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ssdet.data.video_names import VideoNames
 from ssdet.evaluation.average_precision import Array, as_array
 from ssdet.evaluation.charades_official import CLASSES, POINTS
 
@@ -51,19 +52,21 @@ def read_submission(
 ) -> Submission:
     """Read a submission file once, line by line; only scores of the expected videos are kept.
 
-    Frames are 1 to 25; where the file's least frame is 0, all are shifted by 1. Of equal keys the
-    last wins. ValueError naming file and line for anything but an id, an integer and as many
-    numbers as classes (NaN is none). Source: specs/EVAL.md 1.2.
+    Videos are matched as `VideoNames` does. Frames are 1 to 25; where the file's least frame is 0,
+    all are shifted by 1. Of equal keys the last wins. ValueError naming file and line for anything
+    but an id, an integer and as many numbers as classes (NaN is none). Source: the format of
+    `Charades_v1_localize.m`.
     """
     found: dict[str, _Video] = {}
-    expected, rows, outside, least = frozenset(videos), 0, 0, 1
+    expected, rows, outside, least = VideoNames(videos), 0, 0, 1
     for name, frame, text, where in _lines(Path(path), classes):
         rows, least = rows + 1, frame if not rows else min(least, frame)
         scores_K = _numbers(text, classes, where)
-        if name not in expected or not 0 <= frame <= POINTS:
+        id = expected.find(name)
+        if id is None or not 0 <= frame <= POINTS:
             outside += 1
             continue
-        video = found.setdefault(name, _Video(np.full((POINTS + 1, classes), -np.inf)))
+        video = found.setdefault(id, _Video(np.full((POINTS + 1, classes), -np.inf)))
         video.rows_NK[frame] = scores_K
         video.times_N[frame] += 1
     first = 0 if least == 0 else 1
@@ -77,7 +80,7 @@ def read_submission(
         shifted=first == 0,
         ignored=outside + lines - sum(points),
         repeated=sum(points) - filled,
-        missing=POINTS * len(expected) - filled,
+        missing=POINTS * len(frozenset(videos)) - filled,
     )
 
 
@@ -92,6 +95,8 @@ def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
             where = f"{path}: line {number}"
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) == limit:
                 raise ValueError(f"{where}: longer than {limit} bytes: no line of a submission")
             if number == 1:

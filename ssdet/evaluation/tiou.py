@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest
+from ssdet.data.text import read_text
 from ssdet.evaluation.average_precision import Array
 
 LONGEST_LINE = 4096
@@ -22,7 +24,7 @@ detections [D, 4]; start, end in ambiguous stretches [A, 2]. Classes from 0, sec
 
 @dataclass(frozen=True)
 class DetectionFile:
-    """What a detections file held; made by `read_detections`."""
+    """Detections of a file by video; made by `read_detections`."""
 
     detections: Segments
     lines: int
@@ -180,15 +182,53 @@ def read_detections(path: str | PathLike[str], classes: Mapping[str, int]) -> De
     """
     rows: dict[str, list[tuple[float, ...]]] = {}
     lines = ignored = 0
-    for where, parts in _fields(Path(path), 5):
+    for line in detection_lines(Path(path)):
         lines += 1
-        if parts[3] not in classes:
+        if line.label not in classes:
             ignored += 1
             continue
-        start, end, score = _numbers([parts[1], parts[2], parts[4]], where)
-        name = parts[0].removesuffix(".mp4")
-        rows.setdefault(name, []).append((classes[parts[3]], start, end, score))
-    return DetectionFile({v: np.array(found, float) for v, found in rows.items()}, lines, ignored)
+        row = (classes[line.label], line.start, line.end, line.score)
+        rows.setdefault(line.video.removesuffix(".mp4"), []).append(row)
+    return DetectionFile({v: np.array(r, float) for v, r in rows.items()}, lines, ignored)
+
+
+class NamedDetection(NamedTuple):
+    """One detection with the names that its file uses; seconds."""
+
+    video: str
+    label: str
+    start: float
+    end: float
+    score: float
+
+
+def detection_lines(path: Path) -> Iterator[NamedDetection]:
+    """Read lines `video start end class score`; ValueError naming the line that is none.
+
+    Fields are separated by tabs, or else by spaces. A name of a video or class may hold spaces:
+    the first two numbers in a row are the times.
+    """
+    for where, line in _lines(path):
+        fields = detection_fields(line)
+        if len(fields) != 5:
+            raise ValueError(
+                f"{where}: {len(fields)} fields, expected 5 (video, start, end, class, score): "
+                f"{line[:60]!r}"
+            )
+        start, end, score = _numbers([fields[1], fields[2], fields[4]], where)
+        yield NamedDetection(fields[0], fields[3], start, end, score)
+
+
+def detection_fields(line: str) -> list[str]:
+    """Video, start, end, class and score of a line; other fields where it is no such line."""
+    if line.count("\t") == 4:
+        return [field.strip() for field in line.split("\t")]
+    fields = line.split()
+    for place in range(1, len(fields) - 3):
+        if is_float(fields[place]) and is_float(fields[place + 1]):
+            name, label = " ".join(fields[:place]), " ".join(fields[place + 2 : -1])
+            return [name, *fields[place : place + 2], label, fields[-1]]
+    return fields
 
 
 @dataclass(frozen=True)
@@ -224,17 +264,30 @@ def read_kit(folder: str | PathLike[str], subset: str = "test") -> KitTruth:
 
 def _fields(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
     """Where each line of a text file stands, and its fields; empty lines are passed over."""
-    with open(path, "rb") as file:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
-            where = f"{path}: line {number}"
-            try:
-                parts = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: no text ({error})") from error
-            if len(line) == LONGEST_LINE or len(parts) not in (0, count):
-                raise ValueError(f"{where}: {len(parts)} fields, expected {count}: {line[:60]!r}")
-            if parts:
-                yield where, parts
+    for where, line in _lines(path):
+        fields = line.split()
+        if len(fields) != count:
+            raise ValueError(f"{where}: {len(fields)} fields, expected {count}: {line[:60]!r}")
+        yield where, fields
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Where each line of a text file stands, and its text; empty lines are passed over."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        where = f"{path}: line {number}"
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"{where}: longer than {LONGEST_LINE} characters: {line[:60]!r}")
+        if line.strip():
+            yield where, line
+
+
+def is_float(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(texts: Sequence[str], where: str) -> list[float]:

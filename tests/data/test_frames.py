@@ -191,8 +191,9 @@ def test_long_videos_are_whole(tmp_path) -> None:
     assert np.array_equal(cache.read(video, range(600)), Decoder().read(video, range(600)))
 
 
-def test_small_videos_are_not_enlarged(tmp_path: Path, videos: Any) -> None:
-    path = videos.write(tmp_path / "v.mp4", frames=5)  # 48 x 64 pixels
+def test_small_videos_are_not_enlarged(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, np.zeros((5, 48, 64, 3), np.uint8))
     video = Video("v", str(path), "train", 0)
     assert Decoder(320).read(video, [0]).shape == (1, 48, 64, 3)
     assert Decoder(24).read(video, [0]).shape == (1, 24, 32, 3)

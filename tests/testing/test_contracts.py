@@ -24,7 +24,7 @@ from ssdet.models import registry as models
 from ssdet.testing import check_augmentation, check_data_set, check_model, check_protocol
 
 SMALL = {"widths": ((12, 8), (24, 12)), "depths": (1, 2), "stem": 8, "head_dim": 32}
-THRESHOLDS = ("segments",)
+THRESHOLDS = ("segments", "activitynet", "activitynet_thumos")
 
 
 @pytest.fixture(autouse=True)
