@@ -187,6 +187,7 @@ def load_manifest(
     | segments | JSON `id: {subset, duration, actions: [[class, start, end], ...]}` |
     | charades | the official CSV files, the folder with both, or the JSON |
     | multithumos | the JSON, classes from 1 |
+    | tsu | the JSON of Toyota Smarthome Untrimmed, times in frames |
     | activitynet | JSON `database: id: {subset, duration, annotations: [{segment, label}]}` |
     | kinetics | published CSV files, CSV `file,label[,split]`, lists of `path number`, the folder
       with such lists, or `[split/]class/` folders |
