@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := OMP_NUM_THREADS=1 $(BIN)/python
 
-.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm long-test slow-test charades-test fault-test watch-test clean
+.PHONY: install ablate science test lint bench cluster-test kill-test kill-storm long-test files-test slow-test charades-test fault-test watch-test clean
 
 install: $(VENV)/installed
 
@@ -41,6 +41,9 @@ kill-storm: install  ## ten kill -9 of drivers, trials and workers
 
 long-test: install  ## an hour of video through `ssdet infer`: memory as for a minute
 	$(RUN) tests/long/run.py $(ARGS)
+
+files-test: install  ## a few hundred generated videos, whole and damaged, beside ffmpeg's tools
+	$(RUN) tests/files/run.py $(ARGS)
 
 slow-test: install  ## an experiment on an S3 server, from two machines' mirrors
 	$(RUN) -m pytest -m slow $(ARGS)

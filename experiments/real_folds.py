@@ -21,6 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve
+from ssdet.cli.streams import standard_streams
+from ssdet.console import plain_console
 from ssdet.evaluation import dense_map, paired_bootstrap
 from ssdet.evaluation.comparison import holm
 from ssdet.results.tables import predictions
@@ -102,7 +104,7 @@ def report(planned: list[Plan], store: Store, out: Console) -> None:
 
 def run(options: Folds) -> int:
     """All folds, one after the other, then the pooled table; returns the exit status."""
-    out, planned = Console(highlight=False), []
+    out, planned = plain_console(), []
     options = replace(options, preset="small", data="segments")
     if options.downstream is None:
         print("error: give --downstream, the annotation of the videos", file=sys.stderr)
@@ -120,4 +122,5 @@ def run(options: Folds) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(tyro.cli(Folds)))
+    with standard_streams():
+        sys.exit(run(tyro.cli(Folds)))

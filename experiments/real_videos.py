@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdet import augment
+from ssdet.cli.streams import standard_streams
 from ssdet.data.clips import ClipRecipe, normalise
 from ssdet.data.frames import Decoder, dense_targets
 from ssdet.data.manifest import Manifest, Video, load_manifest
@@ -319,7 +320,7 @@ def rows(data: Material, group: Group, runs: Mapping[str, Sequence[Scores]]) -> 
 def write(table: Sequence[Mapping], path: Path) -> None:
     """The table as CSV, and as lines."""
     columns = ("group", "arm", "seeds", "map", "sd", "difference", "low", "high", "p", "verdict")
-    with open(path, "w", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in table:
@@ -345,4 +346,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    with standard_streams():
+        main(tyro.cli(Options, description=__doc__))

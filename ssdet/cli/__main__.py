@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from ssdet.cli.streams import standard_streams
+
 COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
     "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
@@ -34,7 +36,11 @@ def usage() -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; exit status 0 done, 1 failed, 2 wrong usage."""
-    given = sys.argv[1:] if arguments is None else arguments
+    with standard_streams():
+        return _run(sys.argv[1:] if arguments is None else arguments)
+
+
+def _run(given: list[str]) -> int:
     if given and given[0] in ("-h", "--help"):
         print(usage())
         return 0

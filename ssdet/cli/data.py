@@ -17,6 +17,7 @@ from ssdet.cli.data_stats import command as stats_command
 from ssdet.cli.data_stats import stats
 from ssdet.cli.import_features import command as import_command
 from ssdet.cli.import_features import import_files
+from ssdet.console import plain_console
 from ssdet.data.check import Report
 from ssdet.data.check import check as check_files
 from ssdet.data.convert import Conversion, Options
@@ -151,7 +152,7 @@ class Counter:
     """Shows how many files are done: a bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, verb: str, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or plain_console(stderr=True)
         self._verb = verb
         self._started = self._spoke = time.monotonic()
         self._first = -1
@@ -194,10 +195,11 @@ class Counter:
 
 def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
     unreadable, odd, unchecked = report.unreadable, report.suspicious, report.unchecked
-    _tell("missing", dict.fromkeys(report.missing, "no file"))
+    _tell("missing", {name: report.missing_reasons.get(name, "no file") for name in report.missing})
     _tell("unreadable", unreadable)
     _tell("suspicious", odd)
     _tell("not checked, run again", unchecked)
+    _tell("fine, with times of their own", report.notes)
     print(
         f"{report.annotated} annotated videos: {report.fine} fine, {len(report.missing)} missing, "
         f"{len(unreadable)} unreadable, {len(odd)} suspicious"
@@ -230,4 +232,4 @@ def _tell(what: str, reasons: Mapping[str, str]) -> None:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print(json.dumps(value, indent=1))

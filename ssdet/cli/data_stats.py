@@ -6,13 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ssdet.console import plain_console
+from ssdet.data.clock import Clock
+from ssdet.data.frames import Decoder
 from ssdet.data.manifest import Manifest, load_manifest
 from ssdet.data.statistics import POINTS, FrameRule, SplitStatistics, split_statistics
-from ssdet.data.video import CorruptVideo, probe
+from ssdet.data.video import CorruptVideo
 from ssdet.plugins import Unknown
 
 Named = Annotated[str, tyro.conf.Positional]
@@ -62,31 +64,33 @@ def stats(
         min_frames,
     )
     manifest = load_manifest(format, [path, *more], videos=videos)
-    frames, broken = (None, {}) if videos is None else _counted(manifest)
-    found = {name: split_statistics(manifest.split(name), rule, frames) for name in SPLITS}
+    clocks, broken = (None, {}) if videos is None else _clocks(manifest)
+    found = {name: split_statistics(manifest.split(name), rule, clocks) for name in SPLITS}
     found = {name: part for name, part in found.items() if part.videos or part.missing}
     if as_json:
         print(json.dumps(_json(manifest, rule, found, broken), indent=1))
         return
     _print_classes(manifest, found)
-    _print_splits(manifest, rule, found, in_files=frames is not None)
+    _print_splits(manifest, rule, found, in_files=clocks is not None)
     for text, count in manifest.notes.items():
         print(f"{text}: {count:,}")
     for video, reason in broken.items():
         print(f"{video}: {reason}", file=sys.stderr)
 
 
-def _counted(manifest: Manifest) -> tuple[dict[str, int], dict[str, str]]:
-    """Frames of each file by video id, and why of those that cannot be read."""
-    frames, broken = {}, {}
+def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
+    """Clock of each file by video id, and why of those that cannot be read."""
+    clocks: dict[str, Clock] = {}
+    broken: dict[str, str] = {}
+    reader = Decoder()
     quiet = not sys.stderr.isatty()
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     for video in track(manifest.videos, "Counting frames", console=console, disable=quiet):
         try:
-            frames[video.id] = probe(video.path).frames
+            clocks[video.id] = reader.clock(video)
         except CorruptVideo as error:
             broken[video.id] = error.reason
-    return frames, broken
+    return clocks, broken
 
 
 def _json(
@@ -176,5 +180,4 @@ def _print_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
         table.add_column(name, justify="left" if name in ("", "class") and place < 2 else "right")
     for row in rows:
         table.add_row(*row)
-    terminal = Console(highlight=False)
-    (terminal if terminal.is_terminal else Console(width=200, highlight=False)).print(table)
+    plain_console(200).print(table)

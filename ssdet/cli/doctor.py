@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssdet.console import plain_console
+
 if TYPE_CHECKING:
     from ssdet.studies.doctor_findings import Finding
 
@@ -60,7 +62,7 @@ def command(arguments: list[str]) -> int:
         findings = [asdict(finding) for finding in found]
         print(json.dumps({"ok": fine, "findings": findings}, indent=1))
     else:
-        show(found, Console(highlight=False))
+        show(found, plain_console())
     return 0 if fine else 1
 
 

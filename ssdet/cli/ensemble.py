@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.conditions import conditions
+from ssdet.console import plain_console
 from ssdet.evaluation import BootstrapResult, mean_and_sd
 from ssdet.evaluation.alignment import Videos
 from ssdet.evaluation.ensemble import Method
@@ -70,9 +71,9 @@ def command(arguments: list[str]) -> int:
     if options.as_json:
         print(json.dumps(found.to_json(), indent=1, allow_nan=False))
     else:
-        terminal = Console(highlight=False)
-        wide = Console(width=160, highlight=False, soft_wrap=True)
-        show(found, terminal if terminal.is_terminal else wide)
+        out = plain_console(160)
+        out.soft_wrap = not out.is_terminal
+        show(found, out)
     return 0
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from ssdet.console import plain_console
 from ssdet.data.files import split_name
 from ssdet.data.manifest import Manifest, load_manifest
 from ssdet.data.video import probe
@@ -26,6 +26,7 @@ from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, t
 from ssdet.evaluation.views import frame_labels
 from ssdet.plugins import Unknown
 from ssdet.results.query import Results
+from ssdet.results.render import markdown_text
 from ssdet.results.rescore import official_truth, run_material
 from ssdet.studies.data import Source
 
@@ -245,12 +246,10 @@ def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) 
     elif style == "markdown":
         print("\n".join(_markdown(readings)))
     else:
-        terminal = Console(highlight=False)
-        out = terminal if terminal.is_terminal else Console(width=180, highlight=False)
         table = Table(*TITLES)
         for reading in readings:
             table.add_row(*_cells(reading))
-        out.print(table)
+        plain_console(180).print(table)
 
 
 def _cells(reading: Reading) -> tuple[str, ...]:
@@ -266,7 +265,7 @@ def _markdown(readings: Sequence[Reading]) -> Iterator[str]:
     yield f"| {' | '.join(TITLES)} |"
     yield f"|{'---|' * len(TITLES)}"
     for reading in readings:
-        yield f"| {' | '.join(_cells(reading))} |"
+        yield f"| {' | '.join(map(markdown_text, _cells(reading)))} |"
 
 
 def _csv(readings: Sequence[Reading]) -> str:

@@ -12,6 +12,8 @@ from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ssdet.cli.plan import assumed, show_plan
+from ssdet.cli.streams import standard_streams
+from ssdet.console import plain_console
 from ssdet.results.figures import write_figure
 from ssdet.results.layout import footnotes
 from ssdet.results.render import console_table, write_html, write_latex, write_markdown
@@ -23,7 +25,7 @@ from ssdet.studies.experiment import Change, Experiment, declared, declaring
 from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
 from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-from ssdet.studies.session import Workers
+from ssdet.studies.session import Workers, folder_for_ray
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
 from ssdet.training.recipe import TrainRecipe
@@ -118,19 +120,22 @@ fail the command as those of the table do."""
 
 def experiment(study: Study, arguments: list[str] | None = None, also: Also | None = None) -> None:
     """Run a study from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    options = tyro.cli(
-        Options, args=arguments, prog=f"{study.name}.py", description=study.table.title
-    )
-    sys.exit(main(study, options, also=also))
+    with standard_streams():
+        options = tyro.cli(
+            Options, args=arguments, prog=f"{study.name}.py", description=study.table.title
+        )
+        sys.exit(main(study, options, also=also))
 
 
 def main(
     study: Study, options: Options, console: Console | None = None, also: Also | None = None
 ) -> int:
     """Run a study with these options; returns the exit status."""
-    out = console or Console(highlight=False)
+    out = console or plain_console()
     try:
         assumed(options)
+        if not options.dry_run:
+            folder_for_ray(options.address)
         study, store = resolve(study, options), store_of(options)
         planned = plan(study)
     except (ValueError, FileNotFoundError) as error:
@@ -258,7 +263,7 @@ def _count(done: int, total: int) -> None:
 
 def show_table(table: ResultTable, out: Console) -> None:
     """Print a table and its footnotes, as wide as the terminal, elsewhere as wide as it needs."""
-    wide = out if out.is_terminal else Console(file=out.file, width=200, highlight=False)
+    wide = out if out.is_terminal else plain_console(200, file=out.file)
     wide.print(console_table(table))
     for note in footnotes(table):
         out.print(note, soft_wrap=True, markup=False)

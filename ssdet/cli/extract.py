@@ -14,7 +14,7 @@ from ssdet.studies.data import Data, Source
 from ssdet.studies.feature_stages import StreamJob, extract_stage, stored_stage
 from ssdet.studies.plan import Stage
 from ssdet.studies.presets import DOWNSTREAM
-from ssdet.studies.session import Session, connect
+from ssdet.studies.session import Session, connect, folder_for_ray
 from ssdet.studies.stages import FEATURES, LAST, Job, Result, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.extraction import ExtractRecipe
@@ -72,6 +72,8 @@ def command(arguments: list[str]) -> int:
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet extract", config=config)
     try:
+        if options.ray or options.address:
+            folder_for_ray(options.address)
         data = data_of(options)
         job = Job(stage_of(options, data), str(target(options).root), data)
     except (ValueError, FileNotFoundError) as error:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ssdet.cli.streams import standard_streams
+
 if TYPE_CHECKING:
     from ssdet.results.detector import Detector
     from ssdet.results.findings import Findings
@@ -86,41 +88,53 @@ def command(arguments: list[str]) -> int:
 
 
 def _all(detector: "Detector", rule: "Rule", options: Options) -> int:
+    """Write the files of every video and print its results; return the exit status."""
+    taken: set[Path] = set()
+    with standard_streams():
+        entries = [_one(detector, rule, options, video, taken) for video in options.videos]
+        failures = sum("error" in entry for entry in entries)
+        if options.as_json:
+            print(json.dumps({"videos": entries}, indent=1, allow_nan=False))
+        elif len(entries) > 1:
+            print(f"{len(entries) - failures} of {len(entries)} videos done")
+    return 1 if failures else 0
+
+
+def _one(
+    detector: "Detector", rule: "Rule", options: Options, video: str, taken: set[Path]
+) -> dict[str, Any]:
+    """Write the files of one video; return its entry in the JSON output.
+
+    Without --json the results are printed here. `taken`: folders of the videos before, to which
+    this one's is added.
+    """
     from ssdet.data.video import CorruptVideo
     from ssdet.results.findings import folder_for, write_findings
 
-    told: list[dict[str, Any]] = []
-    taken: set[Path] = set()
-    for video in options.videos:
-        try:
-            folder = folder_for(video, options.out, taken)
-            with _progress(Path(video).name) as tell:
-                found = write_findings(
-                    detector, video, folder, rule, options.top, options.overlay, tell
-                )
-            entry = _json(found) if options.as_json else {}
-            if not options.as_json:
-                _print(found)
-        except (CorruptVideo, ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            entry = {"video": video, "error": str(error)}
-        told.append(entry)
-    failed = [entry for entry in told if "error" in entry]
+    try:
+        folder = folder_for(video, options.out, taken)
+        with _progress(Path(video).name) as tell:
+            found = write_findings(
+                detector, video, folder, rule, options.top, options.overlay, tell
+            )
+    except (CorruptVideo, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return {"video": video, "error": str(error)}
     if options.as_json:
-        print(json.dumps({"videos": told}, indent=1, allow_nan=False))
-    elif len(told) > 1:
-        print(f"{len(told) - len(failed)} of {len(told)} videos done")
-    return 1 if failed else 0
+        return _json(found)
+    _print(found)
+    return {}
 
 
 @contextmanager
 def _progress(name: str) -> Iterator[Callable[[float, float], None]]:
     """Tells how far a video is: a bar on a terminal, a line every ten seconds elsewhere."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import Progress
 
-    console = Console(stderr=True, highlight=False)
+    from ssdet.console import plain_console
+
+    console = plain_console(stderr=True)
     if console.is_terminal:
         with Progress(console=console, transient=True) as bars:
             task = bars.add_task(escape(name), total=None)

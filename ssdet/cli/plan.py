@@ -53,7 +53,7 @@ def show_plan(
     if described is not None:
         costs["assumed"] = on_cluster(described, planned, store, cost, asked, trials)
     if asked.json:
-        out.print_json(json.dumps(costs))
+        out.print_json(json.dumps(costs), ensure_ascii=True)
         return
     out.print(tree(planned, store))
     for line in lines(costs):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.conditions import conditions
+from ssdet.console import plain_console
 from ssdet.evaluation.registry import to_json
 from ssdet.results.bundle import write_bundle
 from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
@@ -303,8 +303,7 @@ def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*names)
     for row in rows:
         table.add_row(*row)
-    terminal = Console(highlight=False)
-    (terminal if terminal.is_terminal else Console(width=200, highlight=False)).print(table)
+    plain_console(200).print(table)
 
 
 def _cell(name: str, value: Any) -> str:

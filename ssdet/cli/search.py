@@ -14,11 +14,14 @@ from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
 from ssdet.cli.plan import Trials, assumed, show_plan
+from ssdet.cli.streams import standard_streams
 from ssdet.cli.study import load
+from ssdet.console import plain_console
 from ssdet.studies.lines import outcome, shown
 from ssdet.studies.plan import plan
 from ssdet.studies.progress import duration
 from ssdet.studies.search import Search
+from ssdet.studies.session import folder_for_ray
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import ENDED, SearchResult, Trial, result, searches
@@ -96,9 +99,10 @@ def command(arguments: list[str]) -> int:
 
 def search_experiment(search: Search, arguments: list[str] | None = None) -> None:
     """Run a search from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
-    prog = f"{search.name}.py"
-    options = tyro.cli(SearchOptions, args=arguments, prog=prog, description=search.title)
-    sys.exit(main_search(search, options))
+    with standard_streams():
+        prog = f"{search.name}.py"
+        options = tyro.cli(SearchOptions, args=arguments, prog=prog, description=search.title)
+        sys.exit(main_search(search, options))
 
 
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
@@ -106,6 +110,8 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
     out = console or _console()
     try:
         assumed(options)
+        if not options.dry_run:
+            folder_for_ray(options.address)
         search, study = _resolved(search, options)
         store = store_of(options)
         if options.dry_run:
@@ -232,6 +238,7 @@ def tune(arguments: list[str]) -> int:
     try:
         study, module, options = _from_file("tune", arguments, TuneOptions)
         tuning = _tuning(getattr(module, "TUNING", Tuning()), options)
+        folder_for_ray(options.address)
         store, study = store_of(options), resolve(study, options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -309,5 +316,4 @@ def _store(given: str) -> Store:
 
 def _console() -> Console:
     """As wide as the terminal, elsewhere as wide as tables need."""
-    out = Console(highlight=False)
-    return out if out.is_terminal else Console(highlight=False, width=200)
+    return plain_console(200)

@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ssdet.console import plain_console
+
 if TYPE_CHECKING:
     from ssdet.results.watch import ArmNow, StageNow, StudyNow, Watcher
 
@@ -50,10 +52,7 @@ def command(arguments: list[str]) -> int:
         if not 0 < options.interval < float("inf"):
             raise ValueError(f"--interval {options.interval:g}: expected seconds above 0")
         watcher = Watcher(options.store, options.study)
-        return watch(watcher, options, Console(highlight=False))
-    except BrokenPipeError:  # whoever read this has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return watch(watcher, options, plain_console())
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

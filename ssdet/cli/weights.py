@@ -11,7 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from torch import Tensor
 
 from ssdet.models import imported, published, published_fetch
-from ssdet.models.weights import read_state, recognised
+from ssdet.models.weights import LoadReport, likely_network, read_state, recognised
 from ssdet.training.origin import CHARADES_CLASSES, constants_of
 
 Named = Annotated[str, tyro.conf.Positional]
@@ -94,13 +94,20 @@ def import_(
         file, model, name=name, layout=layout, options=given, aggregate=aggregate
     )
     print(f"{found.name}: {model}, {found.classes} classes, layout {report.layout}")
-    print(f"loaded: {len(report.loaded)} tensors")
+    print(f"loaded: {len(report.loaded)} tensors" + _under(report))
     for what, names in (("skipped", report.skipped), ("fresh", report.reinitialised)):
         # Statistics of splits start from the whole batch's, and belong to no checkpoint.
         told = [name for name in names if ".split_" not in name]
         print(f"{what}: {len(told)} tensors", *told[:5], *["…"] * (len(told) > 5))
     print(f"source: {found.source}, SHA-256 {found.sha256}")
     print(f"weights: {found.file}")
+
+
+def _under(report: LoadReport) -> str:
+    """Where in the file the weights were, and which others were left out for them."""
+    under = f", under {report.prefix}" if report.prefix else ""
+    others = ", ".join(prefix or "the top" for prefix in report.left_out)
+    return under + (f" (left out: {others})" if others else "")
 
 
 def show(name: Named, /) -> None:
@@ -110,11 +117,13 @@ def show(name: Named, /) -> None:
         name: A published name that is here, an imported one, or a checkpoint's path.
     """
     file, told, layout, classes = _described(name)
-    _, state = read_state(file)
+    prefix, state = likely_network(read_state(file)[1])
     layout = layout or recognised(state)
     classes = classes or imported.classes_told(state)
     print(f"file: {file}", *told, sep="\n")
     print(f"layout: {layout or 'none that is known'}")
+    if prefix:
+        print(f"under: {prefix}")
     print(f"tensors: {len(state)}, of them {imported.parameters_in(state):,} parameters")
     print(f"classes: {classes or 'not told by a known classifier'}")
     used = constants_of(layout or "", classes == CHARADES_CLASSES)

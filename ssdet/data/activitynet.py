@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdet.data.files import class_names, inside, read_json, split_name
+from ssdet.data.files import inside, split_name
 from ssdet.data.manifest import Manifest, Video, join_files
-from ssdet.data.segments import keep_segments, seconds
+from ssdet.data.segments import WITHHELD, keep_segments, seconds
+from ssdet.data.text import as_number, class_names, read_json
 
-WITHHELD = "test videos left out: their labels are not published"
 Entries = Mapping[str, tuple[str, float, list[Any]]]
 
 
@@ -53,9 +53,11 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, float, list[Any]]:
     subset, annotations = entry.get("subset"), entry.get("annotations")
     if not isinstance(subset, str):
         raise ValueError(f"{where}: subset {subset!r}, expected a name")
+    split, duration = split_name(subset, where), seconds(where, "duration", entry.get("duration"))
+    if split == "test" and annotations is None:
+        annotations = []  # withheld
     if not isinstance(annotations, list):
         raise ValueError(f"{where}: annotations {type(annotations).__name__}, expected a list")
-    split, duration = split_name(subset, where), seconds(where, "duration", entry.get("duration"))
     return split, duration, [_action(where, annotation) for annotation in annotations]
 
 
@@ -67,7 +69,7 @@ def _action(where: str, annotation: Any) -> list[Any]:
         raise ValueError(f"{where}: segment {segment!r}, expected [start, end] in seconds")
     if not isinstance(label, str):
         raise ValueError(f"{where}: label {label!r}, expected the name of a class")
-    return [label, *segment]
+    return [label, *map(as_number, segment)]
 
 
 def _classes(path: Path, taxonomy: Any, entries: Entries) -> tuple[str, ...]:

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssdet.data.files import Once, class_names, inside, number, read_json, read_table
+from ssdet.data.files import Once, inside
 from ssdet.data.manifest import Manifest, Video, join_files
 from ssdet.data.segments import from_entries, keep_segments, seconds
+from ssdet.data.text import class_names, number, read_json, read_table
 
 NUM_CLASSES = 157
 _SPLITS = ("train", "test")

@@ -1,7 +1,7 @@
 """Do the files hold what the annotation says? What cannot be read is put in quarantine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,9 @@ JOURNAL = "checked.jsonl"
 SECONDS_OFF = 0.5
 SHARE_OFF = 0.01
 RATE_OFF = 0.01
-_VERSION = "check-1"
+LATE = 0.01
+"""Seconds from which a later start of the pictures is mentioned."""
+_VERSION = "check-2"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Report:
     """Input/output errors and the like, which say nothing of the file; another run tries again."""
     fps: float | None
     """Rate of most videos; None where no rate has a majority."""
+    missing_reasons: Mapping[str, str] = field(default_factory=dict)
+    """Why, for missing videos of which more is known than that there is no file."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Healthy, but frames are not spread evenly from the start on: a variable rate, or pictures
+    that begin after the sound. Labels and clips follow the times of the frames."""
 
     @property
     def fine(self) -> int:
@@ -72,7 +79,10 @@ def examine(video: Video) -> Record:
     """Frames and seconds of a file of which both ends and the middle decode; CorruptVideo else."""
     info = probe(video.path)
     read_clip(video.path, [0, info.frames // 2, info.frames - 1], size=(32, 32))
-    return {"frames": info.frames, "duration": info.duration}
+    return {
+        "frames": info.frames, "duration": info.duration, "start": info.start,
+        "irregularity": info.irregularity,
+    }  # fmt: skip
 
 
 def judge(manifest: Manifest, records: Mapping[str, Record]) -> Report:
@@ -88,11 +98,28 @@ def judge(manifest: Manifest, records: Mapping[str, Record]) -> Report:
     return Report(
         annotated=len(manifest.videos) + len(manifest.missing),
         missing=manifest.missing,
+        missing_reasons={**manifest.missing_reasons, **manifest.quarantined},
         unreadable={n: record["fault"] for n, record in broken.items() if not record["again"]},
         suspicious=odd,
         unchecked={n: record["fault"] for n, record in broken.items() if record["again"]},
         fps=rate,
+        notes={name: why for name, record in whole.items() if (why := _timing(record))},
     )
+
+
+def _timing(record: Record) -> str:
+    """What is to be known of the times of a healthy file's frames."""
+    known = []
+    start, irregularity = record.get("start", 0.0), record.get("irregularity", 0.0)
+    if irregularity:
+        rate = record["frames"] / record["duration"]
+        known.append(
+            f"variable rate: a frame is up to {irregularity:.2f} s from where "
+            f"{rate:.2f} frames a second would have it"
+        )
+    if start >= LATE:
+        known.append(f"the pictures begin {start:.2f} s after the file")
+    return "; ".join(known)
 
 
 def _majority(rates: list[float]) -> float | None:
@@ -104,12 +131,18 @@ def _majority(rates: list[float]) -> float | None:
 
 
 def _oddity(video: Video, record: Record, usual: float | None) -> str:
-    duration, rate = record["duration"], record["frames"] / record["duration"]
+    rate = record["frames"] / record["duration"]
+    duration = record.get("start", 0.0) + record["duration"]
     found = []
     if video.duration is not None:
         allowed = max(SECONDS_OFF, SHARE_OFF * video.duration)
         if abs(duration - video.duration) > allowed:
             found.append(f"lasts {duration:.2f} s, annotated {video.duration:.2f} s")
-    if usual is not None and abs(rate - usual) > RATE_OFF * usual:
+    # At a variable rate the mean says little, and the times of the frames are used anyway.
+    if (
+        usual is not None
+        and not record.get("irregularity")
+        and abs(rate - usual) > RATE_OFF * usual
+    ):
         found.append(f"{rate:.2f} frames a second, most videos have {usual:.2f}")
     return "; ".join(found)

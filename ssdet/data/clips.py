@@ -14,6 +14,7 @@ from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.sampling import generator_for, sample_at, window
 from ssdet.data.video import CorruptVideo
+from ssdet.sockets import shorten_worker_sockets
 
 MAX_REPLACEMENTS = 100
 
@@ -266,6 +267,8 @@ def load(
         from ssdet.data.decoders import stream  # which rests on this module
 
         return stream(dataset, places, decoders)
+    if loaders:
+        shorten_worker_sockets()
     loader: DataLoader = DataLoader(
         dataset, batch_sampler=places, collate_fn=collate, num_workers=loaders
     )

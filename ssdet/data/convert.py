@@ -18,12 +18,14 @@ from av.codec.context import Flags
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from ssdet.data.frame_index import CorruptVideo
+from ssdet.data.frame_index import START_TAG, CorruptVideo
 from ssdet.data.manifest import Manifest, Video
-from ssdet.data.packed import PACK, QUALITY, write_pack
+from ssdet.data.orientation import Orientation, frame_orientation
+from ssdet.data.packed import PACK, QUALITY, FrameTimes, write_pack
 from ssdet.data.remote import is_remote
+from ssdet.data.stream import clock
 from ssdet.data.sweep import Progress, Record, need_files, still_busy, sweep, write_json
-from ssdet.data.video import VideoInfo, _quarter_turns, decoding, probe
+from ssdet.data.video import VideoInfo, decoding, probe
 
 JOURNAL = "converted.jsonl"
 SUMMARY = "conversion.json"
@@ -134,7 +136,7 @@ def convert_video(video: Video, out: Path, names: Mapping[str, str], options: Op
     pictures = _pictures(video.path, info, options, times_T)
     try:
         if options.packed:
-            write_pack(work, pictures, info.duration)
+            write_pack(work, pictures, info.duration, _frame_times(video.path))
         else:
             _encode(work, pictures, info, options)
         _verify(video.path, work, info, times_T)
@@ -216,12 +218,12 @@ def _pictures(
 ) -> Iterator[VideoFrame]:
     """All frames, upright and scaled, with their times, of which `times_T` gets the seconds.
 
-    Files whose frames only counting tells apart get a constant rate.
+    Files whose frames are counted at a constant rate, or have no times, get that rate.
     """
     turned = _Upright(options)
     with decoding(path) as video:
-        pts, tick = video.index.pts, video.tick
-        if pts is None or tick is None:
+        pts, tick = video.index.times, video.index.tick
+        if pts is None or (video.index.pts is None and not video.index.irregularity):
             pts, tick = np.arange(video.index.count), 1 / _rate(info)
         lengths = np.diff(pts, append=pts[0] + round(info.duration / tick))
         for number, frame in video.decoded(list(range(video.index.count))):
@@ -235,23 +237,32 @@ def _pictures(
             yield picture
 
 
+def _frame_times(path: str) -> FrameTimes | None:
+    """Times of the frames for a pack, unless they are spread evenly from the file's start on."""
+    with decoding(path) as video:
+        index = video.index
+    if index.times is None or clock(path).rate is not None:
+        return None
+    return FrameTimes(index.times, index.tick, index.start)
+
+
 class _Upright:
     """Turns and scales pictures; their size follows from the first."""
 
     def __init__(self, options: Options) -> None:
         self._options, self._reformatter = options, VideoReformatter()
-        self._turns, self._shape = 0, (0, 0)
+        self._orientation, self._shape = Orientation(), (0, 0)
         full, limited = ("yuvj420p", "JPEG"), ("yuv420p", "MPEG")
         self._format, self._range = full if options.packed else limited
 
     def __call__(self, frame: VideoFrame) -> VideoFrame:
         if not self._shape[0]:
-            self._turns = _quarter_turns(frame)
+            self._orientation = frame_orientation(frame)
             self._shape = self._scaled(frame.width, frame.height)
         width, height = self._shape
-        if self._turns:
+        if self._orientation != Orientation():
             rgb = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1)
-            turned = np.ascontiguousarray(np.rot90(rgb.to_ndarray(), self._turns), np.uint8)
+            turned = np.ascontiguousarray(self._orientation.upright(rgb.to_ndarray()), np.uint8)
             frame = VideoFrame.from_ndarray(turned, "rgb24")
             width, height = frame.width, frame.height
         # Colours keep their matrix. Where chroma is halved, only averaging takes in all of it.
@@ -269,8 +280,10 @@ class _Upright:
 
 def _encode(path: Path, pictures: Iterator[VideoFrame], info: VideoInfo, options: Options) -> None:
     first = next(pictures)
-    movie = {"movflags": "faststart"}
+    movie = {"movflags": "faststart+use_metadata_tags"}
     with av.open(str(path), "w", format="mp4", container_options=movie) as container:
+        if info.start:  # without the sound that began before, nothing else would show it
+            container.metadata[START_TAG] = f"{info.start:.9f}"
         stream = container.add_stream("libx264", rate=_rate(info))
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
         codec = stream.codec_context
@@ -292,17 +305,16 @@ def _rate(info: VideoInfo) -> Fraction:
 
 def _verify(source: str, work: Path, info: VideoInfo, times_T: list[Fraction]) -> None:
     try:
-        copy = probe(work)
-        with decoding(work) as video:
-            pts, tick = video.index.pts, video.tick
+        copy, its_clock = probe(work), clock(work)
     except CorruptVideo as error:
         raise CorruptVideo(source, f"its copy cannot be read: {error.reason}") from error
     if copy.frames != info.frames or copy.frames != len(times_T):
         raise CorruptVideo(source, f"its copy has {copy.frames} frames, it has {info.frames}")
     apart = abs(copy.duration - info.duration) * info.fps / 2  # of two frames
-    if pts is not None and tick is not None:
-        shown = (pts - pts[0]) * float(tick) - np.array([float(time) for time in times_T])
-        apart = max(apart, np.abs(shown).max() / _SECONDS_APART)
+    since_T = its_clock.times_T - its_clock.times_T[0]
+    shown = since_T - np.array([float(time) for time in times_T])
+    late = its_clock.times_T[0] - clock(source).times_T[0]
+    apart = max(apart, np.abs(shown).max() / _SECONDS_APART, abs(late) / _SECONDS_APART)
     if apart > 1:
         raise CorruptVideo(source, "frames of its copy are not shown at its times")
 

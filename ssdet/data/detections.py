@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 
@@ -133,6 +134,12 @@ class DetectionSet(Mapping[str, Mapping[str, Array]]):
     def fps(self, video: Video) -> float:
         """Frames per second of a video. Raises CorruptVideo for one without detections."""
         return self._entry(video).fps
+
+    def clock(self, video: Video) -> Clock:
+        """Frames are spread evenly over the annotated duration, else at their rate. Raises
+        CorruptVideo for one without detections."""
+        frames = self.frames(video)
+        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
 
     def _entry(self, video: Video) -> Entry:
         if video.id not in self.entries:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-FORMAT = "ssdet-features/1"
+from ssdet.data.clock import Clock
+
+FORMAT = "ssdet-features/2"
 DTYPES: Mapping[str, tuple[torch.dtype, str]] = {
     "float16": (torch.float16, "<f2"),
     "float32": (torch.float32, "<f4"),
@@ -37,6 +39,13 @@ class Entry:
     stride: int
     checksums: Mapping[str, int]
     """CRC-32 of the rows of each tensor."""
+    times: Mapping[str, Any] | None = None
+    """Times of the frames and end of the last (`Clock.to_json`), unless they are at f / fps."""
+
+    @property
+    def timing(self) -> float | Clock:
+        """Frames a second or, at a variable rate, when they are shown."""
+        return Clock.from_json(self.times) if self.times else self.fps
 
 
 def line_of(values: Mapping[str, Any]) -> bytes:

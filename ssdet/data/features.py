@@ -18,6 +18,7 @@ from typing import IO, Any
 import numpy as np
 from torch import Tensor
 
+from ssdet.data.clock import Clock
 from ssdet.data.feature_index import (
     DTYPES,
     FORMAT,
@@ -76,14 +77,20 @@ class FeatureWriter:
         """Why videos could not be read."""
         return dict(self._index.broken)
 
-    def begin(self, video: str, frames: int, fps: float, stride: int) -> None:
-        """Start a video; what another had begun is dropped. ValueError for one that is done."""
+    def begin(self, video: str, frames: int, fps: float | Clock, stride: int) -> None:
+        """Start a video of so many frames at so many a second or, if its rate varies, with this
+        clock; what another had begun is dropped. ValueError for one that is done."""
         self.abandon()
         if video in self.done:
             raise ValueError(f"video {video!r} was already written to {self.folder}")
+        times = None
+        if isinstance(fps, Clock):
+            times, fps = fps.to_json(), fps.frames / (fps.end - float(fps.times_T[0]))
         if not (frames > 0 and stride > 0 and math.isfinite(fps) and fps > 0):
             raise ValueError(f"video {video!r}: {frames} frames, {fps} fps, stride {stride}")
-        self._begun = {"id": video, "frames": frames, "fps": float(fps), "stride": stride}
+        self._begun = {
+            "id": video, "frames": frames, "fps": float(fps), "stride": stride, "times": times,
+        }  # fmt: skip
         self._steps = dict.fromkeys(self._index.shapes, 0)
         self._sums = dict.fromkeys(self._index.shapes, 0)
 
@@ -254,6 +261,13 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
     def fps(self, video: Video) -> float:
         """Frames per second of a video. Raises CorruptVideo for one without features."""
         return self._entry(video).fps
+
+    def clock(self, video: Video) -> Clock:
+        """Times of the frames of a video. Raises CorruptVideo for one without features."""
+        timing, frames = self._entry(video).timing, self.frames(video)
+        if isinstance(timing, Clock):
+            return timing
+        return Clock.regular(frames, frames / video.duration if video.duration else timing)
 
     def _entry(self, video: Video) -> Entry:
         if video.id not in self.entries:

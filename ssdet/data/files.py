@@ -1,15 +1,24 @@
-"""What annotation readers share: names of splits, classes and videos, tables and JSON."""
+"""Names of splits and videos, folders of videos, and lists of videos that cannot be read."""
 
-import csv
-import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
-EXTENSIONS = (".mp4", ".avi", ".mkv", ".mov", ".webm", ".pack")
+from ssdet.data.text import clean, read_json
+
+EXTENSIONS = (
+    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".pack", ".m4v", ".3gp", ".3g2", ".mpg", ".mpeg",
+    ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv",
+)  # fmt: skip
+"""Endings of files that are taken for videos; whether they can be read is seen when they are."""
+_NOISE = {
+    "@eadir", "__macosx", "thumbs.db", "desktop.ini", "lost+found", "#recycle", "$recycle.bin",
+    "system volume information",
+}  # fmt: skip
+DANGLING = "a link to a file that is not there: fetch its content"
+NOISE = "files passed over that systems and downloaders leave in folders"
+_UNFINISHED = (".part", ".partial", ".crdownload", ".ytdl", ".tmp")
 QUARANTINE = "quarantine.json"
 SPLITS = {
     "train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val",
@@ -23,9 +32,9 @@ _WORD = re.compile(r"(?<![a-z])(train|val|test)(ing|idate|idation|list)?(?![a-z]
 
 def split_name(name: str, where: str) -> str:
     """train, val or test for the names in use (training, validate, Testing, …)."""
-    if name.lower() not in SPLITS:
+    if (split := clean(name).lower()) not in SPLITS:
         raise ValueError(f"{where}: split {name!r}, expected one of {', '.join(SPLITS)}")
-    return SPLITS[name.lower()]
+    return SPLITS[split]
 
 
 def told_split(file: str) -> str:
@@ -34,28 +43,37 @@ def told_split(file: str) -> str:
     return words.pop() if len(words) == 1 else ""
 
 
-def class_names(path: Path) -> tuple[str, ...]:
-    """Class names of a text file: one a line, numbered (`0 name`, `1 name`, `c000 name`) or not.
+def is_noise(name: str) -> bool:
+    """Whether a file or folder of this name is what systems and downloaders leave in folders, and
+    never data: hidden files, companions of macOS, Synology and Windows, unfinished downloads."""
+    return name.startswith(".") or name.casefold() in _NOISE or name.lower().endswith(_UNFINISHED)
 
-    Raises ValueError for an empty file, an empty line or a name that is there twice.
-    """
-    lines = read_text(path).rstrip().splitlines()
-    parts = [re.fullmatch(r"c?(\d+)\s+(\S.*)", line.strip()) for line in lines]
-    numbers = [int(part[1]) if part else -1 for part in parts]
-    numbered = numbers in (list(range(len(lines))), list(range(1, len(lines) + 1)))
-    names = [
-        part[2] if numbered and part else line.strip()
-        for part, line in zip(parts, lines, strict=True)
-    ]
-    if not all(names) or len(set(names)) < len(names) or not names:
-        raise ValueError(f"{path}: expected distinct class names, one a line")
-    return tuple(names)
+
+def subfolders(root: Path) -> dict[str, list[Path]]:
+    """Folders in a folder by name in composed Unicode, sorted: two forms of a name are one."""
+    folders: dict[str, list[Path]] = {}
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        if entry.is_dir() and not is_noise(entry.name):
+            folders.setdefault(clean(entry.name), []).append(Path(entry.path))
+    return dict(sorted(folders.items()))
+
+
+def video_stems(name: str) -> list[str]:
+    """Names by which a video file is looked for: without its ending, and without two of them, as
+    downloaders write (`ID.mp4.mkv`); nothing for other files."""
+    stem, ending = os.path.splitext(name)
+    if ending.lower() not in EXTENSIONS or is_noise(name):
+        return []
+    inner, second = os.path.splitext(stem)
+    return [clean(stem), *([clean(inner)] if second.lower() in EXTENSIONS and inner else [])]
 
 
 class VideoFolder:
     """Finds videos in a folder by name, with or without extension; lists it once.
 
     A video is a file with one of the usual endings or, where there is none, a folder (of pictures).
+    Names are compared in composed Unicode. Of several files of one name the ending that comes first
+    in `EXTENSIONS` decides, then one ending before two, then the order of the names.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,6 +81,7 @@ class VideoFolder:
             raise FileNotFoundError(f"video folder {os.fspath(root)!r} is not there")
         self.root = root
         self._listed: dict[str, dict[str, str]] = {}
+        self._dangling: dict[str, set[str]] = {}
 
     def find(self, stems: Iterable[str]) -> str:
         """Path of the first of these (`name` or `folder/name`) that is there, or an empty string.
@@ -70,27 +89,56 @@ class VideoFolder:
         Raises ValueError for a name that leads out of the folder.
         """
         for stem in stems:
-            parent, _, name = inside(stem, "video").rpartition("/")
+            parent, _, name = clean(inside(stem, "video")).rpartition("/")
             bare, ending = os.path.splitext(name)
             known = self._listing(parent)
             # A converted copy has another ending than the file that was annotated.
             copy = known.get(bare) if ending.lower() in EXTENSIONS else None
             if found := known.get(name) or copy:
-                return os.path.join(self.root, parent, found)
+                return found
+        return ""
+
+    def reason(self, stems: Iterable[str]) -> str:
+        """Why none of these is there, where more is known than that."""
+        for stem in stems:
+            parent, _, name = clean(inside(stem, "video")).rpartition("/")
+            self._listing(parent)
+            if {name, os.path.splitext(name)[0]} & self._dangling[parent]:
+                return DANGLING
         return ""
 
     def _listing(self, parent: str) -> dict[str, str]:
+        """Paths of the videos of a folder by each of their names."""
         if parent not in self._listed:
-            folder = self.root / parent
-            entries = sorted(os.scandir(folder), key=lambda e: e.name) if folder.is_dir() else []
-            folders = {entry.name: entry.name for entry in entries if entry.is_dir()}
-            videos = [os.path.splitext(entry.name) for entry in entries if not entry.is_dir()]
-            videos = [pair for pair in videos if pair[1].lower() in EXTENSIONS]
-            videos.sort(key=lambda pair: -EXTENSIONS.index(pair[1].lower()))
-            files = {stem: stem + extension for stem, extension in videos}
-            whole = {stem + extension: stem + extension for stem, extension in videos}
-            self._listed[parent] = folders | files | whole
+            folders: dict[str, str] = {}
+            files: list[tuple[int, int, str, str]] = []
+            self._dangling[parent] = set()
+            for folder in self._folders(parent):
+                for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                    if is_noise(entry.name):
+                        continue
+                    if entry.is_dir():
+                        folders.setdefault(clean(entry.name), entry.path)
+                        continue
+                    ending = os.path.splitext(entry.name)[1].lower()
+                    names = [*video_stems(entry.name), clean(entry.name)]
+                    if not entry.is_file():
+                        self._dangling[parent].update(names)
+                    elif ending in EXTENSIONS:
+                        place = EXTENSIONS.index(ending)
+                        files += [(place, n, entry.path, name) for n, name in enumerate(names)]
+            listed: dict[str, str] = {}
+            for _, _, path, name in sorted(files):
+                listed.setdefault(name, path)
+            self._listed[parent] = folders | listed
         return self._listed[parent]
+
+    def _folders(self, parent: str) -> list[Path]:
+        """The folders of a name below the root, whose names may have several forms on disk."""
+        found = [self.root]
+        for part in parent.split("/") if parent else []:
+            found = [path for folder in found for path in subfolders(folder).get(part, [])]
+        return found
 
 
 def inside(name: str, where: str) -> str:
@@ -102,50 +150,6 @@ def inside(name: str, where: str) -> str:
     if absolute or ".." in parts or "\0" in name or name in ("", "."):
         raise ValueError(f"{where} {name!r} leads out: expected a name inside the video folder")
     return name
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header; ValueError naming the file and line that do not fit."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        try:
-            header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise ValueError(f"columns {header}, expected names that differ")
-            rows = []
-            for row in reader:
-                if len(row) != len(header):
-                    raise ValueError(f"{len(row)} columns, expected {len(header)}: {header}")
-                rows.append(dict(zip(header, row, strict=True)))
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{path}: line {reader.line_num}: {error}") from error
-    return rows
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Top-level object of a JSON file; ValueError naming the file if it is none, or has twins."""
-
-    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-        if twice:
-            raise ValueError(f"{twice[0]!r} is there twice")
-        return dict(pairs)
-
-    try:
-        content = json.loads(path.read_bytes(), object_pairs_hook=distinct)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not usable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds a {type(content).__name__}, expected video ids as keys")
-    return content
-
-
-def read_text(path: Path) -> str:
-    """A text file; ValueError naming the file that is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text: {error}") from error
 
 
 class Once:
@@ -184,11 +188,3 @@ def read_quarantine(path: Path) -> dict[str, str]:
         if not isinstance(reason, str) or not reason:
             raise ValueError(f"{path}: video {video!r}: reason {reason!r}, expected a text")
     return videos
-
-
-def number(text: str, where: str) -> float:
-    """A number in a table; ValueError naming where it stands."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{where}: {text!r}, expected a number") from None

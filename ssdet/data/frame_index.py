@@ -1,15 +1,33 @@
-"""Opening a video file safely, and where in it each shown frame is."""
+"""Opening of video files, and an index of the frames that a file shows, and when.
+
+A file is judged by its pictures: it is damaged if a picture that players should show is missing,
+or is not the one that was recorded. Detected are
+
+* packets that the container's index, header or structure announce and that are cut or missing;
+* pictures that the decoder refuses, conceals or marks, and those that refer to a picture that is
+  not in the stream (`pictures`, `picture_order`);
+* pictures missing among the last ones of an unfinished recording, by their order counts.
+
+Side information that is broken (SEI messages, reference marking) is no damage where every picture
+is decoded whole. Nor are pauses, or pictures before the first keyframe of a stream that starts
+between keyframes: players begin at that.
+
+What cannot be detected: VP8, VP9, HEVC and MJPEG decode many flipped bits to some picture without
+an error, and an unfinished recording may have gone on, unless pictures before its last are missing.
+"""
 
 import os
+import re
 import stat
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import islice, takewhile
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 import av
 import numpy as np
@@ -18,10 +36,14 @@ from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from ssdet.data import matroska
+from ssdet.data.picture_order import header_parser, lost_at_end
+from ssdet.data.pictures import MAX_PIXELS, DamagedPictureError, Mode, most_tolerant, pictures
 from ssdet.data.remote_cache import identity, source
 
-MAX_PIXELS = 64 << 20
 CACHED_INDEXES = 256
+START_TAG = "ssdet_start"
+"""Metadata of a converted copy: seconds from the start of its source to the first frame."""
 T = TypeVar("T")
 
 # Codecs whose packets are one shown frame each. Packets of the first two are trusted also where
@@ -33,6 +55,12 @@ _ONE_FRAME_A_PACKET = _REORDERED | {
 }  # fmt: skip
 # "Not coded" MPEG-4 pictures, which packed B-frames leave behind, are shorter than any other.
 _SHORTEST_PACKET = {"mpeg4": 16}
+_MP4_BOXES = {
+    b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"sidx", b"moof", b"uuid",
+    b"pnot",
+}  # fmt: skip
+_LAST_PACKETS = 64
+"""Packets that are looked at for pictures missing at the end."""
 _NO_TIME = int(np.iinfo(np.int64).min)
 
 
@@ -64,6 +92,32 @@ class FrameIndex:
     """Times of the packets at which decoding can begin, ascending."""
     open_gop: bool = False
     """Frames shown before a keyframe may come after it and refer to what went before it."""
+    mode: Mode = Mode.STRICT
+    """How frames that are counted were decoded."""
+    part: slice = field(default_factory=lambda: slice(None))
+    """Packets that are decoded where frames are counted: from the first keyframe to the damage."""
+    counted_pts: np.ndarray | None = None
+    """[count] times of frames that are counted by decoding; None: the file does not say."""
+    tick: Fraction = Fraction(1)
+    """Seconds of one unit of the times."""
+    start: float = 0.0
+    """Seconds from the start of the file to the first frame: sound may begin earlier."""
+
+    @property
+    def times(self) -> np.ndarray | None:
+        """[count] times of the frames in ticks, ascending, if the file has any."""
+        return self.counted_pts if self.pts is None else self.pts
+
+    @property
+    def irregularity(self) -> float:
+        """Seconds by which the frame that is furthest from an even spread over the duration is off;
+        0 where it is no more than the rounding of a constant rate to ticks."""
+        if self.times is None:
+            return 0.0
+        even_T = np.arange(self.count) * (self.duration / self.count)
+        since_T = (self.times - self.times[0]) * float(self.tick)
+        off = float(np.abs(since_T - even_T).max())
+        return off if off > rounding(self.tick, self.count / self.duration) else 0.0
 
     def key_before(self, frame: int) -> int:
         """Time of the last packet at which decoding can begin so as to show this frame."""
@@ -91,27 +145,21 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
         yield container, _video_stream(path, container)
 
 
-def packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet | None]:
-    """Packets up to the end or to the first damage; then None, which flushes a decoder."""
+def packets(
+    container: InputContainer, stream: VideoStream, part: slice = slice(None)
+) -> Iterator[Packet | None]:
+    """Packets up to the end or to the first damage; then None, which flushes a decoder.
+
+    `part` of those that hold something: all by default.
+    """
     try:
-        for packet in container.demux(stream):
+        for packet in islice((p for p in container.demux(stream) if p.size), part.start, part.stop):
             if packet.is_corrupt:
                 break
-            if packet.size:
-                yield packet
+            yield packet
     except av.FFmpegError:
         pass  # what lies behind the damage is missed by whoever needs it
     yield None
-
-
-def strict(stream: VideoStream, open_gop: bool = False) -> None:
-    """Let the decoder fail on damage where it would paint over it.
-
-    Not with open GOPs: the frames shown before a keyframe at which decoding begins lack references.
-    """
-    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)} | (
-        {} if open_gop else {"err_detect": "explode"}
-    )
 
 
 class FileCache(Generic[T]):
@@ -172,111 +220,161 @@ def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
     _, size, _ = identity(path)
     if isinstance(place, str) and not stat.S_ISREG(os.stat(place).st_mode):
         raise CorruptVideo(path, "not a regular file")
-    with open(place, "rb") if isinstance(place, str) else place as file:
-        head = file.read(64)
+    with _bytes_of(path) as file:
+        head = file.read(512)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         # Counted without the 8 bytes before it: some writers are off by a few.
         return "avi", int.from_bytes(head[4:8], "little") > size
-    if head[:4] == b"\x1aE\xdf\xa3":
-        end = _matroska_end(head)
-        return "matroska", end > size if end else None
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
+    if head[:4] == matroska.HEAD:
+        return "matroska", None
+    if head[4:8] in _MP4_BOXES:
         return "mp4", None
-    reason = "not an MP4/MOV, Matroska/WebM or AVI file" if head else "empty file"
-    raise CorruptVideo(path, reason)
+    if head[:4] == b"\0\0\1\xba":
+        return "mpeg", None
+    if any(
+        head[place : place + 1] == b"G" == head[place + step : place + step + 1]
+        for place, step in ((0, 188), (4, 192))
+    ):
+        return "mpegts", None
+    kinds = "an MP4/MOV/3GP, Matroska/WebM, AVI, MPEG program or transport stream file"
+    raise CorruptVideo(path, f"not {kinds}: convert it with ffmpeg" if head else "empty file")
 
 
-def _matroska_end(head: bytes) -> int:
-    """Where the segment ends, by the sizes of the two outer elements; 0 where it does not say."""
-
-    def element(start: int) -> tuple[int, int]:
-        """Where the body of the element with a four-byte name at `start` begins, and its size."""
-        first = head[start + 4] if start + 4 < len(head) else 0
-        length = 9 - first.bit_length()
-        size = int.from_bytes(head[start + 4 : start + 4 + length], "big")
-        size -= 1 << 7 * length
-        unknown = length == 9 or size == (1 << 7 * length) - 1
-        return start + 4 + length, 0 if unknown else size
-
-    header, size = element(0)
-    segment = header + size
-    begin, size = element(segment)
-    return begin + size if size and head[segment : segment + 4] == b"\x18S\x80g" else 0
+def _bytes_of(path: str | os.PathLike[str]) -> BinaryIO:
+    place = source(path)
+    return open(place, "rb") if isinstance(place, str) else place
 
 
 def _scan(
     path: str | os.PathLike[str], container: InputContainer, stream: VideoStream
 ) -> FrameIndex:
-    _, cut = _kind(path)
-    rows, damage = _packet_table(container, stream)
+    kind, cut = _kind(path)
+    codec = stream.codec_context
+    unfinished = None if stream.frames else header_parser(codec.name, codec.extradata)
+    last: deque[bytes] = deque(maxlen=_LAST_PACKETS if unfinished else 0)
+    rows, damage = _packet_table(container, stream, last)
     if cut and not damage:
         damage = "the file ends before its header says"
-    pts, dts, _, discard, _, length = rows.T
-    shown = np.sort(pts[discard == 0])
+    if kind == "matroska" and not damage:
+        with _bytes_of(path) as file:
+            broken = matroska.damage(file)
+        if broken:
+            damage, sound = broken
+            rows = rows[rows[:, 6] < sound]
     promised = 0
-    if container.format.name == "mp4":
-        promised = len(stream.index_entries) - int(discard.sum())
-        if not damage and promised > len(shown):
-            damage = f"the file breaks off after {len(shown)} of {promised} frames"
-    if not len(shown):
+    if kind == "mp4":
+        discarded = int(rows[:, 3].sum())
+        promised = len(stream.index_entries) - discarded
+        if not damage and promised > len(rows) - discarded:
+            damage = f"the file breaks off after {len(rows) - discarded} of {promised} frames"
+    if not (rows[:, 3] == 0).any():
         raise CorruptVideo(path, damage or "no video frame in it")
-    duration = _duration(stream, shown, int(length[np.argmax(pts)]))
-    if not _told_by_packets(container, stream, rows):
-        timed = container.format.name != "avi" and shown[0] > _NO_TIME
-        return _count(path, promised, damage, duration if timed else None)
+    if not _packets_are_frames(container, stream, rows):
+        first = 0 if _starts_with_keyframe(stream, rows) else int(np.argmax(rows[:, 2] == 1))
+        part = slice(first, len(rows) if damage else None)
+        return _count(path, rows, promised, damage, part)
+    pts, dts, _, discard, *_ = rows.T
+    shown = np.sort(pts[discard == 0])
     key_pts, open_gop = _entries(rows)
-    if not damage and cut is None and not stream.frames and _gap_at_end(shown, rows):
+    if not damage and unfinished and lost_at_end(unfinished, last):
         damage = "frames are missing at the end"
     # Behind the last decoding time, frames in between may have been lost.
-    known = shown[shown <= dts[-1]] if damage else shown
-    return FrameIndex(len(known), promised, damage, duration, known, key_pts, open_gop)
+    whole = shown[shown <= dts[-1]] if damage else shown
+    return FrameIndex(
+        count=len(whole),
+        promised=promised,
+        damage=damage,
+        duration=_duration(container, stream, rows, shown),
+        pts=whole,
+        key_pts=key_pts,
+        open_gop=open_gop,
+        tick=stream.time_base or Fraction(1),
+        start=_start(container, stream, int(shown[0])),
+    )
 
 
-def _gap_at_end(shown: np.ndarray, rows: np.ndarray) -> bool:
-    """Whether frames seem to be lost among those that were decoded ahead when the file ended.
+def _starts_with_keyframe(stream: VideoStream, rows: np.ndarray) -> bool:
+    """Whether the container marks the first packet as a keyframe.
 
-    For files without a frame count: of one cut between packets there is no other trace.
+    The packets' own marks may come from a parser of the pictures, which damage misleads.
     """
-    gaps = np.diff(shown)
-    ahead = int((shown > rows[-1, 1]).sum())
-    before, last = np.split(gaps, [max(len(gaps) - ahead, 0)])
-    usual = max(before.max(initial=0), rows[:, 5].max())
-    return bool(last.max(initial=0) > 1.5 * usual > 0)
+    entries = stream.index_entries
+    if not len(entries):
+        return bool(rows[0, 2])
+    indexed = stream.container.format.name == "mp4"  # every packet; others only keyframes
+    marked = entries[0 if indexed else max(entries.search_timestamp(int(rows[0, 0])), 0)]
+    is_first = indexed or marked.timestamp in rows[0, :2]
+    return bool(rows[0, 2]) or (is_first and marked.is_keyframe)
 
 
-def _duration(stream: VideoStream, shown: np.ndarray, last: int) -> float:
-    """Seconds from the first frame's start to the end of the last, whose length is given."""
+def _start(container: InputContainer, stream: VideoStream, first: int) -> float:
+    """Seconds from the start of the file to its first frame, of time `first`.
+
+    A start below 0 is the delay of a sound encoder, which players skip. AVI files start at 0.
+    """
+    stated = container.metadata.get(START_TAG, "")
+    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", stated):
+        return float(stated)
     tick = stream.time_base or Fraction(1)
-    ticks = int(shown.max() - shown.min()) + max(last, 1)
-    constant = len(shown) / stream.average_rate if stream.average_rate else Fraction(0)
+    if container.format.name == "avi":
+        return float(first * tick)
+    if container.start_time is None:
+        return 0.0
+    begin = round(max(container.start_time, 0) / 1e6 / float(tick))
+    return float(max(first - begin, 0) * tick)
+
+
+def _duration(
+    container: InputContainer, stream: VideoStream, rows: np.ndarray, times: np.ndarray
+) -> float:
+    """Seconds from the first of the `times` of frames to the end of the last packet."""
+    tick, rate = stream.time_base or Fraction(1), stream.average_rate
+    if container.format.name == "avi":
+        return float(_avi_ticks(stream, rows, times) * tick)
+    last = int(np.argmax(rows[:, 0]))
+    length = int(rows[last, 5]) or round(np.diff(times).mean() if len(times) > 1 else 1)
+    ticks = int(rows[last, 0]) + max(length, 1) - int(times[0])
+    if not rate:
+        return float(ticks * tick)
     # Matroska rounds times to milliseconds; the frame rate does not.
-    return float(constant if abs(constant - ticks * tick) <= 2 * tick else ticks * tick)
+    constant = len(times) / rate
+    return float(constant if abs(constant - ticks * tick) <= rounding(tick, rate) else ticks * tick)
 
 
-def _packet_table(container: InputContainer, stream: VideoStream) -> tuple[np.ndarray, str | None]:
-    """(pts, dts, keyframe, discarded, bytes, duration) of the packets before any damage."""
+def rounding(tick: Fraction, rate: float | Fraction) -> Fraction:
+    """Seconds by which times at a constant rate may be off because they are counted in ticks."""
+    return min(2 * tick, 1 / (4 * Fraction(rate)))
+
+
+def _packet_table(
+    container: InputContainer, stream: VideoStream, last: deque[bytes]
+) -> tuple[np.ndarray, str | None]:
+    """(pts, dts, keyframe, discarded, bytes, duration, place) of the packets before any damage; the
+    content of the last ones goes to `last`, as many as it holds."""
     damage = None
     rows = array("q")
     try:
         for packet in container.demux(stream):
             if packet.is_corrupt:
-                damage = f"packet {len(rows) // 6} is damaged or cut"
+                damage = f"packet {len(rows) // 7} is damaged or cut"
                 break
             if packet.size or packet.dts is not None:
                 times = (_NO_TIME if t is None else t for t in (packet.pts, packet.dts))
                 rows.extend((*times, packet.is_keyframe, packet.is_discard))
-                rows.extend((packet.size, packet.duration or 0))
+                rows.extend((packet.size, packet.duration or 0, packet.pos or 0))
+                if last.maxlen:
+                    last.append(bytes(packet))
     except av.FFmpegError as error:
-        damage = f"the file breaks off after {len(rows) // 6} packets: {error.strerror}"
-    return np.array(rows).reshape(-1, 6), damage
+        damage = f"the file breaks off after {len(rows) // 7} packets: {error.strerror}"
+    return np.array(rows).reshape(-1, 7), damage
 
 
-def _told_by_packets(container: InputContainer, stream: VideoStream, rows: np.ndarray) -> bool:
+def _packets_are_frames(container: InputContainer, stream: VideoStream, rows: np.ndarray) -> bool:
     """Whether packets and shown frames are one to one, with times that put them in order."""
     codec = stream.codec_context.name
-    pts, dts, key, _, size, _ = rows.T
+    pts, dts, key, _, size, *_ = rows.T
     in_order = bool((pts == dts).all()) and not stream.codec_context.has_b_frames
-    reorders = codec in _REORDERED and container.format.name != "avi"
+    reorders = codec in _REORDERED and container.format.name in ("mp4", "matroska")
     return (
         codec in _ONE_FRAME_A_PACKET
         and (in_order or reorders)
@@ -298,22 +396,84 @@ def _entries(rows: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _count(
-    path: str | os.PathLike[str], promised: int, damage: str | None, duration: float | None
+    path: str | os.PathLike[str], rows: np.ndarray, promised: int, damage: str | None, part: slice
 ) -> FrameIndex:
-    """Index of a file whose frames only decoding tells apart; duration None: by its frame rate."""
-    count = 0
+    """Index of a file whose frames only decoding tells apart."""
     with opened(path) as (container, stream):
-        strict(stream)
-        rate = stream.average_rate
+        for mode in dict.fromkeys((Mode.STRICT, most_tolerant(stream.codec_context.name))):
+            stamps, failure = _decoded_stamps(path, mode, part, cut=damage is not None)
+            if not failure:
+                break
+        damage = damage or failure or None
+        if not len(stamps):
+            raise CorruptVideo(path, damage or "no video frame in it")
+        tick, rate = stream.time_base or Fraction(1), stream.average_rate
+        index = FrameIndex(len(stamps), promised, damage, 0.0, mode=mode, part=part, tick=tick)
+        first = int(rows[part, 1][0])
+        avi = container.format.name == "avi"
+        times = _avi_times(stamps, first) if avi else _frame_times(stamps)
+        if times is None:
+            return replace(index, duration=float(len(stamps) / rate) if rate else 0.0)
+        return replace(
+            index,
+            duration=_duration(container, stream, rows, times),
+            counted_pts=times,
+            start=_start(container, stream, int(times[0])),
+        )
+
+
+def _decoded_stamps(
+    path: str | os.PathLike[str], mode: Mode, part: slice, cut: bool
+) -> tuple[np.ndarray, str]:
+    """(pts, dts) of all frames up to the first damage, and what that is."""
+    stamps = array("q")
+    failure = ""
+    with opened(path) as (container, stream):
+        found = packets(container, stream, part)
+        if cut:  # the flush brings frames whose predecessors may be lost
+            found = takewhile(lambda packet: packet is not None, found)
         try:
-            for packet in packets(container, stream):
-                frames = stream.codec_context.decode(packet)
-                # Of a cut file the flush brings frames whose predecessors may be lost.
-                count += len(frames) if packet is not None or not damage else 0
-        except av.FFmpegError as error:
-            damage = f"decoding fails after {count} frames: {error.strerror}"
-    if not count:
-        raise CorruptVideo(path, damage or "no video frame in it")
-    if duration is None:
-        duration = float(count / rate) if rate else 0.0
-    return FrameIndex(count, promised, damage, duration)
+            for frame in pictures(found, stream, mode):
+                stamps.extend(_NO_TIME if t is None else t for t in (frame.pts, frame.dts))
+        except (av.FFmpegError, DamagedPictureError) as error:
+            failure = f"decoding fails after {len(stamps) // 2} frames: {error_text(error)}"
+    return np.array(stamps, np.int64).reshape(-1, 2), failure
+
+
+def error_text(error: Exception) -> str:
+    """Reason of a decoding error, without FFmpeg's number and names of functions."""
+    return str(error.strerror) if isinstance(error, av.FFmpegError) else str(error)
+
+
+def _frame_times(stamps: np.ndarray) -> np.ndarray | None:
+    """Times of frames from their (pts, dts), in the way of FFmpeg's `best_effort_timestamp`: the
+    pts, unless those go backwards more often; None where a frame has neither."""
+    pts, dts = stamps.T
+    pts, dts = np.where(pts > _NO_TIME, pts, dts), np.where(dts > _NO_TIME, dts, pts)
+    times = min((pts, dts), key=lambda column: int((np.diff(column) <= 0).sum()))
+    ascending = times.min() > _NO_TIME and bool((np.diff(times) > 0).all())
+    return times if ascending else None
+
+
+def _avi_times(stamps: np.ndarray, first: int) -> np.ndarray:
+    """Times of the frames of an AVI file, which numbers its packets, null frames among them.
+
+    A frame leaves the decoder with the number of the packet that went in last; the decoder's delay
+    is taken off. `first` is the number of the first packet.
+    """
+    times: list[int] = []
+    for dts in stamps[:, 1].tolist():
+        times.append(max(dts, times[-1] + 1) if times else dts)
+    return np.array(times) - times[0] + first
+
+
+def _avi_ticks(stream: VideoStream, rows: np.ndarray, times: np.ndarray) -> int:
+    """Duration of an AVI file whose frames have these times.
+
+    Null frames at the end are no packets, only the header counts them. Packets that show nothing
+    (packed B-frames leave such) are no null frames, and many headers are one off.
+    """
+    end = int(times[-1]) + 1
+    hidden = max(len(rows) - len(times), 0)
+    rest = max(stream.frames, int(rows[:, 1].max()) + 1) - end - hidden
+    return end + (rest if rest > 1 else 0) - int(times[0])

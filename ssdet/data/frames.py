@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Protocol
 import numpy as np
 
 from ssdet.data.build import build_once, process_pool
+from ssdet.data.clock import Clock
 from ssdet.data.image_folder import PICTURE_FPS
 from ssdet.data.manifest import Manifest, Video
+from ssdet.data.stream import clock as video_clock
 from ssdet.data.video import CorruptVideo, probe, read_clip
 
 Progress = Callable[[int, int], None]
@@ -24,25 +27,43 @@ class FrameReader(Protocol):
         """Number of frames; raises CorruptVideo for a file that cannot be read."""
 
     def fps(self, video: Video) -> float:
-        """Frames per second."""
+        """Frames per second, on average."""
+
+    def clock(self, video: Video) -> Clock:
+        """Times at which the frames are shown; raises as `frames`."""
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         """uint8 [T, H, W, 3]; raises CorruptVideo for a file that cannot be read."""
 
 
 def dense_targets(manifest: Manifest, video: Video, reader: FrameReader) -> np.ndarray:
-    """Labels bool [K, frames] of every frame of a video (dense protocol, specification section 3).
+    """Labels bool [K, frames] of every frame of a video: frame f shows an action iff
+    start < time of f < end.
 
-    The rate is the number of frames over the annotated duration, which the times belong to; the
-    file's own where no duration is annotated. Raises CorruptVideo.
+    Times are those of the reader's clock. Raises CorruptVideo.
     """
-    frames = reader.frames(video)
-    rate = frames / video.duration if video.duration else reader.fps(video)
-    return manifest.frame_targets(video, frames, rate)
+    return manifest.targets_at(video, reader.clock(video).times_T)
+
+
+def timing(reader: FrameReader, video: Video) -> float | Clock:
+    """What scores and features of a video are stored with: its frame rate where its frames are
+    spread evenly over the annotated duration (or over its own, if none is annotated), else its
+    clock. Raises CorruptVideo."""
+    clock = reader.clock(video)
+    if clock.rate is None or (video.duration and clock.rate != clock.frames / video.duration):
+        return clock
+    return reader.fps(video)
+
+
+def shrunk(path: str, size: int | None) -> int | None:
+    """Short side to which a video is scaled in reading it: `size` where it is larger, else None;
+    enlarging takes time and adds nothing. Raises CorruptVideo."""
+    info = probe(path)
+    return size if size is not None and size < min(info.height, info.width) else None
 
 
 class Decoder:
-    """Reads every clip from its file, short side scaled to `size` pixels (None: as it is).
+    """Reads every clip from its file, short side scaled down to `size` pixels (None: as it is).
 
     `picture_fps` is the rate of videos that are folders of pictures.
     """
@@ -56,8 +77,16 @@ class Decoder:
     def fps(self, video: Video) -> float:
         return probe(video.path, self.picture_fps).fps
 
+    def clock(self, video: Video) -> Clock:
+        if os.path.isdir(video.path):  # pictures have no times: those of the annotation hold
+            frames = self.frames(video)
+            return Clock.regular(
+                frames, frames / video.duration if video.duration else self.fps(video)
+            )
+        return video_clock(video.path).of_annotation(video.duration)
+
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
-        return read_clip(video.path, indices, size=self.size)
+        return read_clip(video.path, indices, size=shrunk(video.path, self.size))
 
 
 class FrameCache:
@@ -84,6 +113,15 @@ class FrameCache:
     def fps(self, video: Video) -> float:
         return self._entry(video)["fps"]
 
+    def clock(self, video: Video) -> Clock:
+        entry = self._entry(video)
+        if "times" in entry:
+            return Clock.from_json(entry)
+        frames = entry["shape"][0]
+        if entry["pictures"] and video.duration:
+            return Clock.regular(frames, frames / video.duration)
+        return Clock.regular(frames, entry["fps"]).of_annotation(video.duration)
+
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         entry = self._entry(video)
         frames = self._maps.get(video.id)
@@ -99,7 +137,7 @@ def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str
     try:
         info = probe(video.path)
         file = f"{number:06d}.raw"
-        scale: int | tuple[int, int] | None = size
+        scale: int | tuple[int, int] | None = shrunk(video.path, size)
         with open(folder / file, "wb") as out:
             for start in range(0, info.frames, 256):
                 part = range(start, min(start + 256, info.frames))
@@ -107,7 +145,10 @@ def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str
                 out.write(np.ascontiguousarray(pictures).data)
                 scale = pictures.shape[1], pictures.shape[2]  # pictures may change size on the way
         shape = [info.frames, *pictures.shape[1:]]
-        return video.id, {"file": file, "shape": shape, "fps": info.fps}
+        clock, pictures_only = video_clock(video.path), os.path.isdir(video.path)
+        times = clock.to_json() if clock.rate is None else {}
+        entry = {"file": file, "shape": shape, "fps": info.fps, "pictures": pictures_only}
+        return video.id, entry | times
     except CorruptVideo as error:
         return video.id, {"broken": error.reason}
 
@@ -125,7 +166,7 @@ def open_cache(
     folder's name holds the manifest's fingerprint: another data set is another cache.
     """
     key = hashlib.sha256(f"{manifest.fingerprint}/{size}".encode()).hexdigest()[:16]
-    folder = root / f"frames-v1-{key}"
+    folder = root / f"frames-v2-{key}"
 
     def decode(work: Path) -> None:
         jobs = list(enumerate(manifest.videos))

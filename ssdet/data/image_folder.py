@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
+from ssdet.data.files import is_noise
 from ssdet.data.frame_index import CACHED_INDEXES, MAX_PIXELS, CorruptVideo, FileCache
+from ssdet.data.orientation import Orientation, exif_orientation
 from ssdet.data.remote_cache import identity
 
 PICTURE_FPS = 24.0
@@ -51,7 +54,10 @@ def image_folder(path: str | os.PathLike[str]) -> ImageFolder:
 
 
 def decode_jpeg(content: bytes) -> VideoFrame:
-    """Picture of a JPEG file; ValueError for damage, another format or more than 64 Mi pixels."""
+    """Picture of a JPEG file, upright by its EXIF tag.
+
+    ValueError for damage, another format or more than 64 Mi pixels.
+    """
     decoder = VideoCodecContext.create("mjpeg", "r")
     decoder.thread_count = 1
     decoder.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
@@ -63,7 +69,11 @@ def decode_jpeg(content: bytes) -> VideoFrame:
     cut = content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
     if len(frames) != 1 or frames[0].is_corrupt or cut:
         raise ValueError("cut short, or not a JPEG file" if content else "empty file")
-    return frames[0]
+    orientation = exif_orientation(content)
+    if orientation == Orientation():
+        return frames[0]
+    upright = np.ascontiguousarray(orientation.upright(frames[0].to_ndarray(format="rgb24")))
+    return VideoFrame.from_ndarray(upright, "rgb24")
 
 
 def stored_size(path: str) -> int | list[int]:
@@ -74,7 +84,8 @@ def stored_size(path: str) -> int | list[int]:
     """
     if not os.path.isdir(path):
         return identity(path)[1]
-    files = sorted(name for name in os.listdir(path) if _PICTURE.fullmatch(name))
+    names = (name for name in os.listdir(path) if not is_noise(name))
+    files = sorted(name for name in names if _PICTURE.fullmatch(name))
     ends = [os.path.getsize(os.path.join(path, name)) for name in (*files[:1], *files[-1:])]
     return [len(files), *ends]
 
@@ -83,7 +94,7 @@ _folders: FileCache[ImageFolder] = FileCache(CACHED_INDEXES)
 
 
 def _listed(path: str) -> ImageFolder:
-    found = [_PICTURE.fullmatch(name) for name in os.listdir(path)]
+    found = [_PICTURE.fullmatch(name) for name in os.listdir(path) if not is_noise(name)]
     pictures = sorted((int(part[2]), part[1], part[0]) for part in found if part)
     if not pictures:
         raise CorruptVideo(path, "no numbered JPEG files in this folder")

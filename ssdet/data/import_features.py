@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ssdet.data.clock import Clock
 from ssdet.data.feature_files import FeatureArray
 from ssdet.data.feature_index import Dtype
 from ssdet.data.features import FeatureWriter
@@ -53,7 +54,7 @@ class Rate:
     def grid(self, steps: int, duration: float | None) -> tuple[int, float, int]:
         """Frames, frames a second and stride of a video with so many features.
 
-        Raises UsageError where only the duration can tell, and is not annotated.
+        Raises UsageError without a rate and a duration.
         """
         if self.stride is not None and self.fps is not None:
             shown = steps * self.stride if duration is None else round(duration * self.fps)
@@ -221,7 +222,10 @@ def _import_one(
         frames, fps, stride = rate.grid(len(rows_TD), duration)
     except UsageError as error:
         raise UsageError(f"video {video!r}: {error}") from error
-    writer.begin(video, frames, fps, stride)
+    clock = Clock.regular(frames, fps)
+    spread = duration is None or clock.of_annotation(duration).rate == frames / duration
+    # Labels of evenly spread frames follow the annotated duration; others keep their own times.
+    writer.begin(video, frames, fps if spread else clock, stride)
     writer.add({TENSOR: torch.from_numpy(rows_TD)})
     writer.commit()
     report.videos += 1

@@ -66,6 +66,8 @@ class Manifest:
     """Split of each missing video."""
     quarantined: Mapping[str, str] = field(default_factory=dict, compare=False)
     """Why, for those of the missing that the quarantine list names."""
+    missing_reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """Why, for other missing videos of which more is known than that there is no file."""
     notes: Mapping[str, int] = field(default_factory=dict, compare=False)
     """How often the reader met what it had to leave out or what looks odd, by kind."""
 
@@ -153,14 +155,18 @@ class Manifest:
     def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
         """Dense labels of a video, bool [K, frames].
 
-        Frame f (from 0) shows an action iff start < f / fps < end (specification of the dense
-        protocol, section 3); a clip's single label holds for every frame.
+        Frame f (from 0) shows an action iff start < f / fps < end, as in the published code for
+        Charades; a clip's single label holds for every frame.
         """
-        targets = np.zeros((self.num_classes, frames), bool)
-        times = np.arange(frames) / fps
+        return self.targets_at(video, np.arange(frames) / fps)
+
+    def targets_at(self, video: Video, times_T: np.ndarray) -> np.ndarray:
+        """Labels bool [K, T] at these seconds (ascending): those of the actions that have begun
+        before and end after; a clip's single label holds at any time."""
+        targets = np.zeros((self.num_classes, len(times_T)), bool)
         for segment in video.segments:
-            first = np.searchsorted(times, segment.start, side="right")
-            stop = np.searchsorted(times, segment.end, side="left")
+            first = np.searchsorted(times_T, segment.start, side="right")
+            stop = np.searchsorted(times_T, segment.end, side="left")
             targets[segment.label, first:stop] = True
         if video.label is not None:
             targets[video.label] = True
@@ -181,6 +187,7 @@ def load_manifest(
     | segments | JSON `id: {subset, duration, actions: [[class, start, end], ...]}` |
     | charades | the official CSV files, the folder with both, or the JSON |
     | multithumos | the JSON, classes from 1 |
+    | tsu | the JSON of Toyota Smarthome Untrimmed, times in frames |
     | activitynet | JSON `database: id: {subset, duration, annotations: [{segment, label}]}` |
     | kinetics | published CSV files, CSV `file,label[,split]`, lists of `path number`, the folder
       with such lists, or `[split/]class/` folders |
@@ -236,12 +243,14 @@ def join_files(
 
     Without a folder all are kept, with empty paths. What is left out is listed as missing.
     """
+    reasons: dict[str, str] = {}
     if folder is not None:
-        files = VideoFolder(folder)
-        videos = [
-            replace(video, path=files.find(names))
-            for video, names in zip(videos, stems, strict=True)
-        ]
+        files, found = VideoFolder(folder), []
+        for video, names in zip(videos, map(tuple, stems), strict=True):
+            found.append(replace(video, path=files.find(names)))
+            if not found[-1].path and (reason := files.reason(names)):
+                reasons[video.id] = reason
+        videos = found
     missing = [video for video in videos if folder is not None and not video.path]
     return Manifest(
         name,
@@ -249,5 +258,6 @@ def join_files(
         tuple(video for video in videos if folder is None or video.path),
         tuple(video.id for video in missing),
         tuple(video.split for video in missing),
+        missing_reasons=reasons,
         notes={kind: count for kind, count in notes.items() if count},
     )

@@ -1,6 +1,7 @@
 """Videos stored as a pack: one file of JPEG pictures with an index of where each begins.
 
-    b"ssdpack1" | JPEG … JPEG | uint64 [frames + 1] offsets | uint32 [frames] CRC-32 | trailer
+    b"ssdpack2" | JPEG … JPEG | uint64 [frames + 1] offsets | uint32 [frames] CRC-32 |
+    int64 [frames] times in ticks, unless the rate is constant | trailer
 
 All little-endian. Any frame is one short read and one JPEG decoding away, on a network disk too.
 It is read and not memory-mapped: a mapped file that is cut short, or a disk that fails, would kill
@@ -29,10 +30,23 @@ from ssdet.data.remote_cache import source
 PACK = ".pack"
 QUALITY = 3
 """Quantiser of the JPEG pictures (2 is the finest)."""
-_MAGIC = b"ssdpack1"
-# frames, seconds, colour matrix, CRC-32 of index and these three, magic
-_TRAILER = struct.Struct("<QdII8s")
-_DESCRIBED = struct.Struct("<QdI")
+_MAGIC = b"ssdpack2"
+# frames, seconds, seconds before the first frame, a tick in seconds (0/1: no times), colour matrix
+_DESCRIBED = struct.Struct("<QddQQI")
+# those, CRC-32 of the index and of them, magic
+_TRAILER = struct.Struct(f"{_DESCRIBED.format}I8s")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameTimes:
+    """When frames are shown that are not spread evenly from the start of their file on."""
+
+    pts_T: np.ndarray
+    """int64 [frames], ascending, in ticks."""
+    tick: Fraction
+    """Seconds."""
+    start: float
+    """Seconds from the start of the file to the first frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class Pack:
     """Seconds."""
     colorspace: int
     """Matrix of the colours, as FFmpeg numbers them; JPEG files do not say."""
+    times: FrameTimes | None = None
+    """None: the frames are spread evenly over the duration."""
 
     @property
     def count(self) -> int:
@@ -89,7 +105,9 @@ def pack(path: str | os.PathLike[str]) -> Pack:
     return _packs.get(path, lambda: _read(os.fspath(path)))
 
 
-def write_pack(path: Path, pictures: Iterable[VideoFrame], seconds: float) -> None:
+def write_pack(
+    path: Path, pictures: Iterable[VideoFrame], seconds: float, times: FrameTimes | None = None
+) -> None:
     """Write pictures (yuvj420p, all of one size) that together last `seconds` as a pack.
 
     Raises ValueError without a picture, OSError where it cannot be written.
@@ -108,16 +126,14 @@ def write_pack(path: Path, pictures: Iterable[VideoFrame], seconds: float) -> No
             checksums.append(zlib.crc32(content))
         if not checksums:
             raise ValueError(f"{path}: no picture to write")
-        _write_index(file, offsets, checksums, seconds, colorspace)
-
-
-def _write_index(
-    file: BinaryIO, offsets: list[int], checksums: list[int], seconds: float, colorspace: int
-) -> None:
-    index = np.array(offsets, "<u8").tobytes() + np.array(checksums, "<u4").tobytes()
-    described = (len(checksums), seconds, colorspace)
-    checksum = zlib.crc32(_DESCRIBED.pack(*described), zlib.crc32(index))
-    file.write(index + _TRAILER.pack(*described, checksum, _MAGIC))
+        index = np.array(offsets, "<u8").tobytes() + np.array(checksums, "<u4").tobytes()
+        start, tick = 0.0, Fraction(0)
+        if times is not None:
+            index += times.pts_T.astype("<i8").tobytes()
+            start, tick = times.start, times.tick
+        described = len(checksums), seconds, start, tick.numerator, tick.denominator, colorspace
+        checksum = zlib.crc32(_DESCRIBED.pack(*described), zlib.crc32(index))
+        file.write(index + _TRAILER.pack(*described, checksum, _MAGIC))
 
 
 def _read(path: str) -> Pack:
@@ -127,19 +143,25 @@ def _read(path: str) -> Pack:
             raise CorruptVideo(path, "cut short, or not a pack" if size else "empty file")
         file.seek(size - _TRAILER.size)
         trailer = file.read(_TRAILER.size)
-        frames, seconds, colorspace, checksum, magic = _TRAILER.unpack(trailer)
-        begin = size - _TRAILER.size - 12 * frames - 8
+        *described, checksum, magic = _TRAILER.unpack(trailer)
+        frames, seconds, start, numerator, denominator, colorspace = described
+        length = (20 if numerator else 12) * frames + 8
+        begin = size - _TRAILER.size - length
         if magic != _MAGIC or begin < len(_MAGIC):
-            raise CorruptVideo(path, "cut short, or not a pack")
+            raise CorruptVideo(path, "cut short, or not a pack of this version: convert again")
         file.seek(begin)
-        index = file.read(12 * frames + 8)
-    if zlib.crc32(_DESCRIBED.pack(frames, seconds, colorspace), zlib.crc32(index)) != checksum:
+        index = file.read(length)
+    if zlib.crc32(_DESCRIBED.pack(*described), zlib.crc32(index)) != checksum:
         raise CorruptVideo(path, "its index is damaged (checksum)")
     offsets = np.frombuffer(index, "<u8", frames + 1)
     if offsets[-1] != begin:
         raise CorruptVideo(path, f"{begin} bytes of pictures, {offsets[-1]} expected")
-    checksums = np.frombuffer(index, "<u4", offset=offsets.nbytes)
-    return Pack(path, offsets, checksums, seconds, colorspace)
+    checksums = np.frombuffer(index, "<u4", frames, offset=offsets.nbytes)
+    if not numerator:
+        return Pack(path, offsets, checksums, seconds, colorspace)
+    pts_T = np.frombuffer(index, "<i8", offset=offsets.nbytes + checksums.nbytes)
+    times = FrameTimes(pts_T, Fraction(numerator, denominator), start)
+    return Pack(path, offsets, checksums, seconds, colorspace, times)
 
 
 def _opened(path: str) -> BinaryIO:

@@ -53,6 +53,7 @@ def _shapes(paths: list[Path], videos: Path | None) -> "Manifest":
 _add("segments", "ssdet.data.segments", "read_segments")
 _add("charades", "ssdet.data.charades", "read_charades", several=True)
 _add("multithumos", "ssdet.data.segments", "read_multithumos")
+_add("tsu", "ssdet.data.tsu", "read_tsu")
 _add("activitynet", "ssdet.data.activitynet", "read_activitynet")
 _add("kinetics", "ssdet.data.kinetics", "read_kinetics", several=True)
 FORMATS.add("moving_shapes", _shapes, "ssdet.data.moving_shapes")

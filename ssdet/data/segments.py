@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssdet.data.files import class_names, inside, read_json, split_name
+from ssdet.data.files import SPLITS, inside, split_name
 from ssdet.data.manifest import Manifest, Segment, Video, join_files
+from ssdet.data.text import as_number, class_names, clean, read_json
 
+WITHHELD = "test videos left out: their labels are not published"
 DROPPED = "instances left out: end <= start"
 BEYOND = "instances that end after the video"
 UNNAMED = "classes without a name (no classes.txt): numbered"
@@ -46,6 +48,8 @@ def numbered(path: Path, entries: Mapping[str, Any], notes: Counter[str]) -> tup
     """Names for the classes 0 to the highest one that is annotated."""
     highest = -1
     for video, entry in entries.items():
+        if _withheld(entry):
+            continue
         for action in _actions(f"{path}: video {video!r}", entry):
             if not isinstance(action[0], int):
                 raise ValueError(
@@ -74,6 +78,9 @@ def from_entries(
     for name, entry in entries.items():
         where = f"{path}: video {name!r}"
         inside(name, f"{path}: video")
+        if _withheld(entry):
+            notes[WITHHELD] += 1
+            continue
         actions = _actions(where, entry)
         subset, duration = entry.get("subset"), entry.get("duration")
         if not isinstance(subset, str):
@@ -114,6 +121,15 @@ def keep_segments(
     return tuple(segments)
 
 
+def _withheld(entry: Any) -> bool:
+    """Whether this is a test video whose labels were not published with it."""
+    return (
+        isinstance(entry, dict)
+        and "actions" not in entry
+        and SPLITS.get(str(entry.get("subset")).lower()) == "test"
+    )
+
+
 def _actions(where: str, entry: Any) -> list[Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"{where}: {type(entry).__name__}, expected subset, duration and actions")
@@ -123,7 +139,15 @@ def _actions(where: str, entry: Any) -> list[Any]:
     for action in actions:
         if not isinstance(action, list) or len(action) != 3:
             raise ValueError(f"{where}: action {action!r}, expected [class, start, end]")
-    return actions
+    return [[_class_of(label), as_number(a), as_number(b)] for label, a, b in actions]
+
+
+def _class_of(label: Any) -> Any:
+    """A class by number, also where a spreadsheet wrote it as text, or by name."""
+    if isinstance(label, str):
+        label = clean(label)
+        return int(label) if label.isdecimal() else label
+    return label
 
 
 def _ends(codes: Mapping[Any, int]) -> str:
@@ -134,9 +158,10 @@ def _ends(codes: Mapping[Any, int]) -> str:
 
 def seconds(where: str, field: str, value: Any) -> float:
     """A length of time; ValueError naming the field for anything but a number of seconds > 0."""
-    if not is_number(value) or value <= 0:
+    length = as_number(value)
+    if not is_number(length) or length <= 0:
         raise ValueError(f"{where}: {field} {value!r}, expected seconds > 0")
-    return float(value)
+    return float(length)
 
 
 def is_whole(value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest, Video
 
 POINTS = 25
@@ -175,12 +176,12 @@ class SplitStatistics:
 
 
 def split_statistics(
-    manifest: Manifest, rule: FrameRule | None = None, frames: Mapping[str, int] | None = None
+    manifest: Manifest, rule: FrameRule | None = None, clocks: Mapping[str, Clock] | None = None
 ) -> SplitStatistics:
     """Statistics of the videos of a manifest, usually those of one split.
 
-    `frames` are the frame counts of the files by video id, of those that can be read: the others
-    have no dense labels. Without it they follow from the annotated durations.
+    `clocks` are those of the files by video id, of those that can be read: the others have no dense
+    labels. Without them frames are counted by the annotated durations.
     """
     videos = manifest.videos
     labels = [[s.label for s in v.segments] if v.label is None else [v.label] for v in videos]
@@ -199,7 +200,7 @@ def split_statistics(
         instances_per_class=_per_class(manifest, [k for found in labels for k in found]),
         videos_per_class=_per_class(manifest, [k for found in labels for k in set(found)]),
         points=None if clips else _points(manifest),
-        dense=None if clips else _dense(manifest, rule or FrameRule(), frames),
+        dense=None if clips else _dense(manifest, rule or FrameRule(), clocks),
     )
 
 
@@ -214,12 +215,17 @@ def _points(manifest: Manifest) -> LabelCounts:
     return sum(counts, no_labels(manifest.num_classes))
 
 
-def _dense(manifest: Manifest, rule: FrameRule, frames: Mapping[str, int] | None) -> LabelCounts:
+def _dense(manifest: Manifest, rule: FrameRule, clocks: Mapping[str, Clock] | None) -> LabelCounts:
     total = no_labels(manifest.num_classes)
     for video in manifest.videos:
-        count = rule.frames(video)
-        if frames is not None and (rule.times == "frames" or video.id not in frames):
-            count = frames.get(video.id, 0)
+        clock = None if clocks is None else clocks.get(video.id)
+        if clocks is not None and clock is None:
+            continue
+        if clock is not None and rule.times == "frames":
+            count, targets = clock.frames, manifest.targets_at(video, clock.times_T)
+        else:
+            count = rule.frames(video)
+            targets = rule.targets(manifest, video, count)
         if count >= max(rule.min_frames, 1):
-            total += count_labels(rule.targets(manifest, video, count))
+            total += count_labels(targets)
     return total

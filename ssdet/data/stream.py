@@ -8,13 +8,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ssdet.data.clock import Clock
-from ssdet.data.frame_index import opened
+from ssdet.data.frame_index import rounding
+from ssdet.data.orientation import frame_orientation
 from ssdet.data.video import (
     Size,
     _check_range,
-    _quarter_turns,
     _scaled,
-    _upright,
     decoding,
     probe,
 )
@@ -23,23 +22,21 @@ Path = str | os.PathLike[str]
 
 
 def clock(path: Path) -> Clock:
-    """Presentation times of a video's frames.
+    """Presentation times of a video's frames, as the file has them.
 
-    Where only decoding tells its frames apart (packed B-frames in AVI, hidden frames of VP8, no
-    timestamps), and in pictures, they are spread evenly over its duration. Raises as `probe`.
+    At a constant rate (times that agree with even ones within two ticks of the container, and a
+    quarter of a frame) they are the even ones. Files without times, and pictures, are spread evenly
+    over their duration. Raises as `probe`.
     """
     info = probe(path)
+    even = Clock.regular(info.frames, info.frames / info.duration)
     with decoding(path) as video:
-        pts_T = video.index.pts
-    if pts_T is None:
-        return Clock(np.arange(info.frames) * (info.duration / info.frames), info.duration)
-    with opened(path) as (container, stream):
-        assert stream.time_base is not None
-        tick, begin = float(stream.time_base), int(pts_T[0])
-        if container.start_time is not None:  # microseconds; sound may begin before the pictures
-            begin = min(begin, round(container.start_time / 1e6 / tick))
-    times_T = (pts_T - begin) * tick
-    return Clock(times_T, float(times_T[0]) + info.duration)
+        index = video.index
+    late = index.start > rounding(index.tick, info.fps)
+    if index.times is None or not (late or index.irregularity):
+        return even
+    since_T = (index.times - index.times[0]) * float(index.tick)
+    return Clock(index.start + since_T, index.start + info.duration)
 
 
 def stream_frames(
@@ -56,11 +53,11 @@ def stream_frames(
         _check_range(path, list(counts), video.index)
         for number, frame in video.decoded(list(counts)) if counts else ():
             if shape is None:  # pictures may change size on the way, clips do not
-                turns = _quarter_turns(frame)
-                height, width = _scaled(_upright(frame, turns), size)
-                shape = (height, width) if turns % 2 else (width, height)
+                orientation = frame_orientation(frame)
+                upright_size = orientation.size(frame.height, frame.width)
+                shape = orientation.size(*_scaled(upright_size, size))[::-1]
             rgb = reformatter.reformat(frame, *shape, format="rgb24", threads=1).to_ndarray()
-            upright = np.ascontiguousarray(np.rot90(rgb, turns))
+            upright = np.ascontiguousarray(orientation.upright(rgb))
             del rgb, frame
             for _ in range(counts[number]):
                 yield upright

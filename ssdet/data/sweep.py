@@ -18,6 +18,7 @@ from ssdet.data.build import end_with_parent
 from ssdet.data.frame_index import CorruptVideo
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.remote_cache import identity
+from ssdet.text import write_text
 
 Record = dict[str, Any]
 Task = Callable[[Video], Record]
@@ -136,7 +137,7 @@ def need_files(manifest: Manifest) -> None:
 def write_json(path: Path, value: object) -> None:
     """Replace a file whole."""
     work = path.with_name(f"{path.name}.partial")
-    work.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(work, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     os.replace(work, path)
 
 

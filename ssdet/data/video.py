@@ -3,20 +3,19 @@
 A file's packets are read once without decoding (microseconds each) for the time at which every
 frame is shown; `read_clip` then seeks to a keyframe, decodes to the last frame that is needed and
 converts only the frames that are returned. Where packets do not tell the frames apart (packed
-B-frames in AVI, hidden frames of VP8, no timestamps) frames are counted by decoding from the
-start: slower, never inexact.
+B-frames in AVI, hidden frames of VP8, MPEG program and transport streams, no timestamps) frames
+are counted by decoding from the start: slower, never inexact.
 
-MP4/MOV, Matroska/WebM and AVI files are read; others need converting first. A folder of numbered
-JPEG files, or a pack of JPEGs, is read as a video, too.
+MP4/MOV/3GP, Matroska/WebM, AVI and MPEG program and transport stream files are read; others need
+converting first. A folder of numbered JPEG files, or a pack of JPEGs, is read as a video, too.
 """
 
 import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import partial
 
 import av
@@ -33,13 +32,21 @@ from ssdet.data.frame_index import (
     CorruptVideo,
     FileCache,
     FrameIndex,
+    error_text,
     frame_index,
     opened,
     packets,
-    strict,
 )
 from ssdet.data.image_folder import PICTURE_FPS, image_folder
+from ssdet.data.orientation import frame_orientation
 from ssdet.data.packed import is_pack, pack
+from ssdet.data.pictures import (
+    DamagedPictureError,
+    Mode,
+    most_tolerant,
+    pictures,
+    seeking_modes,
+)
 
 __all__ = ["CorruptVideo", "VideoInfo", "decoding", "probe", "read_clip"]
 
@@ -61,9 +68,17 @@ class VideoInfo:
     width: int
     height: int
     rotation: int
-    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright."""
+    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright, after it
+    was mirrored if it must be."""
     codec: str
     pixel_format: str
+    start: float = 0.0
+    """Seconds from the start of the file to the first frame: sound may begin earlier."""
+    irregularity: float = 0.0
+    """Seconds by which a frame is furthest from an even spread over the duration; 0 at a constant
+    rate."""
+    mirrored: bool = False
+    """Left and right of the stored picture are exchanged before it is turned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +88,11 @@ class _Source:
     index: FrameIndex
 
 
+Read = Callable[[list[int], _Source, Mode], Iterator[NumberedFrame]]
+
+
 class _MissedError(Exception):
-    """Decoding did not bring the frames that the index names."""
+    """Decoding did not give the frames that the index names."""
 
 
 def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np.ndarray:
@@ -82,7 +100,7 @@ def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np
 
     `path` is a file or a folder of numbered JPEG files (from 0 or 1, without a gap). `frames`
     counts shown frames from 0 (not time), in any order, repeats allowed. The pictures stand upright
-    by the rotation in the metadata; pixel aspect ratio is ignored. `size` is (height, width), or
+    by the display matrix or EXIF tag; pixel aspect ratio is ignored. `size` is (height, width), or
     the length of the short side; scaling is part of the colour conversion.
 
     Raises IndexError for a negative number or one past the end; `CorruptVideo` for a file that is
@@ -102,8 +120,6 @@ class Decoding:
     codec: str
     decoded: Decoded
     """Frames of given numbers (ascending, no repeats) as they are stored: not turned upright."""
-    tick: Fraction | None = None
-    """Seconds of one unit of the index's times, if it has any."""
 
 
 @contextmanager
@@ -120,6 +136,9 @@ def decoding(path: Path) -> Iterator[Decoding]:
     elif is_pack(path):
         stored = pack(path)
         index = FrameIndex(stored.count, stored.count, None, stored.duration)
+        if stored.times:
+            times = stored.times
+            index = replace(index, counted_pts=times.pts_T, tick=times.tick, start=times.start)
         yield Decoding(index, "mjpeg", stored.frames)
     else:
         with opened(path) as (container, stream):
@@ -127,7 +146,7 @@ def decoding(path: Path) -> Iterator[Decoding]:
             source = _Source(container, stream, index)
             name = stream.codec_context.name
             decoded = partial(_frames, path, source=source)
-            yield Decoding(index, name, decoded, stream.time_base)
+            yield Decoding(index, name, decoded)
 
 
 def probe(path: Path, picture_fps: float = PICTURE_FPS) -> VideoInfo:
@@ -153,21 +172,20 @@ def _probe(path: Path) -> VideoInfo:
         if not index.duration:
             raise CorruptVideo(path, "neither frame times nor a frame rate in it")
         _, frame = next(video.decoded([0]))
-        return _info(index.count, index.duration, frame, video.codec)
-
-
-def _info(count: int, duration: float, frame: VideoFrame, codec: str) -> VideoInfo:
-    turns = _quarter_turns(frame)
-    height, width = _upright(frame, turns)
+    orientation = frame_orientation(frame)
+    height, width = orientation.size(frame.height, frame.width)
     return VideoInfo(
-        frames=count,
-        fps=count / duration,
-        duration=duration,
+        frames=index.count,
+        fps=index.count / index.duration,
+        duration=index.duration,
         width=width,
         height=height,
-        rotation=90 * turns,
-        codec=codec,
+        rotation=90 * orientation.turns,
+        codec=video.codec,
         pixel_format=frame.format.name,
+        start=index.start,
+        irregularity=index.irregularity,
+        mirrored=orientation.mirrored,
     )
 
 
@@ -195,23 +213,17 @@ def _clip(numbers: list[int], size: Size | None, decoded: Decoded) -> np.ndarray
     reformatter = VideoReformatter()
     for number, frame in decoded(sorted(places)):
         if not clip.size:
-            turns = _quarter_turns(frame)
-            height, width = _scaled(_upright(frame, turns), size)
+            orientation = frame_orientation(frame)
+            height, width = _scaled(orientation.size(frame.height, frame.width), size)
+            stored_height, stored_width = orientation.size(height, width)
             clip = np.empty((len(numbers), height, width, 3), np.uint8)
-        stored = (height, width) if turns % 2 else (width, height)
-        rgb = reformatter.reformat(frame, *stored, format="rgb24", threads=1).to_ndarray()
+        rgb = reformatter.reformat(
+            frame, stored_width, stored_height, format="rgb24", threads=1
+        ).to_ndarray()
         first, *repeats = places[number]
-        clip[first] = np.rot90(rgb, turns)
+        clip[first] = orientation.upright(rgb)
         clip[repeats] = clip[first]
     return clip
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    return round(frame.rotation / 90) % 4
-
-
-def _upright(frame: VideoFrame, turns: int) -> tuple[int, int]:
-    return (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
 
 
 def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
@@ -232,37 +244,55 @@ def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
 def _frames(path: Path, wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
     """The `wanted` frames (ascending) with their numbers."""
     done = 0
-    if source.index.pts is not None:
+    failure: Exception | None = None
+    # A file whose frames are counted has been read to its end; others are sought in.
+    counted = source.index.pts is None
+    place = _reopened(path, source.index) if counted else nullcontext(source)
+    for read, mode in _attempts(source):
         try:
-            for item in _by_time(wanted, source, seek=True):
-                yield item
-                done += 1
-            return
-        except (_MissedError, av.FFmpegError):
-            pass  # perhaps a keyframe that is none: decoding from the start decides
+            with place as fresh:
+                for item in read(wanted[done:], fresh, mode):
+                    yield item
+                    done += 1
+                return
+        except (_MissedError, DamagedPictureError, av.FFmpegError) as error:
+            failure = error
+        place = _reopened(path, source.index)
+    assert failure is not None
+    raise CorruptVideo(path, f"decoding fails: {error_text(failure)}") from failure
+
+
+@contextmanager
+def _reopened(path: Path, index: FrameIndex) -> Iterator[_Source]:
     with opened(path) as (container, stream):
-        again = _Source(container, stream, source.index)
-        read = _by_count if source.index.pts is None else _by_time
-        try:
-            yield from read(wanted[done:], again)
-        except _MissedError as error:
-            raise CorruptVideo(path, f"decoding fails: {error}") from error
-        except av.FFmpegError as error:
-            raise CorruptVideo(path, f"decoding fails: {error.strerror}") from error
+        yield _Source(container, stream, index)
 
 
-def _by_time(wanted: list[int], source: _Source, seek: bool = False) -> Iterator[NumberedFrame]:
+def _attempts(source: _Source) -> list[tuple[Read, Mode]]:
+    """Ways to read the file, to be tried until one gives all frames undamaged.
+
+    From the start last: a packet may be marked as a keyframe and be none.
+    """
+    if source.index.pts is None:
+        return [(_by_count, source.index.mode)]
+    codec = source.stream.codec_context.name
+    seeking: Read = partial(_by_time, seek=True)
+    return [*((seeking, mode) for mode in seeking_modes(codec)), (_by_time, most_tolerant(codec))]
+
+
+def _by_time(
+    wanted: list[int], source: _Source, mode: Mode, seek: bool = False
+) -> Iterator[NumberedFrame]:
     """Frames told by their times, from the keyframe before each (or all from the file's start)."""
     index = source.index
     assert index.pts is not None
-    strict(source.stream, index.open_gop)
     remaining = deque(wanted)
     times = {int(index.pts[number]) for number in wanted}
     while remaining:
-        begin = index.key_before(remaining[0])
-        for frame in _decoded_from(source, begin if seek else None, times):
+        begin = index.key_before(remaining[0]) if seek else None
+        for frame in _decoded_from(source, mode, begin, times):
             time = int(index.pts[remaining[0]])
-            if frame.pts is None or frame.pts > time or (frame.pts == time and frame.is_corrupt):
+            if frame.pts is None or frame.pts > time:
                 raise _MissedError(f"frame {remaining[0]} is missing or damaged")
             if frame.pts < time:
                 continue
@@ -280,48 +310,46 @@ def _time_after(index: FrameIndex, time: int) -> int:
     return int(index.pts[np.searchsorted(index.pts, time, side="right")])
 
 
-def _decoded_from(source: _Source, begin: int | None, times: set[int]) -> Iterator[VideoFrame]:
-    """Frames from the keyframe of time `begin` on (None: from where the container stands).
-
-    H.264 says of every picture whether another refers to it; those that are neither referred to
-    nor wanted are not decoded.
-    """
-    codec = source.stream.codec_context
-    skipping = codec.name == "h264" and begin is not None
+def _decoded_from(
+    source: _Source, mode: Mode, begin: int | None, times: set[int]
+) -> Iterator[VideoFrame]:
+    """Frames from the keyframe of time `begin` on (None: from where the container stands)."""
     if begin is None:
-        found = packets(source.container, source.stream)
-    else:
-        found = _packets_from(source, begin)
-    for packet in found:
-        if skipping and packet is not None:
-            codec.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
-        yield from codec.decode(packet)
+        return pictures(packets(source.container, source.stream), source.stream, mode)
+    open_group = source.index.open_gop and source.stream.codec_context.name == "h264"
+    from_key = _packets_from(source, begin, times)
+    return pictures(from_key, source.stream, mode, begin if open_group else None)
 
 
-def _packets_from(source: _Source, begin: int) -> Iterator[Packet | None]:
-    """Packets from a keyframe on; those between it and where the seek ended are left out."""
+def _packets_from(source: _Source, begin: int, times: set[int]) -> Iterator[Packet | None]:
+    """Packets from a keyframe on; those between it and where the seek ended are left out.
+
+    The decoder passes over pictures that are neither of the wanted `times` nor referred to; only
+    H.264 has such a mark on every picture.
+    """
     source.container.seek(begin, stream=source.stream)
-    found = packets(source.container, source.stream)
-    for packet in found:
-        # In decoding order nothing shown after the keyframe comes before it.
-        if packet is None or packet.pts is None or packet.pts > begin:
-            raise _MissedError("seek went past the keyframe")
-        if packet.pts == begin:
-            yield packet
-            break
-    yield from found
-
-
-def _by_count(wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
-    """Frames told by counting them from the file's start."""
-    strict(source.stream)
-    remaining = deque(wanted)
-    number = 0
+    codec = source.stream.codec_context
+    reached = False
     for packet in packets(source.container, source.stream):
-        for frame in source.stream.codec_context.decode(packet):
-            if number == remaining[0]:
-                yield remaining.popleft(), frame
-                if not remaining:
-                    return
-            number += 1
+        # In decoding order nothing shown after the keyframe comes before it.
+        if not reached and (packet is None or packet.pts is None or packet.pts > begin):
+            raise _MissedError("seek went past the keyframe")
+        reached = reached or (packet is not None and packet.pts == begin)
+        if not reached:
+            continue
+        if codec.name == "h264" and packet is not None:
+            codec.skip_frame = "DEFAULT" if packet.pts in times else "NONREF"
+        yield packet
+
+
+def _by_count(wanted: list[int], source: _Source, mode: Mode) -> Iterator[NumberedFrame]:
+    """Frames told by counting them from the file's start."""
+    remaining = deque(wanted)
+    part = packets(source.container, source.stream, source.index.part)
+    found = pictures(part, source.stream, mode)
+    for number, frame in enumerate(found):
+        if number == remaining[0]:
+            yield remaining.popleft(), frame
+            if not remaining:
+                return
     raise _MissedError(f"frame {remaining[0]} is missing")

@@ -1,13 +1,11 @@
 """Match names of videos in files of other tools with the ids of an annotation."""
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 
-EXTENSIONS = (
-    ".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv",
-    ".3gp", ".ts", ".pack",
-)  # fmt: skip
+from ssdet.data.files import EXTENSIONS
+from ssdet.data.text import clean
+
 PREFIX = "v_"
 """ActivityNet's and HACS' files are named `v_ID`; their annotations use `ID`."""
 
@@ -23,7 +21,7 @@ class VideoNames:
         self._ids = frozenset(ids)
         self._by_form: dict[str, set[str]] = {}
         for video in self._ids:
-            for form in {_composed(video), _stem(_composed(video))}:
+            for form in {clean(video), _stem(clean(video))}:
                 self._by_form.setdefault(form, set()).add(video)
         self._found: dict[str, str] = {}  # of annotated videos alone: a file may name any number
 
@@ -56,15 +54,11 @@ class VideoNames:
 
 def _forms(name: str) -> Iterator[str]:
     """Ways to write a name, the most faithful first."""
-    whole = _composed(name)
+    whole = clean(name)
     last = whole.replace("\\", "/").rpartition("/")[2]
     for form in dict.fromkeys((whole, _stem(whole), last, _stem(last))):
         yield form
         yield form.removeprefix(PREFIX) if form.startswith(PREFIX) else PREFIX + form
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _stem(name: str) -> str:

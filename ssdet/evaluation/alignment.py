@@ -7,12 +7,14 @@ from typing import Literal
 import numpy as np
 import torch
 
+from ssdet.data.clock import Clock
 from ssdet.evaluation.average_precision import Array
 from ssdet.evaluation.predictions import PredictionSet
 
 ROW_BLOCK = 2048
-Grid = Mapping[str, tuple[int, float]]
-"""Frames, and frames per second, of each video; frame i is at i / fps seconds."""
+Grid = Mapping[str, tuple[int, float | Clock]]
+"""Frames of each video, and how many there are a second (frame i is at i / fps seconds) or, at a
+variable rate, when they are shown."""
 Videos = Literal["equal", "common"]
 
 
@@ -32,14 +34,15 @@ class Alignment:
 
     def blocks(self, video: str, member: int) -> Iterator[torch.Tensor]:
         """A member's float16 scores [at most 2048, K] of one video on the grid, in order."""
-        frames, fps = self.grid[video]
-        scores_TK, own_fps = self.members[member][video], self.members[member].fps(video)
+        frames, timing = self.grid[video]
+        scores_TK, own = self.members[member][video], _timing(self.members[member], video)
+        same = _same_times(own, timing)
         for start in range(0, frames, ROW_BLOCK):
             rows = slice(start, min(start + ROW_BLOCK, frames))
-            if own_fps == fps:
+            if same:
                 yield torch.tensor(scores_TK[rows])
             else:
-                yield _interpolated(scores_TK, rows, own_fps / fps)
+                yield _interpolated(scores_TK, _positions(own, timing, frames)[rows])
 
     def check(self, targets: Mapping[str, Array]) -> None:
         """Raise ValueError naming a video that the targets lack, or have with another shape."""
@@ -89,7 +92,33 @@ def align(
 
 def grid_of(member: PredictionSet) -> Grid:
     """The frames and rates that a prediction set has itself."""
-    return {video: (member.frames(video), member.fps(video)) for video in member}
+    return {video: (member.frames(video), _timing(member, video)) for video in member}
+
+
+def _timing(member: PredictionSet, video: str) -> float | Clock:
+    clock = member.clock(video)
+    return clock if clock.rate is None else clock.rate
+
+
+def _same_times(own: float | Clock, other: float | Clock) -> bool:
+    if isinstance(own, Clock) and isinstance(other, Clock):
+        return np.array_equal(own.times_T, other.times_T)
+    return not isinstance(own, Clock) and not isinstance(other, Clock) and own == other
+
+
+def same_grid(own: tuple[int, float | Clock], other: tuple[int, float | Clock]) -> bool:
+    """Whether two rows of grids have their frames at the same times."""
+    return _same_times(own[1], other[1])
+
+
+def _positions(own: float | Clock, grid: float | Clock, frames: int) -> Array:
+    """Places of the frames of the grid among those of a member, [frames]."""
+    if isinstance(grid, Clock):
+        times_T = grid.times_T
+        return own.position(times_T) if isinstance(own, Clock) else times_T * own
+    if isinstance(own, Clock):
+        return own.position(np.arange(frames) / grid)
+    return np.arange(frames) * (own / grid)
 
 
 def _check(member: PredictionSet, aligned: Alignment) -> None:
@@ -99,7 +128,7 @@ def _check(member: PredictionSet, aligned: Alignment) -> None:
             f"{member.folder}: {member.classes} classes, {first.folder} has {first.classes}"
         )
     for video, expected in aligned.grid.items():
-        found = (member.frames(video), member.fps(video))
+        found = (member.frames(video), _timing(member, video))
         if not _same_length(found, expected):
             raise ValueError(
                 f"{member.folder}: video {video!r} has (frames, fps) {found}, expected "
@@ -115,17 +144,20 @@ def _check_videos(first: PredictionSet, member: PredictionSet) -> None:
         )
 
 
-def _same_length(found: tuple[int, float], expected: tuple[int, float]) -> bool:
-    (frames, fps), (other_frames, other_fps) = found, expected
-    if fps == other_fps:
+def _same_length(found: tuple[int, float | Clock], expected: tuple[int, float | Clock]) -> bool:
+    (frames, own), (other_frames, other) = found, expected
+    if _same_times(own, other):
         return frames == other_frames
-    slack = 1 / min(fps, other_fps) + 1e-6
-    return abs(frames / fps - other_frames / other_fps) <= slack
+    ends = [
+        (timing.end, timing.end / frames) if isinstance(timing, Clock) else (n / timing, 1 / timing)
+        for n, timing in (found, expected)
+    ]
+    slack = max(length for _, length in ends) + 1e-6
+    return abs(ends[0][0] - ends[1][0]) <= slack
 
 
-def _interpolated(scores_TK: Array, rows: slice, ratio: float) -> torch.Tensor:
-    """Rows of the grid from a member with ``ratio`` times its frames."""
-    at_N = np.arange(rows.start, rows.stop) * ratio
+def _interpolated(scores_TK: Array, at_N: Array) -> torch.Tensor:
+    """Rows at these places between those of a member."""
     low_N = np.minimum(at_N.astype(np.int64), len(scores_TK) - 1)
     high_N = np.minimum(low_N + 1, len(scores_TK) - 1)
     share_N1 = torch.from_numpy(at_N - low_N).float()[:, None]

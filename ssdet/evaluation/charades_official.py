@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssdet.data.files import number, read_table
 from ssdet.data.manifest import Manifest
+from ssdet.data.text import number, read_table
 from ssdet.evaluation.average_precision import Array, as_array, average_precision, checked
 from ssdet.evaluation.predictions import PredictionSet
 from ssdet.evaluation.views import View, at_steps, release
@@ -104,7 +104,7 @@ def official_points(predictions: PredictionSet, truth: OfficialTruth) -> View:
     """
 
     def scores(video: str) -> Array:
-        steps_N = points(truth.lengths[video]) * predictions.fps(video)
+        steps_N = predictions.clock(video).position(points(truth.lengths[video]))
         return at_steps(predictions[video], steps_N)
 
     found = [video for video in truth.hits if video in predictions]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ssdet.data.files import read_json
+from ssdet.data.text import read_json
 from ssdet.evaluation.tiou import detection_fields, is_float
 
 Kind = Literal["activitynet", "detections", "submission"]

@@ -5,6 +5,7 @@ A folder holds shards, one per writing process. ``NAME.f16`` is the float16 matr
 place last: data without an index is an unfinished shard.
 """
 
+import base64
 import json
 import math
 import mmap
@@ -19,9 +20,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 
+from ssdet.data.clock import Clock
 from ssdet.evaluation.average_precision import INFINITY, SIGN, Array
 
-FORMAT = "ssdet-predictions/1"
+FORMAT = "ssdet-predictions/2"
 _PAGE = 4096
 
 
@@ -40,7 +42,7 @@ class PredictionWriter:
         self.folder, self.classes = Path(folder), int(classes)
         self._data_path = self.folder / f"{shard}.f16"
         self._index_path = self.folder / f"{shard}.json"
-        self._videos: dict[str, tuple[int, float]] = {}
+        self._videos: dict[str, tuple[int, float, Clock | None]] = {}
 
     def __enter__(self) -> "PredictionWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,14 +51,18 @@ class PredictionWriter:
         self._file: IO[bytes] = self._data_path.open("wb", buffering=1 << 20)
         return self
 
-    def add(self, video_id: str, probs_TK: Array | torch.Tensor, fps: float) -> None:
-        """Append the scores [T, K] of one video sampled at ``fps`` frames a second, as float16.
+    def add(self, video_id: str, probs_TK: Array | torch.Tensor, fps: float | Clock) -> None:
+        """Append the scores [T, K] of one video sampled at ``fps`` frames a second, as float16;
+        of one at a variable rate, its clock is given in place of the rate, and kept.
 
         Raises ValueError for an id already written, another number of classes, no frame, a NaN,
         a finite score beyond float16, or an fps that is not positive and finite.
         """
         scores_TK = _as_tensor(probs_TK)
-        self._check(video_id, scores_TK, fps)
+        clock = fps if isinstance(fps, Clock) else None
+        if isinstance(fps, Clock):
+            fps = fps.frames / (fps.end - float(fps.times_T[0]))
+        self._check(video_id, scores_TK, fps, clock)
         half_TK = scores_TK.to(torch.float16).contiguous().numpy().astype("<f2", copy=False)
         top = int((half_TK.view(np.uint16) & (SIGN - 1)).max())
         if top > INFINITY:
@@ -66,9 +72,11 @@ class PredictionWriter:
                 f"video {video_id!r}: a score is beyond float16 (65504): store probabilities"
             )
         self._file.write(half_TK.data)
-        self._videos[video_id] = (len(half_TK), float(fps))
+        self._videos[video_id] = (len(half_TK), float(fps), clock)
 
-    def _check(self, video_id: str, scores_TK: torch.Tensor, fps: float) -> None:
+    def _check(
+        self, video_id: str, scores_TK: torch.Tensor, fps: float, clock: Clock | None
+    ) -> None:
         if not isinstance(video_id, str) or not video_id:
             raise ValueError(f"video id {video_id!r}: expected a non-empty string")
         if video_id in self._videos:
@@ -80,6 +88,10 @@ class PredictionWriter:
             )
         if not (math.isfinite(fps) and fps > 0):
             raise ValueError(f"video {video_id!r}: fps={fps}, expected frames per second > 0")
+        if clock is not None and clock.frames != len(scores_TK):
+            raise ValueError(
+                f"video {video_id!r}: a clock of {clock.frames} frames, scores of {len(scores_TK)}"
+            )
 
     def __exit__(
         self,
@@ -95,14 +107,17 @@ class PredictionWriter:
         self._publish()
 
     def _publish(self) -> None:
-        frames = sum(frames for frames, _ in self._videos.values())
+        frames = sum(frames for frames, *_ in self._videos.values())
         index = {
             "format": FORMAT,
             "dtype": "<f2",
             "classes": self.classes,
             "frames": frames,
             "data_checksum": _checksum(_map(self._data_path, frames, self.classes)),
-            "videos": [[name, frames, fps] for name, (frames, fps) in self._videos.items()],
+            "videos": [
+                [name, frames, fps, *([_packed(clock)] if clock else [])]
+                for name, (frames, fps, clock) in self._videos.items()
+            ],
         }
         index["index_checksum"] = _index_checksum(index)
         unfinished = self._index_path.with_suffix(".tmp")
@@ -120,6 +135,7 @@ class PredictionSet(Mapping[str, Array]):
         self.folder, self.classes = folder, classes
         self._shards: dict[Path, tuple[Array, int]] = {}  # data file -> scores, checksum
         self._rows: dict[str, tuple[Array, int, int, float]] = {}
+        self._clocks: dict[str, Clock] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "PredictionSet":
@@ -153,9 +169,11 @@ class PredictionSet(Mapping[str, Array]):
         scores_NK = _map(data, index["frames"], self.classes)
         self._shards[data] = (scores_NK, index.get("data_checksum", -1))
         row = 0
-        for video, frames, fps in index["videos"]:
+        for video, frames, fps, *times in index["videos"]:
             if video in self._rows:
                 raise _broken(path, f"video {video!r} is there twice")
+            if times:
+                self._clocks[video] = _unpacked(path, video, frames, times[0])
             self._rows[video] = (scores_NK, row, row + frames, fps)
             row += frames
 
@@ -184,8 +202,14 @@ class PredictionSet(Mapping[str, Array]):
         return last - first
 
     def fps(self, video: str) -> float:
-        """Scored frames per second of one video."""
+        """Scored frames per second of one video, on average."""
         return self._entry(video)[3]
+
+    def clock(self, video: str) -> Clock:
+        """Times of the scored frames of one video; without times of their own (`rate` is not
+        None), frame f is at f / fps."""
+        clock = self._clocks.get(video)
+        return clock or Clock.regular(self.frames(video), self.fps(video))
 
     def _entry(self, video: str) -> tuple[Array, int, int, float]:
         if video not in self._rows:
@@ -228,12 +252,28 @@ def _index_fault(index: dict[str, Any]) -> str | None:
     if not _is_count(classes) or not isinstance(videos, list):
         return f"classes={classes!r} or its list of videos is malformed"
     for entry in videos:
-        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
-            return f"entry {entry!r} is not [video id, frames, fps]"
+        if not (isinstance(entry, list) and len(entry) in (3, 4) and isinstance(entry[0], str)):
+            return f"entry {entry!r} is not [video id, frames, fps] with or without times"
         if not (_is_count(entry[1]) and isinstance(entry[2], float) and 0 < entry[2] < math.inf):
             return f"video {entry[0]!r}: frames {entry[1]!r} or fps {entry[2]!r} is not positive"
     total = sum(entry[1] for entry in videos)
     return None if total == frames else f"frames={frames!r}, its videos have {total}"
+
+
+def _packed(clock: Clock) -> dict[str, Any]:
+    times = base64.b64encode(clock.times_T.astype("<f8").tobytes()).decode()
+    return {"times": times, "end": clock.end}
+
+
+def _unpacked(path: Path, video: str, frames: int, packed: Any) -> Clock:
+    try:
+        times_T = np.frombuffer(base64.b64decode(packed["times"], validate=True), "<f8")
+        clock = Clock.from_json({"times": times_T, "end": packed["end"]})
+    except (ValueError, TypeError, KeyError) as error:
+        raise _broken(path, f"video {video!r}: unusable times: {error}") from error
+    if clock.frames != frames:
+        raise _broken(path, f"video {video!r}: {clock.frames} times of {frames} frames")
+    return clock
 
 
 def _is_count(value: Any) -> bool:

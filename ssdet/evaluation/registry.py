@@ -262,7 +262,7 @@ def _segment_readings(
 
 def _made(predictions: PredictionSet) -> Iterator[tuple[str, Array]]:
     for video in predictions:
-        yield video, frame_segments(predictions[video], predictions.fps(video))
+        yield video, frame_segments(predictions[video], predictions.clock(video))
         predictions.release()
 
 

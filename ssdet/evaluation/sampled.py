@@ -102,13 +102,20 @@ def on_grid(
     def scores(name: str) -> Array:
         if rate is None:
             return predictions[name]
-        steps_N = np.arange(frames(name)) * (predictions.fps(name) / rate)
+        clock = predictions.clock(name)
+        if clock.rate is None:
+            steps_N = clock.position(np.arange(frames(name)) / rate)
+        else:
+            steps_N = np.arange(frames(name)) * (clock.rate / rate)
         return at_steps(predictions[name], steps_N).astype(np.float16)
 
     def labels(name: str) -> Array:
         video = known.get(name)
         if video is None or name not in predictions:
             return np.zeros((0, manifest.num_classes), bool)
+        clock = predictions.clock(name)
+        if rate is None and clock.rate is None:
+            return manifest.targets_at(video, clock.times_T).T
         fps = frames(name) / video.duration if rate is None else rate  # type: ignore[operator]
         return manifest.frame_targets(video, frames(name), fps).T
 

@@ -99,6 +99,8 @@ def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) == limit:
                 raise ValueError(f"{where}: longer than {limit} bytes: no line of a submission")
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             parts = line.split(None, 2)
             if not parts:
                 continue

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssdet.data.files import read_text
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest
+from ssdet.data.text import read_text
 from ssdet.evaluation.average_precision import Array
 
 LONGEST_LINE = 4096
@@ -102,37 +103,41 @@ def overlaps(first_G2: Array, second_D2: Array) -> Array:
 
 
 def frame_segments(
-    probs_TK: Array, fps: float, levels: Sequence[float] = LEVELS, merge: float = 0.5
+    probs_TK: Array, fps: float | Clock, levels: Sequence[float] = LEVELS, merge: float = 0.5
 ) -> Array:
     """Detections [D, 4] (class, start, end, score) of one video from its frame probabilities.
 
     At each level, runs of frames that reach it are joined over gaps of at most ``merge`` seconds;
-    frame f lasts from f / fps to (f + 1) / fps, and the score is the mean probability inside. Of
-    two segments of a class that overlap by more than half (IoU) the better one stays. Many levels
-    find the long and faint beside the short and sure, whatever the calibration.
+    frame f lasts from f / fps to (f + 1) / fps or, where a clock is given for ``fps``, until the
+    next is shown; the score is the mean probability inside. Of two segments of a class that overlap
+    by more than half (IoU) the better one stays. Many levels find the long and faint beside the
+    short and sure, whatever the calibration.
     """
     probs_TK = np.asarray(probs_TK, np.float64)
+    clock = fps if isinstance(fps, Clock) else Clock.regular(len(probs_TK), fps)
+    edges_T = np.append(clock.times_T, clock.end)  # where each frame begins, and the last ends
     sums_TK = np.concatenate([np.zeros((1, probs_TK.shape[1])), probs_TK.cumsum(axis=0)])
     found: dict[int, dict[tuple[int, int], float]] = {}
     for level in levels:
-        for k, first, stop in _runs(probs_TK >= level, merge * fps):
+        for k, first, stop in _runs(probs_TK >= level, edges_T, merge):
             score = (sums_TK[stop, k] - sums_TK[first, k]) / (stop - first)
             found.setdefault(k, {})[first, stop] = score
     rows = [
-        (k, first / fps, stop / fps, score)
+        (k, edges_T[first], edges_T[stop], score)
         for k in sorted(found)
         for (first, stop), score in _best_apart(found[k])
     ]
     return np.array(rows, np.float64).reshape(-1, 4)
 
 
-def _runs(reached_TK: Array, gap: float) -> Iterator[tuple[int, int, int]]:
-    """Class, first frame and the frame after the last, of runs joined over gaps of frames."""
+def _runs(reached_TK: Array, edges_T: Array, gap: float) -> Iterator[tuple[int, int, int]]:
+    """Class, first frame and the frame after the last, of runs joined over gaps in seconds."""
     columns = np.flatnonzero(reached_TK.any(axis=0))
-    edges_KT = np.diff(reached_TK[:, columns].T.astype(np.int8), axis=1, prepend=0, append=0)
-    for k, edges_T in zip(columns.tolist(), edges_KT, strict=True):
-        firsts, stops = np.flatnonzero(edges_T > 0), np.flatnonzero(edges_T < 0)
-        apart = firsts[1:] - stops[:-1] > gap
+    changes_KT = np.diff(reached_TK[:, columns].T.astype(np.int8), axis=1, prepend=0, append=0)
+    for k, changes_T in zip(columns.tolist(), changes_KT, strict=True):
+        firsts, stops = np.flatnonzero(changes_T > 0), np.flatnonzero(changes_T < 0)
+        # Times of frames are rounded in their last digit; a gap of just so long is joined.
+        apart = edges_T[firsts[1:]] - edges_T[stops[:-1]] > gap + 1e-9
         for first, stop in zip(
             firsts[np.append(True, apart)].tolist(),
             stops[np.append(apart, True)].tolist(),

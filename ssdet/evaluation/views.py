@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.special import expit, logit
 
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest, Video
 from ssdet.evaluation.average_precision import Array, as_array
 from ssdet.evaluation.predictions import PredictionSet
@@ -69,8 +70,9 @@ def release(rows: Rows) -> None:
 def frame_labels(manifest: Manifest, predictions: PredictionSet) -> View:
     """Dense labels bool [T, K] at the predictions' frames, of every expected video.
 
-    The rate is frames over the annotated duration, else the predictions'. Videos without
-    predictions, and those whose file is missing, have no frames. Source: specs/EVAL.md 3.
+    Times are those of the predictions, if they have any; else frames are spread evenly over the
+    annotated duration, as in the published code for Charades. Videos without predictions, and those
+    whose file is missing, have no frames.
     """
     known = {video.id: video for video in manifest.videos}
     return View([*known, *manifest.missing], partial(_labels, manifest, known, predictions))
@@ -81,9 +83,10 @@ def _labels(
 ) -> Array:
     if name not in predictions or name not in known:
         return np.zeros((0, manifest.num_classes), bool)
-    video, frames = known[name], predictions.frames(name)
-    rate = frames / video.duration if video.duration else predictions.fps(name)
-    return manifest.frame_targets(video, frames, rate).T
+    video, clock = known[name], predictions.clock(name)
+    if clock.rate is not None and video.duration:
+        clock = Clock.regular(clock.frames, clock.frames / video.duration)
+    return manifest.targets_at(video, clock.times_T).T
 
 
 def at_steps(probs_TK: Array, steps_N: Array) -> Array:

@@ -15,7 +15,7 @@ from ssdet.data.build import build_once
 from ssdet.data.moving_shapes import default_cache
 from ssdet.models import published
 from ssdet.models.registry import create
-from ssdet.models.weights import LoadReport, State, in_own_names, load_weights, read_state
+from ssdet.models.weights import LoadReport, State, find_network, load_weights, read_state
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def classes_in(
     with torch.device("meta"):
         few, more = (create(model, count, **options) for count in (2, 3))
     wider = more.state_dict()
-    _, found = in_own_names(state, few, layout, where)
+    found = find_network(state, few, layout, where).tensors
     counts = {
         # Sizes grow with the classes, some from more than none: 2D + K inputs.
         (size - two) / (three - two) + 2

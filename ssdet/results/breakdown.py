@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from ssdet.console import plain_console
 from ssdet.evaluation import PredictionSet, paired_bootstrap
 from ssdet.evaluation.comparison import holm
 from ssdet.evaluation.significance import BootstrapResult
@@ -23,10 +24,12 @@ from ssdet.evaluation.strata import (
     stratum_targets,
 )
 from ssdet.results.layout import AGAINST, difference_text
+from ssdet.results.render import markdown_text
 from ssdet.results.tables import READOUTS, Cell, predictions
 from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study
+from ssdet.text import open_text, write_text
 from ssdet.training.inference import frame_targets
 
 Sets = Mapping[int, PredictionSet]
@@ -278,7 +281,7 @@ def show_breakdown(table: Breakdown, out: Console) -> None:
         shown.add_column(title, justify="left" if title == "arm" else "right")
     for row in breakdown_rows(table):
         shown.add_row(*row)
-    wide = out if out.is_terminal else Console(file=out.file, width=240, highlight=False)
+    wide = out if out.is_terminal else plain_console(240, file=out.file)
     wide.print(shown)
     for note in breakdown_notes(table):
         out.print(note, soft_wrap=True, markup=False)
@@ -287,12 +290,12 @@ def show_breakdown(table: Breakdown, out: Console) -> None:
 def write_breakdown(table: Breakdown, folder: Path) -> None:
     """Write `breakdown.csv` and `breakdown.md`; equal results are equal files."""
     header = breakdown_header(table)
-    lines = [f"# {table.title}: by strata of frames", ""]
+    lines = [f"# {markdown_text(table.title)}: by strata of frames", ""]
     lines += [_line(header), _line(["---"] * len(header))]
     lines += [_line(row) for row in breakdown_rows(table)]
-    lines += ["", *(f"- {note}" for note in breakdown_notes(table)), ""]
-    (folder / "breakdown.md").write_text("\n".join(lines))
-    with open(folder / "breakdown.csv", "w", newline="") as file:
+    lines += ["", *(f"- {markdown_text(note)}" for note in breakdown_notes(table)), ""]
+    write_text(folder / "breakdown.md", "\n".join(lines))
+    with open_text(folder / "breakdown.csv") as file:
         writer = csv.DictWriter(file, (*COLUMNS, *(["against"] if table.several_baselines else [])))
         writer.writeheader()
         for row in table.rows:
@@ -300,7 +303,7 @@ def write_breakdown(table: Breakdown, folder: Path) -> None:
 
 
 def _line(texts: Sequence[str]) -> str:
-    cells = [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
+    cells = ["<br>".join(map(markdown_text, text.split("\n"))) for text in texts]
     return f"| {' | '.join(cells)} |"
 
 

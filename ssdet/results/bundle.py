@@ -26,6 +26,7 @@ import numpy as np
 
 import ssdet
 from ssdet import evaluation
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest, Video
 from ssdet.results.tables import TEST, result_table, write_csv
 from ssdet.studies.record import StudyRecord
@@ -73,6 +74,9 @@ class StoredTargets:
     def fps(self, video: Video) -> float:
         return 1.0
 
+    def clock(self, video: Video) -> Clock:
+        return Clock.regular(self.frames(video), 1.0)
+
 
 @dataclass(frozen=True)
 class _Labels(Manifest):
@@ -81,7 +85,7 @@ class _Labels(Manifest):
     rows: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     """Labels bool [T, K] by video."""
 
-    def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
+    def targets_at(self, video: Video, times_T: np.ndarray) -> np.ndarray:
         return self.rows[video.id].T
 
 

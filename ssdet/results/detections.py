@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import re
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ssdet.results.segments import Detection, Rows, Rule, find_segments
+from ssdet.text import open_text
 
 
 class CsvWriter:
@@ -63,11 +66,32 @@ class JsonWriter:
 
 
 def srt(found: Sequence[Detection]) -> Iterator[str]:
-    """SubRip subtitles, cue by cue: what is found at a time, a line a class. Cues do not overlap,
-    and neighbours differ."""
+    """SubRip subtitles, cue by cue: the classes that are active at a time, a line each. Cues do not
+    overlap, and neighbours differ. Names are written as `subtitle_line` does."""
     for number, (begin, end, names) in enumerate(_joined(_shown(found)), 1):
         yield "\n" * (number > 1) + f"{number}\n{_stamp(begin)} --> {_stamp(end)}\n"
-        yield "".join(f"{' '.join(name.split())}\n" for name in names)
+        yield "".join(f"{subtitle_line(name)}\n" for name in names)
+
+
+FULL_WIDTH = str.maketrans("<>{}\\", "＜＞｛｝＼")
+"""SubRip has no escapes: players take <…> for HTML and {…} for ASS markup, which they hide, \\N and
+\\h for a line break and a space, and --> for the next cue. Entities such as &lt; are shown as they
+are by FFmpeg, mpv and libass, and a zero-width space inside does not save braces. The full-width
+forms of Unicode are text to every player; normalisation NFKC makes the ASCII characters of them."""
+ENTITY = re.compile(r"&(?=#?\w+;)")
+"""An ampersand that VLC takes for the beginning of an HTML entity."""
+
+
+def subtitle_line(name: str) -> str:
+    """A class name as one line of SubRip that every player shows as text.
+
+    White space and control characters become spaces, and what is markup to some player its
+    full-width form. In front of digits alone, which some readers take for the number of a cue,
+    stands a no-break space.
+    """
+    plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in name)
+    line = ENTITY.sub("＆", " ".join(plain.split()).translate(FULL_WIDTH))
+    return f"\u00a0{line}" if line.isdecimal() or not line else line
 
 
 def _shown(found: Sequence[Detection]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
@@ -146,13 +170,13 @@ class Detections:
 
     def to_srt(self, path: str | PathLike[str], **rule: Any) -> None:
         """Write subtitles of the segments that these arguments of `segments` give."""
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             file.writelines(srt(self.segments(**rule)))
 
     def _write(
         self, path: str | PathLike[str], make: Callable[[IO[str]], CsvWriter | JsonWriter]
     ) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        with open_text(path) as file:
             writer = make(file)
             for rows in self.rows():
                 writer.add(rows)

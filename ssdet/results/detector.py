@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssdet.data.frames import shrunk
 from ssdet.data.stream import Clock, clock, stream_frames
 from ssdet.results.detections import Detections
 from ssdet.results.members import NO_NAMES, Member, Name, load_members
@@ -75,7 +76,7 @@ class Detector:
     def _scores(self, member: Member, path: Name, times: Clock) -> Iterator[Tensor]:
         numbers = times.grid(member.fps) if member.fps else np.arange(len(times.times_T))
         wanted = numbers[:: member.recipe.clip.stride].tolist()
-        pictures = stream_frames(path, wanted, member.decode_size)
+        pictures = stream_frames(path, wanted, shrunk(os.fspath(path), member.decode_size))
         blocks = stream_logits(
             member.model, pictures, len(numbers), member.recipe, self.device, member.readout
         )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ssdet.evaluation import BootstrapResult, Score, mean_and_sd, paired_bootstrap
-from ssdet.evaluation.alignment import Alignment, Videos, align, grid_of
+from ssdet.evaluation.alignment import Alignment, Videos, align, grid_of, same_grid
 from ssdet.evaluation.average_precision import Array
 from ssdet.evaluation.ensemble import METHODS, Method
 from ssdet.evaluation.members import (
@@ -281,7 +281,8 @@ class _Workshop:
     def alone(self, made: _Made, position: int) -> Targets:
         """Scores of one member on the frames of the ensemble."""
         member, grid = made.aligned.members[position], made.aligned.grid
-        if all(member.fps(video) == fps for video, (_, fps) in grid.items()):
+        own = grid_of(member)
+        if all(video in own and same_grid(own[video], row) for video, row in grid.items()):
             return member
         aligned = align([member], grid, "common")
         run, truth = [made.runs[position]], self.truth(self.split)

@@ -14,6 +14,7 @@ import numpy as np
 from ssdet.results.layout import p_text
 from ssdet.results.series import ClassGain, Curve, Track
 from ssdet.results.tables import READOUTS, Cell, ResultTable
+from ssdet.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -266,7 +267,7 @@ def write_timeline(
     panel.set_xlim(0, seconds)
     panel.set_ylim(len(shown) * (strips + 0.8), -0.4)
     middle = [place * (strips + 0.8) + strips / 2 for place in range(len(shown))]
-    panel.set_yticks(middle, [classes[k] for k in shown], fontsize=8)
+    panel.set_yticks(middle, [printable(classes[k]) for k in shown], fontsize=8)
     panel.tick_params(axis="y", length=0)
     panel.set_xlabel("seconds", fontsize=8)
     order = ", ".join(["truth (black)", *scores_TK])
@@ -313,17 +314,26 @@ def _name_rows(panels: Sequence["Axes"], labels: Sequence[str], size: float = 9)
     """The same rows in every panel, named at the first, from top to bottom."""
     for panel in panels:
         panel.set_ylim(len(labels) - 0.4, -0.6)
-        panel.set_yticks(range(len(labels)), labels if panel is panels[0] else [], fontsize=size)
+        shown = [*map(printable, labels)] if panel is panels[0] else []
+        panel.set_yticks(range(len(labels)), shown, fontsize=size)
         panel.tick_params(axis="y", length=0)
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write without date or version, with the one back end that every machine has."""
+    """Write without date or version, with the one back end that every machine has.
+
+    Text is shown as it is: names with dollar signs are no formulas.
+    """
     import matplotlib
+    from matplotlib.text import Text
 
     unwanted = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     if path.suffix not in unwanted:
         raise ValueError(f"{path}: figures are written as {', '.join(unwanted)}")
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
     with matplotlib.rc_context({"svg.hashsalt": "ssdet"}):
         figure.savefig(path, dpi=150, metadata=unwanted[path.suffix])
     return path

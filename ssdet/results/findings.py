@@ -19,6 +19,7 @@ from ssdet.results.detections import (
 from ssdet.results.detector import Detector
 from ssdet.results.overlay import Overlay, Timeline
 from ssdet.results.segments import Detection, Rule, SegmentFinder
+from ssdet.text import open_text
 
 FILES = ("frames.json", "frames.csv", "segments.json", "subtitles.srt", "timeline.png")
 OVERLAY = "overlay.mp4"
@@ -113,8 +114,7 @@ def _write(
     finder, timeline = SegmentFinder(classes, rule), Timeline(classes, end)
     with ExitStack() as stack:
         texts = [
-            stack.enter_context(open(parts[name], "w", encoding="utf-8", newline=""))
-            for name in ("frames.json", "frames.csv")
+            stack.enter_context(open_text(parts[name])) for name in ("frames.json", "frames.csv")
         ]
         writers: list[Any] = [JsonWriter(texts[0], header), CsvWriter(texts[1], classes)]
         if OVERLAY in parts:
@@ -132,7 +132,7 @@ def _write(
         ("segments.json", segments_json(header, rule, found)),
         ("subtitles.srt", srt(found)),
     ):
-        with open(parts[name], "w", encoding="utf-8", newline="") as file:
+        with open_text(parts[name]) as file:
             file.writelines(lines)
     timeline.write(found, parts["timeline.png"], Path(video).name, top)
     peaks = {classes[k]: float(timeline.best_KB[k].max()) for k in timeline.top(top)}

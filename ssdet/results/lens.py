@@ -18,6 +18,7 @@ from ssdet.data.clips import ClipRecipe, Clips, collate
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.results.figures import COLOURS, DASHES, MARKERS, save
+from ssdet.text import printable
 from ssdet.training.losses import pretrain_targets
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ def _labels(panel: "Axes", targets_KT: Tensor, labels: Sequence[str], background
                                edgecolor="#b5b9bf", lw=0)  # fmt: skip
     if background:
         labels = ["background", *labels[1:]]
-    panel.set_yticks(range(classes), labels, fontsize=8)
+    panel.set_yticks(range(classes), [*map(printable, labels)], fontsize=8)
     panel.set_xticks(range(0, frames, max(1, frames // COLUMNS)))
     panel.tick_params(length=0, labelsize=8)
     panel.set_xlim(-0.5, frames - 0.5)

@@ -13,6 +13,7 @@ from ssdet.data.stream import stream_frames
 from ssdet.data.video import probe
 from ssdet.results.figures import COLOURS, save
 from ssdet.results.segments import Detection, Rows
+from ssdet.text import printable
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont
@@ -59,12 +60,12 @@ class Timeline:
             panel.broken_barh(bars, (place + 0.72, 0.18), color=COLOURS[1])
         panel.set_xlim(0, self.end)
         panel.set_ylim(len(shown), 0)
-        panel.set_yticks(np.arange(len(shown)) + 0.5, [self.classes[k] for k in shown], fontsize=8,
-                         parse_math=False)  # fmt: skip
+        names = [printable(self.classes[k]) for k in shown]
+        panel.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=8)
         panel.tick_params(axis="y", length=0)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xlabel("seconds; bars: segments", fontsize=8)
-        panel.set_title(title, fontsize=9, parse_math=False)
+        panel.set_title(title, fontsize=9)
         figure.colorbar(shades, ax=panel, pad=0.01, label="probability", fraction=0.05)
         return save(figure, path)
 

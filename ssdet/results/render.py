@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ssdet.results.layout import VERDICT, Block, Entry, Line, narrow, sheet
 from ssdet.results.tables import ResultTable
+from ssdet.text import write_text
 
 CONSOLE_STYLES = {"best": "bold", "second": "underline", "": ""}
 CODE = re.compile(r"`([^`]+)`")
@@ -35,32 +36,43 @@ def console_table(table: ResultTable) -> RichTable:
 
 def write_markdown(table: ResultTable, path: Path) -> None:
     """The table as Markdown with its footnotes."""
-    path.write_text(markdown(table), encoding="utf-8")
+    write_text(path, markdown(table))
 
 
 def markdown(table: ResultTable) -> str:
     """A pipe table under its title, footnotes as a list; the best is bold, the second <ins>."""
     shown = sheet(table)
     rule = ["---", *("---" if title == VERDICT else "---:" for title in shown.header)]
-    lines = [f"# {_plain(shown.title)}", "", _piped(["arm", *shown.header]), _piped(rule)]
+    lines = [f"# {markdown_text(shown.title)}", "", _piped(["arm", *shown.header]), _piped(rule)]
     for block in shown.blocks:
         if block.heading:
-            lines.append(_piped([f"*{_plain(block.heading)}*", *[""] * len(shown.header)]))
+            lines.append(_piped([f"*{markdown_text(block.heading)}*", *[""] * len(shown.header)]))
         for line in block.lines:
-            label = _plain(f"{line.label} {line.mark}".rstrip())
+            label = markdown_text(f"{line.label} {line.mark}".rstrip())
             lines.append(_piped([label, *(_marked(entry) for entry in line.entries)]))
-    notes = [f"- {f'{mark} {note}'.strip()}" for mark, note in shown.notes]
+    notes = [f"- {markdown_text(f'{mark} {note}'.strip())}" for mark, note in shown.notes]
     return "\n".join([*lines, "", *notes, ""])
 
 
 def _marked(entry: Entry) -> str:
-    text = _plain(entry.text)
+    text = markdown_text(entry.text)
     return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(entry.rank, text)
 
 
-def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, code in backticks excepted."""
-    return re.sub(r"([\\|*<])", r"\\\1", " ".join(text.split()))
+MARKDOWN = re.compile(r"[\\|*<~$]|&(?=#?\w+;)|\](?=\()|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown takes for markup inside a line or a cell; underscores within words are none."""
+
+
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it is, in one line, but for code in backticks.
+
+    Inside code only the pipe is escaped, which would end the cell.
+    """
+    parts = CODE.split(" ".join(text.split()))
+    return "".join(
+        f"`{part.replace('|', chr(92) + '|')}`" if place % 2 else MARKDOWN.sub(r"\\\g<0>", part)
+        for place, part in enumerate(parts)
+    )
 
 
 def _piped(texts: Sequence[str]) -> str:
@@ -68,8 +80,9 @@ def _piped(texts: Sequence[str]) -> str:
 
 
 LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
-    "#": r"\#", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "`": r"\textasciigrave{}", "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$",
+    "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
     "<": r"$<$", ">": r"$>$", "|": r"$|$", "±": r"$\pm$", "×": r"$\times$", "−": r"$-$",
     "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "…": r"\ldots{}",
     "“": "``", "”": "''", "’": "'", "–": "--", "→": r"$\to$", "≥": r"$\ge$", "≤": r"$\le$",
@@ -81,7 +94,7 @@ LATEX = {
 
 def write_latex(table: ResultTable, path: Path) -> None:
     """The table as LaTeX, to be read by \\input."""
-    path.write_text(latex(table), encoding="utf-8")
+    write_text(path, latex(table))
 
 
 def latex(table: ResultTable) -> str:
@@ -131,7 +144,7 @@ def _tex(text: str) -> str:
 
 def write_html(table: ResultTable, path: Path) -> None:
     """The table as an HTML fragment."""
-    path.write_text(html(table), encoding="utf-8")
+    write_text(path, html(table))
 
 
 def html(table: ResultTable) -> str:

@@ -24,6 +24,7 @@ from ssdet.studies.parts import ancestry
 from ssdet.studies.plan import Plan, Run, Stage
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study, Table
+from ssdet.text import open_text
 from ssdet.training.inference import frame_targets
 
 READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
@@ -353,7 +354,7 @@ def write_csv(table: ResultTable, path: Path) -> None:
     baselines has the column `against`.
     """
     header = (*HEADER, "against") if table.several_baselines else HEADER
-    with open(path, "w", newline="") as file:
+    with open_text(path) as file:
         writer = csv.DictWriter(file, header, lineterminator="\r\n")
         writer.writeheader()
         for row in table.rows:

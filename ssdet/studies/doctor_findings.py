@@ -19,6 +19,7 @@ WAYS_OUT = {
     "memory": "use a machine, container or pod with more",
     "/dev/shm": "containers get more by --shm-size=8g, pods by an emptyDir of medium Memory",
     "free disk": "free some, or set SSDET_CACHE to a folder that can be written, on a larger disk",
+    "sockets": "set RAY_TMPDIR to a short folder that can be written to, such as /tmp",
     "object store": "more than /dev/shm holds, so it lies on disk: give /dev/shm more, or Ray less "
     "by --object-store-memory",
     "video": "reinstall PyAV with the version of constraints.txt",
@@ -56,8 +57,8 @@ def judge(
         _version(node, name, text, driver["versions"].get(name) if driver else text)
         for name, text in seen["versions"].items()
     ]
-    for check in ("CPUs", "GPUs", *NEEDED, "video", "store", "data"):
-        value = seen[check]
+    for check in ("CPUs", "GPUs", *NEEDED, "sockets", "video", "store", "data"):
+        value: Any = seen.get(check)
         if isinstance(value, Mapping):
             found.append(problem(node, check, value["error"]))
         elif check == "GPUs":

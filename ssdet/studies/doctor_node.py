@@ -21,6 +21,7 @@ import numpy as np
 import ssdet
 from ssdet.data.remote import Remote, is_remote, join, parent
 from ssdet.data.remote_cache import cache_folder
+from ssdet.sockets import ray_folder
 from ssdet.studies.store import Store
 
 PACKAGES = ("torch", "ray", "av", "numpy")
@@ -45,6 +46,7 @@ def survey(store: str, token: str, data: str | None, gpus: float) -> dict[str, A
         "GPUs": attempt(_gpus) if gpus or shutil.which("nvidia-smi") else [],
         "memory": _memory(),
         "/dev/shm": attempt(lambda: shutil.disk_usage("/dev/shm").total),
+        "sockets": attempt(sockets),
         "free disk": attempt(lambda: _writable(cache_folder())),
         "video": attempt(decode),
         "store": attempt(lambda: _exchange(store, token)),
@@ -55,6 +57,14 @@ def survey(store: str, token: str, data: str | None, gpus: float) -> dict[str, A
 def clock() -> float:
     """Epoch seconds on this machine."""
     return time.time()
+
+
+def sockets() -> str:
+    """Folder for the sockets of an own Ray; ValueError where none is short enough."""
+    folder = ray_folder()
+    if folder is None:
+        return f"{os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()} is short enough for Ray"
+    return f"TMPDIR or RAY_TMPDIR is too long for those of Ray: an own one uses {folder}"
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 Rows are passes over videos, in order, so nothing but a few passes is held anywhere at a time.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -13,8 +14,9 @@ import numpy as np
 import torch
 
 from ssdet.data.clips import normalise
+from ssdet.data.clock import Clock
 from ssdet.data.features import FeatureWriter
-from ssdet.data.frames import FrameReader
+from ssdet.data.frames import FrameReader, timing
 from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 from ssdet.studies.data import Data
@@ -53,7 +55,10 @@ def stream_features(job: "StreamJob", writer: FeatureWriter, tell: Callable[[], 
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK_BYTES
-    rows = [{"id": video.id, "path": video.path, "split": video.split} for video in videos]
+    rows = [
+        {"id": v.id, "path": v.path, "split": v.split, "duration": v.duration or 0.0}
+        for v in videos
+    ]
     passed = (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map_batches(
@@ -83,7 +88,9 @@ def _write(
         writer.leave_out(row["id"], row["reason"])
         tell()
     elif row["first"]:
-        writer.begin(row["id"], int(row["frames"]), float(row["fps"]), stride)
+        times = json.loads(str(row["times"]))
+        timed = Clock.from_json(times) if times else float(row["fps"])
+        writer.begin(row["id"], int(row["frames"]), timed, stride)
     elif row["last"]:
         writer.commit()
         tell()
@@ -95,12 +102,15 @@ def decode(batch: Batch, data: Data, recipe: PredictRecipe) -> Iterator[Batch]:
     """Pictures of the passes over one video, between a row that says what it is and one that ends
     it; a video that cannot be read ends with the reason instead."""
     name, path, split = (str(batch[column][0]) for column in ("id", "path", "split"))
-    video = Video(name, path, split)
+    video = Video(name, path, split, duration=float(batch["duration"][0]) or None)
     reader = _reader(data)
     # Values of 0 to 255, as the network's side normalises them.
     plain = replace(recipe.clip, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     try:
-        yield _row(video.id, first=True, frames=reader.frames(video), fps=reader.fps(video))
+        timed = timing(reader, video)
+        times = timed.to_json() if isinstance(timed, Clock) else None
+        frames, fps = reader.frames(video), reader.fps(video)
+        yield _row(video.id, first=True, frames=frames, fps=fps, times=json.dumps(times))
         for _, clips in passes(video, reader, replace(recipe, clip=plain), torch.device("cpu")):
             pictures_THWC = clips[0].movedim(0, 3).round().to(torch.uint8).contiguous()
             yield _row(video.id, {"pictures": pictures_THWC.numpy()})
@@ -142,6 +152,7 @@ def _row(
     last: bool = False,
     frames: int = 0,
     fps: float = 0.0,
+    times: str = "null",
     reason: str = "",
 ) -> Batch:
     tensors = tensors or {}
@@ -152,7 +163,7 @@ def _row(
     data = b"".join(array.tobytes() for array in tensors.values())
     values = {
         "id": video, "first": first, "last": last, "frames": frames, "fps": fps, "reason": reason,
-        "names": names,
+        "names": names, "times": times,
     }  # fmt: skip
     packed = np.empty(1, object)
     packed[0] = data

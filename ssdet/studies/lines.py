@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ssdet.console import plain_console
 from ssdet.studies.progress import SECONDS_BETWEEN_LINES, duration
 from ssdet.studies.search import Search
 from ssdet.studies.trials import ENDED, Trial
@@ -18,7 +19,7 @@ class Lines:
         self, search: Search, trials: Mapping[int, Trial], console: Console | None = None
     ) -> None:
         self.search, self.trials = search, trials
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or plain_console(stderr=True)
         self._told = {number for number, trial in trials.items() if trial.state in ENDED}
         self._first, self._started = len(self._told), time.monotonic()
         self._spoke = self._started

@@ -15,10 +15,11 @@ from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.origin import check_constants, starting_weights
 from ssdet.training.recipe import TrainRecipe, to_json
 
-FORMAT = 3
-"""Version of what stages compute; a change that alters results raises it."""
-REVISED = {"finetune": 4}
-"""Kinds whose results alone have changed since. 4: running statistics of pretraining are kept."""
+FORMAT = 5
+"""Version of what stages compute; a change that alters results raises it. 5: frames are labelled at
+their own times, and scores are stored with them."""
+REVISED: dict[str, int] = {}
+"""Versions of kinds whose results alone have changed since."""
 
 
 @dataclass(frozen=True)

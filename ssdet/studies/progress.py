@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from ssdet.console import plain_console
 from ssdet.studies.plan import Plan
 from ssdet.studies.session import Resources
 
@@ -19,7 +20,7 @@ class Progress:
     """Stage, step, loss and time left of all that runs."""
 
     def __init__(self, plan: Plan, done: int, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or plain_console(stderr=True)
         self.total, self.done = len(plan.stages), done
         self._titles = titles(plan)
         self._started = self._spoke = time.monotonic()
@@ -35,7 +36,8 @@ class Progress:
         self.line(f"{self.done} of {self.total} stages are done already")
         self._started = time.monotonic()
         if self.console.is_terminal:
-            texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            names = ("{task.description}", "{task.fields[note]}")
+            texts = [TextColumn(name, markup=False) for name in names]
             columns = (texts[0], BarColumn(), texts[1], TimeRemainingColumn())
             self._bars = Bars(*columns, console=self.console)
             self._bars.start()

@@ -8,10 +8,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
 from typing import Any
+
+from ssdet.sockets import ray_folder
 
 Node = Mapping[str, float]
 """What one machine has, or may offer: `CPU` and `GPU`."""
@@ -101,6 +103,8 @@ class Session:
     nodes: tuple[Node, ...]
     growth: tuple[Node, ...] = ()
     dashboard: str = ""
+    folder: Path | None = None
+    """Where an own Ray has its files, if TMPDIR is too long for its sockets."""
 
     @property
     def capacity(self) -> tuple[Node, ...]:
@@ -112,7 +116,8 @@ class Session:
         where = "own Ray on this machine" if self.owned else f"Ray cluster {self.address}"
         grown = f", may grow to {_size(self.capacity)}" if self.growth else ""
         shown = f", dashboard http://{self.dashboard}" if self.dashboard else ""
-        return f"{where}: {_size(self.nodes)}{grown}{shown}"
+        files = f", its files in {self.folder} (TMPDIR is too long)" if self.folder else ""
+        return f"{where}: {_size(self.nodes)}{grown}{shown}{files}"
 
 
 @contextmanager
@@ -123,19 +128,33 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> Iterator[
     afterwards; a Ray that this process uses already is used on, and left as it is. Nothing is
     shipped to the nodes: ssdet is installed on each (cluster.yaml), or comes with the job
     (`ray job submit --working-dir`). `dashboard` is for an own Ray. Raises ValueError for an
-    address that is not host:port, "auto" or "local"; ConnectionError where nothing answers.
+    address that is not host:port, "auto" or "local", and as `folder_for_ray`; ConnectionError where
+    nothing answers.
     """
     import ray
 
     if ray.is_initialized():
         yield _session()
         return
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    target, folder = _target(address), folder_for_ray(address)
     try:
-        url = _start(dashboard) if target == "local" else _join(target)
-        yield _session(owned=target == "local", dashboard=url)
+        url = _start(dashboard, folder) if target == "local" else _join(target)
+        yield replace(_session(owned=target == "local", dashboard=url), folder=folder)
     finally:
         ray.shutdown()
+
+
+def folder_for_ray(address: str | None = None) -> Path | None:
+    """Folder that `connect` starts an own Ray in; None for Ray's choice, or a cluster to join.
+
+    Commands call this before they spend time on data. Raises ValueError where TMPDIR is too long
+    for the sockets of Ray and nothing can take its place.
+    """
+    return ray_folder() if _target(address) == "local" else None
+
+
+def _target(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def plan_resources(
@@ -175,10 +194,13 @@ def plan_resources(
     return Resources(team, cpus, gpus_per_worker, concurrent or most, elastic, decoders)
 
 
-def _start(dashboard: bool) -> str:
+def _start(dashboard: bool, folder: Path | None) -> str:
     import ray
 
-    with _defaults_in_environment(LOCAL_ENVIRONMENT):
+    values = {name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()}
+    if folder:  # for sockets of multiprocessing in Ray's dashboard and workers
+        values["TMPDIR"] = str(folder.parent)
+    with _environment(values):
         context = ray.init(
             address="local",
             num_cpus=_cores(),
@@ -186,6 +208,7 @@ def _start(dashboard: bool) -> str:
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
+            _temp_dir=str(folder) if folder else None,
         )
     return str(context.dashboard_url or "")
 
@@ -218,14 +241,17 @@ def _probe(target: str) -> None:
 
 
 @contextmanager
-def _defaults_in_environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables while the block lasts, for the processes that it starts."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        for name in added:
+        for name, value in before.items():
             del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _cores() -> int:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from ssdet.data.remote import is_remote
+from ssdet.text import write_text
 
 STAGE_ID = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 
@@ -115,7 +116,7 @@ class Store:
         """
         path = self.folder(stage_id) / "DONE"
         try:
-            result = json.loads(path.read_text())
+            result = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -246,7 +247,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, None where there is no file. ValueError for anything else."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:
@@ -271,7 +272,7 @@ def note_error(folder: Path, trace: str) -> str:
     path = folder / "error.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(trace)
+        write_text(path, trace)
     except OSError as error:  # a full disk fails a stage, and this as well
         return f"its traceback could not be kept: {error}"
     return f"traceback in {path}"

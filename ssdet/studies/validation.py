@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdet.data.clips import centre_clips, normalise
+from ssdet.data.clock import Clock
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
@@ -117,7 +118,7 @@ class Memory:
         self.scores: dict[str, Tensor] = {}
         self.losses: list[float] = []
 
-    def add(self, video_id: str, probs_TK: Tensor, fps: float) -> None:
+    def add(self, video_id: str, probs_TK: Tensor, fps: float | Clock) -> None:
         self.scores[video_id] = probs_TK.half()
         if video_id in self.targets:
             labels_TK = torch.from_numpy(self.targets[video_id]).to(probs_TK)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ssdet.data.feature_index import Dtype
 from ssdet.data.features import FeatureWriter
-from ssdet.data.frames import FrameReader
+from ssdet.data.frames import FrameReader, timing
 from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 from ssdet.models.pyramid import pyramid
@@ -79,8 +79,8 @@ def write_features(
         if video.id in writer.done:
             continue
         try:
-            frames, fps = reader.frames(video), reader.fps(video)
-            writer.begin(video.id, frames, fps, recipe.clip.stride)
+            frames, timed = reader.frames(video), timing(reader, video)
+            writer.begin(video.id, frames, timed, recipe.clip.stride)
             for _, rows in video_rows(features, video, reader, recipe, device):
                 writer.add(rows)
             writer.commit()

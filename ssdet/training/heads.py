@@ -144,9 +144,15 @@ class Stretches:
         targets_KT = torch.from_numpy(dense_KF[:, :: entry.stride][:, part]).float()
         if not self.recipe.heat_map:
             return [features_DT, targets_KT]
-        seconds = video.duration or entry.frames / entry.fps
-        actions = [(s.label, s.start, s.end) for s in video.segments]
-        rate = entry.frames / seconds / entry.stride
+        clock = cast(FrameReader, self.features).clock(video)
+        # Where the rate varies, an action is where its frames are.
+        rate = clock.rate or entry.fps
+        spans_S2 = np.array([[s.start, s.end] for s in video.segments]).reshape(-1, 2)
+        if clock.rate is None:
+            spans_S2 = clock.position(spans_S2) / rate
+        labels = (segment.label for segment in video.segments)
+        actions = [(k, float(a), float(b)) for k, (a, b) in zip(labels, spans_S2, strict=True)]
+        rate /= entry.stride
         heat_KT = heat_map(actions, rate, entry.steps, self.manifest.num_classes)
         return [features_DT, targets_KT, heat_KT[:, part]]
 
@@ -234,6 +240,6 @@ def predict_head(
             inputs_BDT = torch.from_numpy(row).T[None].to(device)
             logits_BKT = model(inputs_BDT, torch.tensor([len(row)], device=device))
             logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * entry.stride)
-            sink.add(video.id, logits_BKF[0, :, : entry.frames].T.sigmoid().cpu(), entry.fps)
+            sink.add(video.id, logits_BKF[0, :, : entry.frames].T.sigmoid().cpu(), entry.timing)
     absent = [video for video in manifest.videos if video.id not in features]
     return {v.id: features.broken.get(v.id, "not among the features") for v in absent}

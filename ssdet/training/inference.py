@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.data.clips import ClipRecipe, centre_crop, normalise
-from ssdet.data.frames import FrameReader, dense_targets
+from ssdet.data.clock import Clock
+from ssdet.data.frames import FrameReader, dense_targets, timing
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.video import CorruptVideo
 from ssdet.training.guide import Guide
@@ -25,8 +26,8 @@ Network = Callable[[Tensor], Tensor]
 class Sink(Protocol):
     """Takes the scores of one video after another, as `PredictionWriter` does."""
 
-    def add(self, video_id: str, probs_TK: Tensor, fps: float) -> None:
-        """Probabilities [frames, K]."""
+    def add(self, video_id: str, probs_TK: Tensor, fps: float | Clock) -> None:
+        """Probabilities [frames, K] of a video at so many frames a second, or with this clock."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def stream_logits(
 
     `pictures`: every stride-th frame, uint8 [H, W, C]; those of one pass are held at a time. With
     readout="clip" whole clips are scored (`model.classify`), two for every frame, and frames
-    between their middles interpolated. ValueError for a window that is all overlap.
+    between their middles interpolated; a video of one clip or less is scored once, for all frames.
+    ValueError for a window that is all overlap.
     """
     clip = recipe.clip
     steps = -(-frames // clip.stride)
@@ -125,6 +127,8 @@ def stream_logits(
     for rows in upsample(slide(crops, parts, score), hop * clip.stride):
         yield rows[: frames - done].cpu()
         done += len(rows)
+    if done < frames:  # one clip, whose column stands for fewer frames than it was made of
+        yield rows[-1:].expand(frames - done, -1).cpu()
 
 
 def _frame_logits(
@@ -159,7 +163,7 @@ def predict(
         except CorruptVideo as error:
             broken[video.id] = error.reason
             continue
-        writer.add(video.id, logits_FK.sigmoid(), reader.fps(video))
+        writer.add(video.id, logits_FK.sigmoid(), timing(reader, video))
     return broken
 
 

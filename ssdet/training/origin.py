@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ssdet.data.numpy_pickle import is_pickle
+from ssdet.models.checkpoint_tensors import read_checkpoint
 from ssdet.models.registry import create
 from ssdet.models.weights import load_weights
 from ssdet.training import checkpoint
@@ -120,8 +122,10 @@ def _load(model: nn.Module, weights: str) -> Constants | None:
         return found.clip.mean, found.clip.std
     path = _file(weights)
     layout = load_weights(model, path).layout
-    content = checkpoint.load(path)
-    if isinstance(own := content.get("recipe"), dict):
+    content = {} if is_pickle(path) else read_checkpoint(path)
+    if not isinstance(content, dict):
+        return constants_of(layout, False)
+    if isinstance(own := content.get("recipe"), dict) and "clip" in own:
         load_weights(model, checkpoint.load_weights(path), layout="ssdet")
         return tuple(own["clip"]["mean"]), tuple(own["clip"]["std"])
     if isinstance(told := content.get("imported"), dict):

@@ -41,8 +41,8 @@ def windows(steps: int, size: int, context: int = 0) -> Iterator[Window]:
 
 def clip_windows(steps: int, frames: int, hop: int) -> Iterator[Window]:
     """Clips of `frames` clip frames around the middle of every `hop`, moved inside the video at
-    its ends; a shorter video is one clip."""
-    for part in range(-(-steps // hop)):
+    its ends; a video of one clip or less is one pass."""
+    for part in range(1 if steps <= frames else -(-steps // hop)):
         middle = part * hop + hop // 2
         start = min(max(0, middle - frames // 2), max(0, steps - frames))
         yield Window(start, min(steps, start + frames), slice(None))

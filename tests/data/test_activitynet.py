@@ -81,7 +81,7 @@ HOSTILE = [
         {"v": {"subset": "training", "duration": 3, "annotations": [{"segment": 1, "label": "a"}]}},
         "'v'.*segment 1",
     ),
-    ({"v": entry(("a", "1", 2))}, "'v'.*seconds"),
+    ({"v": entry(("a", "1:30", 2))}, "'v'.*seconds"),
     ({"v": entry(("a", float("nan"), 2))}, "'v'.*seconds"),
     ({"v": entry(("a", -1.5, 2))}, "'v'.*start -1.5, expected 0 s or later"),
     ({"v": entry((3, 1, 2))}, "'v'.*label 3"),

@@ -23,6 +23,7 @@ from ssdet.data.clips import (
     centre_clips,
     normalise,
 )
+from ssdet.data.clock import Clock
 from ssdet.data.frames import Decoder
 from ssdet.data.sampling import window
 
@@ -46,6 +47,10 @@ class Telling:
 
     def fps(self, video: Video) -> float:
         return 10.0
+
+    def clock(self, video: Video) -> Clock:
+        frames = self.frames(video)
+        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         assert max(indices) < self.frames(video)

@@ -189,3 +189,15 @@ def test_long_videos_are_whole(tmp_path) -> None:
     video = manifest.videos[0]
     assert cache.frames(video) == 600
     assert np.array_equal(cache.read(video, range(600)), Decoder().read(video, range(600)))
+
+
+def test_small_videos_are_not_enlarged(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, np.zeros((5, 48, 64, 3), np.uint8))
+    video = Video("v", str(path), "train", 0)
+    assert Decoder(320).read(video, [0]).shape == (1, 48, 64, 3)
+    assert Decoder(24).read(video, [0]).shape == (1, 24, 32, 3)
+    for size, side in ((320, 48), (24, 24)):
+        manifest = Manifest("m", ("a",), (video,))
+        cache = open_cache(manifest, size, tmp_path / f"cache{size}", processes=1)
+        assert cache.read(video, [0]).shape[1] == side

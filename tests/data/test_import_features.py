@@ -201,6 +201,9 @@ def test_rates(tmp_path) -> None:
     _, strided = imported(source, tmp_path / "stride", Rate(12, 25.0), data)
     grid = {v: (e.frames, e.fps, e.stride) for v, e in strided.entries.items()}
     assert grid == {"a": (240, 25.0, 12), "b": (175, 25.0, 12), "c": (480, 25.0, 12)}
+    for video in data.videos:
+        frames = grid[video.id][0]
+        assert np.array_equal(strided.clock(video).times_T, np.arange(frames) / 25)
     with pytest.raises(UsageError, match="video 'c': neither a rate .* --stride and --fps"):
         imported(source, tmp_path / "out", Rate(), data)
     with pytest.raises(UsageError, match="video 'a': neither"):

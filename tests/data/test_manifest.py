@@ -207,7 +207,7 @@ NAN = float("nan")
         ({"v": entry({"a": 1})}, "'v'.*actions"),
         ({"v": entry([[0, 1]])}, "'v'.*action"),
         ({"v": entry([5])}, "'v'.*action"),
-        ({"v": entry([[0, "1", 2]])}, "'v'.*action"),
+        ({"v": entry([[0, "1,5", 2]])}, "'v'.*action"),
         ({"v": entry([[0, NAN, 2]])}, "'v'.*action"),
         ({"v": entry([[0, 1, None]])}, "'v'.*action"),
         ({"v": entry([[9, 1, 2]])}, "'v'.*class 9"),

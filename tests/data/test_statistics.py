@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from ssdet.cli.data_stats import command
+from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest, Segment, Video, load_manifest
 from ssdet.data.statistics import (
     FrameRule,
@@ -54,10 +55,12 @@ def test_a_data_set_by_hand() -> None:
 
 def test_short_videos_and_files() -> None:
     assert split_statistics(TOY, FrameRule(4, min_frames=4)).dense.videos == 2  # type: ignore[union-attr]
-    real = split_statistics(TOY, FrameRule(4), frames={"a": 20, "c": 3}).dense
+    real = split_statistics(
+        TOY, FrameRule(4), clocks={"a": Clock.regular(20, 8), "c": Clock.regular(3, 6)}
+    ).dense
     assert real is not None and (real.videos, real.frames) == (2, 23), "`b` cannot be read"
     assert real.positives.tolist() == [12, 0, 3], "8 frames a second"
-    grid = split_statistics(TOY, FrameRule(4, "grid"), frames={"a": 20}).dense
+    grid = split_statistics(TOY, FrameRule(4, "grid"), clocks={"a": Clock.regular(20, 8)}).dense
     assert grid is not None and grid.frames == 10, "a grid does not depend on the file's rate"
     empty = split_statistics(Manifest("none", CLASSES, ()))
     assert empty.summary()["mean_length"] is None and empty.videos == 0
@@ -143,7 +146,7 @@ def test_charades_test(shared_data: Path) -> None:
     json_file = load_manifest("charades", folder / "charades.json", split="test")
     table = load_manifest("charades", folder / "Charades_v1_test.csv")
     found = split_statistics(json_file, FrameRule(min_frames=162))
-    same = split_statistics(table, frames={})
+    same = split_statistics(table, clocks={})
     assert found.points is not None and found.dense is not None and same.points is not None
     for one in (found, same):
         assert (one.videos, one.unlabelled, one.instances) == (1863, 49, 16_691)

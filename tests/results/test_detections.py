@@ -3,7 +3,11 @@
 import csv
 import itertools
 import json
+import os
 import re
+import shutil
+import subprocess
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -16,7 +20,7 @@ from ssdet.results.detections import (
     segments_json,
     srt,
 )
-from ssdet.results.segments import Rows, Rule, find_segments
+from ssdet.results.segments import Detection, Rows, Rule, find_segments
 
 NAMES = ("open a door", 'say "no", <b>', "Äpfel\n切る")
 
@@ -139,7 +143,7 @@ def test_subtitles_show_what_is_found_at_a_time(case) -> None:
             continue
         expected = [" ".join(s.name.split()) for s in segments if s.start <= time < s.end]
         lines = [line for a, b, body in shown if a <= time < b for line in body]
-        assert sorted(lines) == sorted(expected)
+        assert sorted(unicodedata.normalize("NFKC", line) for line in lines) == sorted(expected)
 
 
 def test_subtitles_of_hours_and_of_nothing() -> None:
@@ -148,6 +152,58 @@ def test_subtitles_of_hours_and_of_nothing() -> None:
         "1\n01:01:01,500 --> 10:00:00,000\nopen a door\nÄpfel 切る\n"
     )
     assert list(srt([])) == []
+
+
+MARKUP = (
+    "<background>", "take <obj> from", "<i>x</i>", "a < b", "put {cup} down", r"{\an8}top",
+    "{Y:i}x", "open --> close", r"a\Nb", r"a\hb", "R&D", "a &lt; b", "&#60;", "42", "007",
+    "a\x00b\x1bc", "00:00:01,000 --> 00:00:02,000", "a\u2028b",
+    "Äpfel 切る", "<font color=red>x</font>", "_*`$",
+)  # fmt: skip
+
+
+def shown_by_ffmpeg(path) -> list[str]:
+    """Text of every cue as libass shows what FFmpeg's SubRip reader gives it."""
+    call = ["ffmpeg", "-v", "error", "-i", path, "-f", "ass", "-"]
+    found = subprocess.run(call, capture_output=True, encoding="utf-8", check=True).stdout
+    texts = [row.split(",", 9)[9] for row in found.splitlines() if row.startswith("Dialogue")]
+    visible = [re.sub(r"\{[^}]*\}", "", text) for text in texts]
+    return [text.replace(r"\N", "\n").replace(r"\h", " ") for text in visible]
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no FFmpeg on this machine")
+@pytest.mark.parametrize("together", [False, True])
+def test_players_show_names_that_look_like_markup(tmp_path, together) -> None:
+    step = 0 if together else 2.0
+    found = [Detection(k, n, step * k, step * k + 1, 0.9, 0.9) for k, n in enumerate(MARKUP)]
+    (tmp_path / "a.srt").write_text("".join(srt(found)), encoding="utf-8")
+    expected = [" ".join(re.sub(r"[\x00\x1b]", " ", name).split()) for name in MARKUP]
+    texts = shown_by_ffmpeg(tmp_path / "a.srt")
+    assert len(texts) == (1 if together else len(MARKUP))
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    assert [unicodedata.normalize("NFKC", line).strip() for line in lines] == expected
+
+
+def test_a_name_of_digits_is_not_the_number_of_a_cue() -> None:
+    """pysubs2 and others drop a last line of digits, as the number of a cue that was cut off."""
+    text = "".join(srt([Detection(0, "kick", 0, 1, 0.9, 0.9), Detection(1, "42", 0, 1, 0.9, 0.9)]))
+    assert not re.search(r"\n+ *\d+ *$", text.strip()) and text.endswith("42\n")
+
+
+def test_a_name_without_letters_keeps_its_line() -> None:
+    text = "".join(srt([Detection(0, " ", 0, 1, 0.9, 0.9), Detection(1, "a", 0, 1, 0.9, 0.9)]))
+    assert [len(body) for _, _, body in cues(text)] == [2]
+
+
+def test_names_of_bytes_are_written(tmp_path) -> None:
+    """`os.fsdecode` stands for bytes that are not UTF-8 by lone surrogates."""
+    names = (os.fsdecode(b"Stra\xdfe"), "$x$", "切")
+    found = Detections(os.fsdecode(b"v\xe4.mp4"), names, np.zeros(1), 1.0, np.ones((1, 3)))
+    for kind in ("json", "csv", "srt"):
+        getattr(found, f"to_{kind}")(tmp_path / f"a.{kind}")
+        assert r"Stra\udcdfe" in (tmp_path / f"a.{kind}").read_text(encoding="utf-8")
+    kept = json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert tuple(kept["classes"]) == names and os.fsencode(kept["video"]) == b"v\xe4.mp4"
 
 
 def test_files_say_what_the_arrays_do(tmp_path) -> None:

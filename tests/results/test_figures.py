@@ -65,6 +65,29 @@ DRAWN = {
 }
 
 
+NO_FORMULA = r"$\frac{$ \udcdf"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_names_with_dollar_signs_are_no_formulas(name, tmp_path, monkeypatch) -> None:
+    """Every figure is drawn with such a title, and with such labels where it has labels."""
+    monkeypatch.setitem(globals(), "TABLE", replace(
+        TABLE, title=NO_FORMULA, rows=tuple(replace(row, label=NO_FORMULA) for row in ROWS)
+    ))  # fmt: skip
+    monkeypatch.setitem(globals(), "TRACK", replace(TRACK, label=NO_FORMULA))
+    monkeypatch.setitem(globals(), "CURVES", [replace(one, arm=NO_FORMULA) for one in CURVES])
+    monkeypatch.setitem(globals(), "GAINS", [replace(one, name=NO_FORMULA) for one in GAINS])
+    path = DRAWN[name](tmp_path / "a.svg")
+    assert path.stat().st_size > 5000
+
+
+def test_a_timeline_takes_any_class_name(tmp_path) -> None:
+    truth = np.eye(24, 5, dtype=bool)
+    path = tmp_path / "a.png"
+    write_timeline(truth, {NO_FORMULA: truth * 0.8}, [NO_FORMULA] * 5, 12, path, NO_FORMULA)
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("file", [*(f"{name}.svg" for name in DRAWN), "bars.png", "timeline.png"])
 def test_equal_results_are_equal_bytes(file, tmp_path) -> None:
     draw = DRAWN[file.split(".")[0]]

@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 from io import StringIO
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from ssdet.cli.experiment import write_results
 from ssdet.evaluation.significance import BootstrapResult
 from ssdet.results.layout import footnotes, narrow, sheet
-from ssdet.results.render import console_table, html, latex, markdown
+from ssdet.results.render import console_table, html, latex, markdown, markdown_text
 from ssdet.results.tables import Cell, ResultTable, Row
 from ssdet.studies import Store, Table
 
@@ -89,6 +90,37 @@ def test_markdown_is_a_table_of_equal_rows() -> None:
     assert by_arm["two streams"].startswith("needs slowfast_det")
     assert "| +10.00 [+8.00, +12.00] | 0.030 | better |" in text
     assert "- † 1 video could not be read" in text
+
+
+SPECIAL = (
+    "<b>x</b>", "*x*", "_x_", "take_out", "__x__", "~~x~~", "a | b", r"a \* b", "$x$", "&lt;b",
+    "[x](y)", "[+1.0, +2.0]", "R&D", "a > b", "# 1", "Straße\udcdf", "{x}", "![x](y)",
+)  # fmt: skip
+
+
+def read_markdown(text: str) -> list[str]:
+    """What a reader of GitHub's Markdown sees of every cell, heading and item."""
+    inlines = [t for t in MarkdownIt("gfm-like", {"linkify": False}).parse(text) if t.children]
+    return ["".join(c.content for c in t.children or () if c.content) for t in inlines]
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    rows = [replace(ROWS[0], arm=f"a{k}", label=name) for k, name in enumerate(SPECIAL)]
+    table = replace(TABLE, rows=(*ROWS[:1], *rows), title="50 % of $_<b>_$", layout=Table())
+    seen = read_markdown(markdown(table))
+    assert seen[0] == "50 % of $_<b>_$" and "half" in seen[-1]
+    assert set(SPECIAL) <= set(seen)
+
+
+def test_code_is_the_only_markup_of_a_name() -> None:
+    assert markdown_text("`a|b` <i>`c*`") == r"`a\|b` \<i>`c*`"
+
+
+def test_files_take_names_of_bytes(tmp_path) -> None:
+    table = replace(TABLE, title=SPECIAL[-3])
+    write_results(table, Store.open(tmp_path))
+    for name in ("table.md", "table.tex", "table.html"):
+        assert "udcdf" in next(tmp_path.rglob(name)).read_text(encoding="utf-8")
 
 
 def test_latex_holds_no_raw_special_character() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.data import Segment, Video
+from ssdet.data.clock import Clock
 from ssdet.data.frames import dense_targets
 from ssdet.data.grid import Grid, on_grid
 from ssdet.data.manifest import Manifest
@@ -211,6 +212,9 @@ class Rated:
 
     def fps(self, video: Video) -> float:
         return self.rate
+
+    def clock(self, video: Video) -> Clock:
+        return Clock.regular(60, self.rate)
 
     def read(self, video: Video, indices: list[int]) -> np.ndarray:
         assert all(0 <= index < 60 for index in indices)

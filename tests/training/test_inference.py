@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ssdet.data import CorruptVideo, Manifest, Segment, Video
 from ssdet.data.clips import ClipRecipe
+from ssdet.data.clock import Clock
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.models import accelerate, create
 from ssdet.training.inference import (
@@ -45,6 +46,10 @@ class Pictures:
 
     def fps(self, video: Video) -> float:
         return 10.0 + self.frames(video)
+
+    def clock(self, video: Video) -> Clock:
+        frames = self.frames(video)
+        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         self.asked.append(list(indices))
@@ -275,6 +280,24 @@ def test_clip_scores_are_interpolated_between_the_middles_of_clips(stride) -> No
     inside = slice(6 * stride, 64 - 6 * stride)
     torch.testing.assert_close(found[inside], steps[inside] * stride, atol=1e-3, rtol=0)
     assert len(found) == 64 and found.min() >= 3.4 * stride and found.max() <= 63 - 3.4 * stride
+
+
+@pytest.mark.parametrize("frames", [3, 5, 8])
+def test_a_video_of_one_clip_or_less_is_scored_once(frames) -> None:
+    """Clips of 8 frames stand for 4 each: five frames once made two clips of the same frames."""
+    calls = []
+
+    class Counting(Whole):
+        def classify(self, clips_BCTHW: Tensor) -> Tensor:
+            calls.append(clips_BCTHW.shape)
+            return super().classify(clips_BCTHW)
+
+    pictures = np.arange(frames, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2)
+    recipe = PredictRecipe(replace(CLIP, frames=8))
+    blocks = stream_logits(Counting(), pictures.repeat(3, 3), frames, recipe, CPU, "clip")
+    scores = torch.cat(list(blocks))
+    assert len(calls) == 1
+    assert len(scores) == frames and (scores == scores[0]).all()
 
 
 def test_a_video_shorter_than_a_clip_is_gone_through_again() -> None:

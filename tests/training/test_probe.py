@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssdet.data import CorruptVideo, Manifest, Segment, Video
 from ssdet.data.clips import ClipRecipe
+from ssdet.data.clock import Clock
 from ssdet.training.inference import PredictRecipe, score_video
 from ssdet.training.probe import ProbeRecipe, extract, fit
 
@@ -99,6 +100,10 @@ class Pictures:
 
     def fps(self, video: Video) -> float:
         return 10.0
+
+    def clock(self, video: Video) -> Clock:
+        frames = self.frames(video)
+        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
         rows = self.colours[int(video.id)][list(indices)]

@@ -44,7 +44,7 @@ def test_a_window_that_is_all_context_is_refused() -> None:
 def test_clips_stand_around_the_middle_of_what_they_speak_for(steps, frames) -> None:
     hop = frames // 2
     parts = list(clip_windows(steps, frames, hop))
-    assert len(parts) == -(-steps // hop)
+    assert len(parts) == (1 if steps <= frames else -(-steps // hop))
     for place, part in enumerate(parts):
         assert 0 <= part.start < part.stop <= steps
         assert part.stop - part.start == min(frames, steps)

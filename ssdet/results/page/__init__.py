@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ssdet.text import printable
+
 IN_SCRIPT = {
     "<": "\\u003c",
     ">": "\\u003e",
@@ -34,7 +36,7 @@ def render(**values: Any) -> str:
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'"
     )
     page = pages.get_template("page.html.j2")
-    return page.render(style=style, script=script, policy=policy, **values) + "\n"
+    return printable(page.render(style=style, script=script, policy=policy, **values)) + "\n"
 
 
 def embedded(value: Mapping[str, Any]) -> Markup:

@@ -91,7 +91,7 @@ openTarget();
     axis.style.paddingLeft = `${left}px`;
     axis.replaceChildren(...[0, 0.5, 1].map((share) => {
       const tick = document.createElement("span");
-      tick.textContent = `${(share * video.frames / video.fps).toFixed(1)} s`;
+      tick.textContent = `${(share * video.end).toFixed(1)} s`;
       return tick;
     }));
     label.style.width = `${left}px`;
@@ -123,13 +123,17 @@ openTarget();
     show();
   }
 
+  // Where a step begins on the time axis; frames need not last equally long.
+  function place(step) {
+    return layout.left + layout.span * (step < steps() ? video.times[step] : video.end) / video.end;
+  }
+
   // Stretches of equal values, so that long videos take few rectangles; zero draws nothing.
   function spans(count, of, paint) {
     for (let start = 0; start < count;) {
       let stop = start + 1;
       while (stop < count && of(stop) === of(start)) stop++;
-      const x = layout.left + layout.span * start / count;
-      if (of(start)) paint(x, layout.span * (stop - start) / count, of(start));
+      if (of(start)) paint(place(start), place(stop) - place(start), of(start));
       start = stop;
     }
   }
@@ -146,11 +150,11 @@ openTarget();
     pen.clearRect(0, 0, canvas.width, canvas.height);
     pen.drawImage(base, 0, 0);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const x = layout.left + layout.span * (position + 0.5) / steps();
+    const x = (place(position) + place(position + 1)) / 2;
     pen.fillStyle = "#d55e00";
     pen.fillRect(x - 1, 0, 2, layout.height);
     const frame = position * video.step;
-    const told = `Frame ${frame + 1} of ${video.frames}, ${(frame / video.fps).toFixed(2)} s`;
+    const told = `Frame ${frame + 1} of ${video.frames}, ${video.times[position].toFixed(2)} s`;
     const labels = video.classes.filter((_, row) => truth(row, position)).map((k) => data.classes[k]);
     now.textContent = told;
     slider.value = position;
@@ -200,7 +204,7 @@ openTarget();
 
   function drag(event) {
     const x = event.clientX - canvas.getBoundingClientRect().left - layout.left;
-    move(Math.floor(x * steps() / layout.span));
+    move(video.times.findLastIndex((seconds) => seconds <= x * video.end / layout.span));
   }
 
   function changeVideo() {

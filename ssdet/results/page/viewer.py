@@ -108,9 +108,11 @@ def _scores(
     scores_RTK = [np.asarray(one[video.id], np.float32) for one in sets]
     kept = _kept(truth_TK, scores_RTK)
     step = -(-len(truth_TK) // STEPS)
+    clock = reader.clock(video)
     return {
         "id": video.id,
-        "fps": sets[0].fps(video.id),
+        "times": [round(float(time), 3) for time in clock.times_T[::step]],
+        "end": round(clock.end, 3),
         "frames": len(truth_TK),
         "step": step,
         "classes": kept,
