@@ -11,6 +11,7 @@ import numpy as np
 
 from ssdet.data.manifest import Manifest
 from ssdet.data.segments import is_number, is_whole
+from ssdet.data.text import clean
 from ssdet.data.video_names import VideoNames
 from ssdet.evaluation.class_numbers import class_codes
 from ssdet.evaluation.file_kinds import Recognised, UnusableFile
@@ -100,7 +101,7 @@ def _result_rows(path: Path, results: Mapping[str, Any]) -> Iterator[NamedDetect
 
 def _label(where: str, label: Any) -> str:
     if isinstance(label, str) or is_whole(label):
-        return str(label)
+        return clean(str(label))
     raise ValueError(f"{where}: label {label!r}, expected the name or number of a class")
 
 

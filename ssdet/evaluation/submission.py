@@ -95,8 +95,6 @@ def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
             where = f"{path}: line {number}"
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
             if len(line) == limit:
                 raise ValueError(f"{where}: longer than {limit} bytes: no line of a submission")
             if number == 1:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssdet.data.clock import Clock
 from ssdet.data.manifest import Manifest
-from ssdet.data.text import read_text
+from ssdet.data.text import clean, read_text
 from ssdet.evaluation.average_precision import Array
 
 LONGEST_LINE = 4096
@@ -216,7 +216,7 @@ def detection_lines(path: Path) -> Iterator[NamedDetection]:
                 f"{line[:60]!r}"
             )
         start, end, score = _numbers([fields[1], fields[2], fields[4]], where)
-        yield NamedDetection(fields[0], fields[3], start, end, score)
+        yield NamedDetection(fields[0], clean(fields[3]), start, end, score)
 
 
 def detection_fields(line: str) -> list[str]:
@@ -273,7 +273,7 @@ def _fields(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Where each line of a text file stands, and its text; empty lines are passed over."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         where = f"{path}: line {number}"
         if len(line) > LONGEST_LINE:
             raise ValueError(f"{where}: longer than {LONGEST_LINE} characters: {line[:60]!r}")

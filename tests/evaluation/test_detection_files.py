@@ -80,6 +80,17 @@ def test_lines_with_extensions_spaces_and_unknown_names(tmp_path) -> None:
     assert (found.unknown_videos, found.unknown_classes) == (("other video.mp4",), ("walk",))
 
 
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_lines_of_any_system(tmp_path, newline, encoding) -> None:
+    path = tmp_path / "det.txt"
+    path.write_bytes(newline.join(["a 1 2 run 0.5", "", "b 3 4 jump 0.25", ""]).encode(encoding))
+    found = match_detections(path, recognise(path, 3), manifest())
+    assert {v: rows.tolist() for v, rows in found.detections.items()} == {
+        "a": [[1, 1, 2, 0.5]], "b": [[0, 3, 4, 0.25]],
+    }  # fmt: skip
+
+
 def item(label="run", segment=(1, 2), score=0.5):
     return {"label": label, "segment": list(segment), "score": score}
 
