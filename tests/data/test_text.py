@@ -111,10 +111,8 @@ def test_labels_that_differ_by_blanks_are_one_class(tmp_path: Path) -> None:
     assert sum(found.notes.values()) == 1, "the test video without annotations"
 
 
-@pytest.mark.parametrize(
-    "actions", [[["0", "1.5", "2"]], [[f"a{BLANK}", 1.5, 2]], [["0 ", 1.5, 2]]]
-)
-def test_classes_and_times_as_text(actions: list[Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("action", [["0", "1.5", "2"], [f"a{BLANK}", 1.5, 2], ["0 ", 1.5, 2]])
+def test_classes_and_times_as_text(action: list[Any], tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a \nb\n")
     (tmp_path / "a.json").write_text(json.dumps({"v": ENTRY | {"actions": [action]}}))
     (segment,) = load_manifest("segments", tmp_path / "a.json").videos[0].segments
