@@ -71,6 +71,7 @@ def check(
     processes: int | None = None,
     seconds: float = 300,
     strict: bool = False,
+    thorough: bool = False,
     as_json: AsJson = False,
 ) -> int:
     """Decode both ends and the middle of every video, and compare with the annotation. What cannot
@@ -87,6 +88,8 @@ def check(
         processes: How many at once (one a core).
         seconds: A video that takes longer is unreadable.
         strict: Exit status 1 if anything is wrong, quarantined or not.
+        thorough: Decode every frame and look for zeros in place of data, which some decoders show
+            as pictures; read whole files to know whether they have changed.
     """
     manifest = load_manifest(format, path, videos=videos, quarantine=False)
     if quarantine is None and is_remote(path[0]):
@@ -95,7 +98,9 @@ def check(
         )
     place = quarantine or quarantine_file(Path(path[0]))
     with Counter("checked") as counter:
-        report = check_files(manifest, place, processes, seconds, with_suspicious, counter)
+        report = check_files(
+            manifest, place, processes, seconds, with_suspicious, counter, thorough
+        )
     if as_json:
         _print_json({**asdict(report), "fine": report.fine, "quarantine": str(place)})
     else:
@@ -199,7 +204,7 @@ def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
     _tell("unreadable", unreadable)
     _tell("suspicious", odd)
     _tell("not checked, run again", unchecked)
-    _tell("fine, with times of their own", report.notes)
+    _tell("frames with times of their own (no fault)", report.notes)
     print(
         f"{report.annotated} annotated videos: {report.fine} fine, {len(report.missing)} missing, "
         f"{len(unreadable)} unreadable, {len(odd)} suspicious"

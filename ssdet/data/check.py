@@ -1,13 +1,15 @@
 """Do the files hold what the annotation says? What cannot be read is put in quarantine."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ssdet.data.digests import whole_digest
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.sweep import Progress, Record, need_files, sweep, write_json
+from ssdet.data.thorough import examine_whole
 from ssdet.data.video import probe, read_clip
 
 JOURNAL = "checked.jsonl"
@@ -53,6 +55,7 @@ def check(
     seconds: float = 300,
     with_suspicious: bool = False,
     progress: Progress = lambda done, total: None,
+    thorough: bool = False,
 ) -> Report:
     """Decode both ends and the middle of every video, compare with its annotation, and write the
     `quarantine` list {"format": 1, "videos": {id: reason}} of those that cannot be read.
@@ -61,13 +64,17 @@ def check(
     `with_suspicious` puts those that differ in quarantine too. A crash of the decoder, or `seconds`
     without an end, is that video's fault. What was found out of each file is kept in checked.jsonl
     beside the list: a run after an interruption goes on, a later one looks at changed files only.
+    A file is the same if path, size, date and a digest of parts of it are. `thorough` decodes every
+    frame, looks for holes, and compares digests of whole files (`ssdet.data.thorough`); what it
+    found is kept by later checks of the same files that are not.
 
     Raises ValueError for a data set without any file, OSError where nothing can be written.
     """
     need_files(manifest)
     journal = quarantine.with_name(JOURNAL)
+    task, holds = (examine_whole, _same_whole(manifest)) if thorough else (examine, _always)
     records = sweep(
-        manifest.videos, examine, journal, _VERSION, processes, seconds, progress
+        manifest.videos, task, journal, _VERSION, processes, seconds, progress, holds
     )  # fmt: skip
     report = judge(manifest, records)
     reasons = {**report.unreadable, **(report.suspicious if with_suspicious else {})}
@@ -83,6 +90,23 @@ def examine(video: Video) -> Record:
         "frames": info.frames, "duration": info.duration, "start": info.start,
         "irregularity": info.irregularity,
     }  # fmt: skip
+
+
+def _same_whole(manifest: Manifest) -> Callable[[Record], bool]:
+    """Whether a record is of a thorough check of a file, no byte of which has changed since."""
+    paths = {video.id: video.path for video in manifest.videos}
+
+    def same(record: Record) -> bool:
+        try:
+            return "whole" in record and record["whole"] == whole_digest(paths[record["id"]])
+        except OSError:  # the check meets it again, and says so
+            return False
+
+    return same
+
+
+def _always(record: Record) -> bool:
+    return True
 
 
 def judge(manifest: Manifest, records: Mapping[str, Record]) -> Report:
@@ -145,4 +169,6 @@ def _oddity(video: Video, record: Record, usual: float | None) -> str:
         and abs(rate - usual) > RATE_OFF * usual
     ):
         found.append(f"{rate:.2f} frames a second, most videos have {usual:.2f}")
+    if record.get("hole"):
+        found.append(record["hole"])
     return "; ".join(found)

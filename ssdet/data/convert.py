@@ -186,9 +186,11 @@ def _size(path: Path) -> int:
 def _outcome(manifest: Manifest, records: Mapping[str, Record]) -> Conversion:
     whole = [record for record in records.values() if "fault" not in record]
     faults = {name: record for name, record in records.items() if "fault" in record}
+    listed = {name: f"in quarantine: {why}" for name, why in manifest.quarantined.items()}
+    reasons = {**manifest.missing_reasons, **listed}
     return Conversion(
         annotated=len(manifest.videos) + len(manifest.missing),
-        missing={name: manifest.quarantined.get(name, "no file") for name in manifest.missing},
+        missing={name: reasons.get(name, "no file") for name in manifest.missing},
         converted=len(whole),
         failed={name: fault["fault"] for name, fault in faults.items() if not fault["again"]},
         unread={name: fault["fault"] for name, fault in faults.items() if fault["again"]},

@@ -3,18 +3,22 @@ from after any interruption."""
 
 import errno
 import fcntl
+import gc
 import json
 import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from ssdet.data.build import end_with_parent
+from ssdet.data.digests import parts_digest
 from ssdet.data.frame_index import CorruptVideo
 from ssdet.data.manifest import Manifest, Video
 from ssdet.data.remote_cache import identity
@@ -24,6 +28,7 @@ Record = dict[str, Any]
 Task = Callable[[Video], Record]
 Progress = Callable[[int, int], None]
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+READERS = 8
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -52,17 +57,18 @@ def sweep(
 ) -> dict[str, Record]:
     """What `task` found out about each video, or its `fault`, by id.
 
-    Taken from the journal where it was written of the same file (id, size, date) with the same
-    `options` and `holds` agrees. A fault that may pass (`again`), or that came of a shorter time
-    limit, is not taken. `seconds` is the limit between two calls of `still_busy`. ValueError while
-    another run uses the journal, OSError where nothing more can be written.
+    Taken from the journal where it was written of the same file (id, path, size, date, digest of
+    parts of the content) with the same `options` and `holds` agrees. A fault that may pass
+    (`again`), or that came of a shorter time limit, is not taken. `seconds` is the limit between
+    two calls of `still_busy`. ValueError while another run uses the journal, OSError where nothing
+    more can be written.
     """
     if seconds <= 0 or (processes is not None and processes < 1):
         raise ValueError(f"{processes} processes, limit {seconds} s: expected more than 0")
     records: dict[str, Record] = {}
     left = []
     with _opened(journal) as (known, append):
-        keys = {video.id: _key(video, options) for video in videos}
+        keys = _keys(videos, options)
         for video in videos:
             record = known.get(video.id)
             if record is not None and _stands(record, keys[video.id], seconds) and holds(record):
@@ -149,7 +155,13 @@ class _Worker:
         self._seconds = seconds
         given = theirs, task, videos, seconds
         self._process = _FORK.Process(target=_serve, args=given, daemon=True)
-        self._process.start()
+        # A worker's garbage collector must not free what this process left, such as codecs: it
+        # would wait for their threads, which only this process has.
+        gc.freeze()
+        try:
+            self._process.start()
+        finally:
+            gc.unfreeze()
         theirs.close()
         self.number, self.alive = -1, True
 
@@ -209,12 +221,18 @@ def _death(code: int, seconds: float) -> Fault:
     return Fault(f"decoding crashed the process ({how})")
 
 
+def _keys(videos: Sequence[Video], options: str) -> dict[str, list[Any]]:
+    """By id, what a record of a file is valid for; reading waits for disks, so in threads."""
+    with ThreadPoolExecutor(READERS) as pool:
+        keys = pool.map(partial(_key, options=options), videos)
+        return {video.id: key for video, key in zip(videos, keys, strict=True)}
+
+
 def _key(video: Video, options: str) -> list[Any]:
     try:
-        _, size, mtime_ns = identity(video.path)
-    except OSError:
+        return [options, *identity(video.path), parts_digest(video.path)]
+    except OSError:  # the task meets it again, and says so
         return [options]
-    return [options, size, mtime_ns]
 
 
 def _record(video: Video, key: list[Any], found: Record | Fault, seconds: float) -> Record:
@@ -226,7 +244,8 @@ def _record(video: Video, key: list[Any], found: Record | Fault, seconds: float)
 
 def _stands(record: Record, key: list[Any], seconds: float) -> bool:
     limit = record.get("limit")
-    return record["key"] == key and not record.get("again") and (not limit or seconds <= limit)
+    same = record["key"] == key and len(key) > 1
+    return same and not record.get("again") and (not limit or seconds <= limit)
 
 
 @contextmanager

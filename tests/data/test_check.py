@@ -2,6 +2,7 @@
 
 import ctypes
 import faulthandler
+import gc
 import json
 import os
 import re
@@ -371,3 +372,31 @@ def test_a_place_that_cannot_be_written_is_told(folder, whole, tmp_path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(OSError):
         check(listed(folder), tmp_path / "file" / "q.json", 1)
+
+
+class Cycle:
+    """Garbage that only a collector frees, and that must not be freed in a worker."""
+
+    def __init__(self) -> None:
+        self.me, self.owner = self, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.owner:
+            os._exit(7)
+
+
+def collected(video: Video) -> dict[str, Any]:
+    gc.collect()
+    return {"frames": 1, "duration": 1.0}
+
+
+def test_workers_free_nothing_of_the_parent(folder, whole, monkeypatch) -> None:
+    """A codec with threads, in a worker without them, would wait for ever."""
+    (folder / "v.mp4").write_bytes(whole)
+    gc.disable()
+    try:
+        Cycle()
+        found = dict(isolated(collected, listed(folder).videos, 1, 60))
+    finally:
+        gc.enable()
+    assert [*found.values()] == [{"frames": 1, "duration": 1.0}]
