@@ -16,6 +16,8 @@ JOURNAL = "checked.jsonl"
 SECONDS_OFF = 0.5
 SHARE_OFF = 0.01
 RATE_OFF = 0.01
+USUAL = 0.75
+"""Share of the videos above which their rate is the usual one, and others are odd."""
 LATE = 0.01
 """Seconds from which a later start of the pictures is mentioned."""
 _VERSION = "check-2"
@@ -34,7 +36,7 @@ class Report:
     unchecked: Mapping[str, str]
     """Input/output errors and the like, which say nothing of the file; another run tries again."""
     fps: float | None
-    """Rate of most videos; None where no rate has a majority."""
+    """Rate of three in four videos or more; None where no rate is so usual."""
     missing_reasons: Mapping[str, str] = field(default_factory=dict)
     """Why, for missing videos of which more is known than that there is no file."""
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +153,7 @@ def _majority(rates: list[float]) -> float | None:
         return None
     middle = float(np.median(rates))
     near = np.abs(np.array(rates) - middle) <= RATE_OFF * middle
-    return middle if near.mean() > 0.5 else None
+    return middle if near.mean() > USUAL else None
 
 
 def _oddity(video: Video, record: Record, usual: float | None) -> str:
