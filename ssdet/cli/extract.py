@@ -11,8 +11,9 @@ import tyro
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.feature_index import Dtype
 from ssdet.studies.data import Data, Source
-from ssdet.studies.feature_stages import StreamJob, extract_stage, stored_stage
-from ssdet.studies.plan import Stage
+from ssdet.studies.feature_stages import StreamJob
+from ssdet.studies.graph_builder import StageGraph
+from ssdet.studies.identity import Stage, stored_stage
 from ssdet.studies.presets import DOWNSTREAM
 from ssdet.studies.session import Session, connect, folder_for_ray
 from ssdet.studies.stages import FEATURES, LAST, Job, Result, run_stage
@@ -144,7 +145,7 @@ def stage_of(options: Options, data: Data) -> Stage:
     if bool(options.run) == bool(options.checkpoint):
         raise ValueError("give --run (of --store), or --checkpoint: one of them")
     if options.checkpoint:
-        return extract_stage(_foreign(options), data)
+        return StageGraph(data).features(_foreign(options))
     store = Store.open(options.store)
     trained = stored_stage(store.local, options.run)
     while trained.kind not in ("pretrain", "finetune"):
@@ -154,11 +155,11 @@ def stage_of(options: Options, data: Data) -> Stage:
     recipe: TrainRecipe = trained.recipe
     predict = _predict(recipe.clip, options)
     if target(options).root == store.root:
-        return extract_stage(ExtractRecipe(predict, options.dtype), data, trained)
+        return StageGraph(data).features(ExtractRecipe(predict, options.dtype), trained)
     # Another store does not have the stage: there its weights are a file.
     path = store.local(trained.id, LAST) / LAST
     fresh = replace(recipe, model=replace(recipe.model, weights=str(path)), clip=predict.clip)
-    return extract_stage(ExtractRecipe(predict, options.dtype, fresh), data)
+    return StageGraph(data).features(ExtractRecipe(predict, options.dtype, fresh))
 
 
 def _foreign(options: Options) -> ExtractRecipe:

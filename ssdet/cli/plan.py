@@ -12,7 +12,8 @@ from rich.tree import Tree
 
 from ssdet.studies.assume import Assumed, figures, read_nodes, repeated, schedule, speeds
 from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.identity import Stage
+from ssdet.studies.plan import Plan
 from ssdet.studies.progress import duration
 from ssdet.studies.record import record_of
 from ssdet.studies.session import Workers

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.studies.costs import row_width, whole
-from ssdet.studies.feature_stages import Find
+from ssdet.studies.identity import Find, Stage
 from ssdet.studies.parts import GUIDE, parts
-from ssdet.studies.plan import Stage
 from ssdet.studies.stages import LAST
 from ssdet.training import checkpoint
 from ssdet.training.heads import head

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from ssdet.data.sampling import generator_for
 from ssdet.models import accelerate, create
 from ssdet.results.assembled import assemble
-from ssdet.studies.feature_stages import Find, stored_stage
+from ssdet.studies.identity import Find, Stage, stored_stage
 from ssdet.studies.parts import parts
-from ssdet.studies.plan import Stage
 from ssdet.studies.store import STAGE_ID, Store
 from ssdet.training import checkpoint as checkpoints
 from ssdet.training.inference import PredictRecipe

@@ -20,8 +20,8 @@ from ssdet.results.compare import Comparison, compare
 from ssdet.results.index import Entry
 from ssdet.results.rows import COLUMNS, SETTING, Lineage, rows_of, text
 from ssdet.results.tables import ResultTable, result_table
-from ssdet.studies.feature_stages import stored_stage
-from ssdet.studies.record import StudyRecord, read_records, recipe_of
+from ssdet.studies.identity import recipe_of, stored_stage
+from ssdet.studies.record import StudyRecord, read_records
 from ssdet.studies.store import Store
 from ssdet.training.inference import frame_targets
 from ssdet.training.recipe import TrainRecipe

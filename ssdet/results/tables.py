@@ -20,8 +20,9 @@ from ssdet.evaluation.comparison import (
     verdict,
 )
 from ssdet.evaluation.significance import BootstrapResult
+from ssdet.studies.identity import Stage
 from ssdet.studies.parts import ancestry
-from ssdet.studies.plan import Plan, Run, Stage
+from ssdet.studies.plan import Plan, Run
 from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.text import open_text

@@ -14,7 +14,8 @@ from ssdet.studies.changes import (
 )
 from ssdet.studies.data import Data, Source
 from ssdet.studies.experiment import Experiment
-from ssdet.studies.plan import Plan, Stage, plan
+from ssdet.studies.identity import Stage
+from ssdet.studies.plan import Plan, plan
 from ssdet.studies.presets import Preset, preset
 from ssdet.studies.runner import BudgetSpent, StagesFailed, run
 from ssdet.studies.search import Search

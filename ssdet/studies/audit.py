@@ -160,7 +160,7 @@ def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
     covered = [(score["videos_scored"], score["videos_expected"]) for score in scores]
     unreadable, how = _met(runs, store) if store is not None else (set[str](), {})
     size: tuple[int | None, int | None] = (None, None)
-    experiment = experiment_of(runs[0])
+    experiment = experiment_of(runs[0].predict, runs[0].probe)
     if experiment is not None:
         classes = plan.study.data.manifests["downstream"].num_classes
         size = parameter_count(experiment, classes), macs(experiment, classes)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 
 TRAINING = ("pretrain", "finetune")
 

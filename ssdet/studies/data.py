@@ -67,19 +67,6 @@ class Data:
         """Videos of one split; none where the data set lacks it."""
         return self.splits[role, name]
 
-    def fingerprint(self, kind: str) -> str:
-        """What the files hold that a stage of this kind depends on."""
-        splits = {
-            "pretrain": [("upstream", "train"), ("upstream", "val")],
-            "finetune": [("downstream", "train"), ("downstream", "val")],
-            "predict": [("downstream", "val"), ("downstream", "test")],
-            "probe": [("downstream", "train"), ("downstream", "val"), ("downstream", "test")],
-            "ensemble": [],
-        }[kind]
-        parts = [self.split(role, name).fingerprint for role, name in splits]
-        grid = f" at {self.fps:g} frames a second" if self.fps and kind != "pretrain" else ""
-        return ",".join([*parts, f"decoded at {self.decode_size}{grid}"])
-
     def reader(self, role: str, progress: Progress = silent) -> FrameReader:
         """Frames of one role's videos; fills the cache first where one is used."""
         return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)

@@ -14,7 +14,8 @@ import torch
 from ssdet.data.video import CorruptVideo
 from ssdet.evaluation.comparison import detectable_difference, paired_sd
 from ssdet.studies.costs import clip_macs, row_width, whole
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.identity import Stage
+from ssdet.studies.plan import Plan
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
 from ssdet.training.context import default_device

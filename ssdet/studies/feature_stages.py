@@ -1,9 +1,6 @@
-"""Stages on features: extracting them, training heads on them, scoring with those."""
+"""What stages on features do: extract them, train heads on them, score videos with those."""
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 from torch import nn
@@ -12,22 +9,16 @@ from ssdet.data.features import FeatureSet, FeatureWriter
 from ssdet.data.frames import FrameReader
 from ssdet.data.manifest import Manifest
 from ssdet.evaluation import PredictionWriter
-from ssdet.studies.data import Data
-from ssdet.studies.plan import Stage
-from ssdet.studies.record import recipe_of
-from ssdet.studies.stages import FEATURES, LAST, Job, Result, logged, score_splits
+from ssdet.studies.stages import FEATURES, LAST, Job, Result, logged, score_splits, with_rungs
 from ssdet.studies.store import Store
 from ssdet.studies.validation import followed, whole_videos
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
 from ssdet.training.extraction import ExtractRecipe, extractor, write_features
 from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head
-from ssdet.training.inference import PredictRecipe, Sink, frame_targets
+from ssdet.training.inference import Sink, frame_targets
 from ssdet.training.loop import network
 from ssdet.training.origin import starting_weights
-
-Find = Callable[[str, str], Path]
-"""Folder of a stage by its id, with a file or folder of it; `Store.local` is one."""
 
 
 @dataclass(frozen=True)
@@ -37,39 +28,6 @@ class StreamJob(Job):
     actors: int = 1
     decoders: int = 1
     gpus_per_actor: float = 0.0
-
-
-def extract_stage(recipe: ExtractRecipe, data: Data, trained: Stage | None = None) -> Stage:
-    """Features of all untrimmed videos, from the network of a training stage or `recipe.fresh`."""
-    if (trained is None) == (recipe.fresh is None):
-        raise ValueError("features come from a trained stage or from recipe.fresh: give one")
-    parents = () if trained is None else (trained,)
-    return Stage("extract", recipe, parents, data.fingerprint("probe"))
-
-
-def head_stage(recipe: HeadRecipe, data: Data, features: Stage) -> Stage:
-    """A model of features, trained on the training videos of an extraction."""
-    return Stage("fit_head", recipe, (features,), data.fingerprint("probe"))
-
-
-def scoring_stage(data: Data, head: Stage) -> Stage:
-    """The scores of validation and test videos by a model of features."""
-    recipe: PredictRecipe = head.parents[0].recipe.predict
-    return Stage("predict", recipe, (head,), data.fingerprint("predict"))
-
-
-def stored_stage(find: Find, name: str) -> Stage:
-    """A stage that is kept somewhere with all before it, as its `recipe.json` says.
-
-    FileNotFoundError for one that is not there, ValueError for recipes that this version does not
-    know.
-    """
-    identity = json.loads((find(name, "recipe.json") / "recipe.json").read_text())
-    parents = tuple(stored_stage(find, parent) for parent in identity["parents"])
-    recipe = recipe_of(identity["kind"], identity["recipe"])
-    stage = Stage(identity["kind"], recipe, parents, identity["data"])
-    stage.__dict__["id"] = name  # as it was named, whatever this version would name it
-    return stage
 
 
 def extract(job: Job, report: Report) -> Result:
@@ -114,7 +72,8 @@ def backbone(job: Job) -> nn.Module:
 def fit(job: Job, report: Report) -> Result:
     """Train a model of features."""
     recipe: HeadRecipe = job.stage.recipe
-    context = Context(job.folder, report=logged(job.folder / "metrics.jsonl", report))
+    report = logged(job.folder / "metrics.jsonl", with_rungs(job, report))
+    context = Context(job.folder, report=report)
     context.checkpoint_every = job.checkpoint_every
     features = FeatureSet.open(job.parent(part=FEATURES) / FEATURES)
     training = job.data.split("downstream", "train")

@@ -10,7 +10,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from ssdet.studies.budget import Budget
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.store import Store, note_error
 from ssdet.training.distributed import MOVES
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from ssdet.studies.experiment import Experiment
-from ssdet.studies.plan import Run, Stage
+from ssdet.studies.identity import Stage
 
 GUIDE = "guide."
 """In front of the names of the fine stream's parts."""
@@ -16,14 +16,21 @@ def ancestry(stage: Stage) -> Iterator[Stage]:
     yield stage
 
 
+def scored(end: Stage) -> Stage:
+    """The training stage whose network a scoring stage reads: of a run with a head that head, of
+    two streams the one that reads the other's features."""
+    return end.parents[0]
+
+
 def parts(end: Stage) -> dict[str, Stage]:
     """Stages below the one that scores a run, and it, first to last: `start`, `pretrain`,
-    `finetune`, `features` (an extraction), `head`, `predict`. Those of a fine stream stand before
-    them, `guide.start` and so on. Nothing below an ensemble, whose members are runs."""
+    `finetune`, `features` (an extraction), `head`, and `predict` or, of a trial, `validate`. Those
+    of a fine stream stand before them, `guide.start` and so on. Nothing below an ensemble, whose
+    members are runs."""
     if end.kind == "ensemble":
         return {}
-    found = {"predict": end}
-    last = end.parents[0]
+    found = {end.kind: end}
+    last = scored(end)
     if last.kind == "fit_head":
         found |= {"head": last, "features": last.parents[0]}
         last = last.parents[0].parents[0]
@@ -47,14 +54,15 @@ def _training(tuned: Stage) -> dict[str, Stage]:
     return found
 
 
-def experiment_of(run: Run) -> Experiment | None:
-    """The experiment that a run's stages carry out; None for an ensemble."""
-    found = {name: stage.recipe for name, stage in parts(run.predict).items()}
+def experiment_of(end: Stage, probed: Stage | None = None) -> Experiment | None:
+    """The experiment that a scoring stage, its ancestors and a probe carry out; None for an
+    ensemble."""
+    found = {name: stage.recipe for name, stage in parts(end).items()}
     if "finetune" not in found:
         return None
-    own = {name: found[name] for name in ("finetune", "pretrain", "predict", "start", "head")
-           if name in found}  # fmt: skip
-    probe = run.probe.recipe.probe if run.probe else None
+    own = {name: found[name] for name in ("finetune", "pretrain", "start", "head")
+           if name in found} | {"predict": end.recipe}  # fmt: skip
+    probe = probed.recipe.probe if probed else None
     below = {
         name.removeprefix(GUIDE): recipe
         for name, recipe in found.items()

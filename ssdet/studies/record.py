@@ -1,9 +1,8 @@
 """What a store knows of a study that ran in it: its plan as JSON, to be read without its code."""
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ from pydantic_core import to_jsonable_python
 
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
+from ssdet.studies.identity import Stage, recorded_stage, short_hash, stage_id
 from ssdet.studies.parts import experiment_of
-from ssdet.studies.plan import EnsembleRecipe, FrozenProbe, Plan, Run, Stage
+from ssdet.studies.plan import Plan, Run
 from ssdet.studies.store import STAGE_ID, Store, write_json
 from ssdet.studies.study import Arm, Study, Table
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import TrainRecipe, from_json
+from ssdet.training.recipe import from_json
 
 FORMAT = "ssdet-study/1"
 
@@ -62,7 +58,7 @@ class StudyRecord:
         """Names the plan: equal for equal plans, whenever written and wherever the data lie."""
         values = {k: v for k, v in vars(self).items() if k not in ("written", "data")}
         runs = [vars(run) for run in self.runs]
-        return _hash({**values, "runs": runs, "stages": list(self.stages)})  # ids are hashes
+        return short_hash({**values, "runs": runs, "stages": list(self.stages)})  # ids are hashes
 
     def finals(self, arm: str, readout: str = "finetuned") -> dict[int, str]:
         """Id of the stage that scores each seed of an arm, for a read-out (finetuned or probe)."""
@@ -79,15 +75,16 @@ class StudyRecord:
         """
         stages: dict[str, Stage] = {}
         for name, identity in self.stages.items():
-            parents = tuple(stages[parent] for parent in identity["parents"])
-            recipe = recipe_of(identity["kind"], identity["recipe"])
-            stages[name] = Stage(identity["kind"], recipe, parents, identity["data"])
-            stages[name].__dict__["id"] = name
+            stages[name] = recorded_stage(name, identity, stages)
         runs = tuple(
             Run(run.arm, run.seed, stages[run.predict], stages[run.probe] if run.probe else None)
             for run in self.runs
         )
-        known = {run.arm: experiment_of(run) for run in reversed(runs) if run.predict.parents}
+        known = {
+            run.arm: experiment_of(run.predict, run.probe)
+            for run in reversed(runs)
+            if run.predict.parents
+        }
         arms = tuple(_arm(values, known.get(values["name"])) for values in self.arms)
         study = from_json(Study, {**self.study, "arms": arms})
         base = known.get(study.baseline) or next(filter(None, known.values()), None)
@@ -98,33 +95,6 @@ class StudyRecord:
 def _arm(values: Mapping[str, Any], known: Experiment | None) -> Arm:
     arm = from_json(Arm, values)
     return arm if known is None else replace(arm, change=lambda base: known)
-
-
-def recipe_of(kind: str, values: Mapping[str, Any]) -> Any:
-    """A stage's recipe from its JSON; ValueError for unknown kinds and fields."""
-    if kind not in _RECIPES:
-        raise ValueError(f"kind of stage {kind!r}: this version knows {', '.join(_RECIPES)}")
-    return _RECIPES[kind](values)
-
-
-def _train(values: Mapping[str, Any]) -> TrainRecipe:
-    return from_json(TrainRecipe, values)
-
-
-def _probe(values: Mapping[str, Any]) -> FrozenProbe:
-    fresh = values.get("fresh")
-    return FrozenProbe(from_json(ProbeRecipe, values["probe"]), fresh and _train(fresh))
-
-
-_RECIPES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "pretrain": _train,
-    "finetune": _train,
-    "predict": lambda values: from_json(PredictRecipe, values),
-    "probe": _probe,
-    "ensemble": lambda values: from_json(EnsembleRecipe, values),
-    "extract": lambda values: from_json(ExtractRecipe, values),
-    "fit_head": lambda values: from_json(HeadRecipe, values),
-}
 
 
 def record_of(plan: Plan, written: float) -> StudyRecord:
@@ -228,7 +198,7 @@ def _check(record: StudyRecord, altered: Collection[str]) -> None:
         raise ValueError(f"format {record.format!r}, this version reads {FORMAT!r}")
     known: set[str] = set()
     for name, identity in record.stages.items():
-        fits = name in altered or name == f"{identity['kind']}-{_hash(identity)}"
+        fits = name in altered or name == stage_id(identity)
         if not STAGE_ID.fullmatch(name) or not fits:
             raise ValueError(f"stage {name!r} is not what its name says")
         if missing := set(identity["parents"]) - known:
@@ -238,7 +208,3 @@ def _check(record: StudyRecord, altered: Collection[str]) -> None:
     for run in record.runs:
         if run.arm not in arms or not {run.predict, run.probe or run.predict} <= known:
             raise ValueError(f"arm {run.arm!r} seed {run.seed}: its arm or stages are missing")
-
-
-def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

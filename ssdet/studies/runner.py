@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssdet.studies.budget import Budget
 from ssdet.studies.data import ROLES, Data, check_decoders
-from ssdet.studies.plan import Plan, Stage, plan
+from ssdet.studies.identity import Stage
+from ssdet.studies.plan import Plan, plan
 from ssdet.studies.progress import Progress
 from ssdet.studies.record import write_record
 from ssdet.studies.session import Resources, Workers, connect, plan_resources

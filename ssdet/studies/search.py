@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Change, Experiment, unchanged
-from ssdet.studies.plan import Stage
+from ssdet.studies.graph_builder import StageGraph
+from ssdet.studies.identity import Stage, data_fingerprint
+from ssdet.studies.parts import ancestry, parts
 from ssdet.studies.presets import tiny
 from ssdet.training.recipe import to_json
 
@@ -113,7 +115,7 @@ class Search:
         assert self.base is not None
         return {
             "base": to_json(self.change(self.base)),
-            "data": [self.data.fingerprint("finetune"), self.data.fingerprint("pretrain")],
+            "data": [data_fingerprint(self.data, kind) for kind in ("finetune", "pretrain")],
             "space": self._space_text(),
             "objectives": list(self.objectives),
             "scheduler": self.scheduler,
@@ -130,7 +132,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Chain:
-    """The stages of one trial, each the parent of the next; the last one scores."""
+    """The stages of one trial, parents first; the last one scores."""
 
     stages: tuple[Stage, ...]
 
@@ -139,23 +141,17 @@ class Chain:
 
     @property
     def ids(self) -> dict[str, str]:
-        """Stage id by kind; an earlier pretraining is the `start`."""
-        kinds = [stage.kind for stage in self.stages]
-        names = ["start" if kind in kinds[i + 1 :] else kind for i, kind in enumerate(kinds)]
-        return {name: stage.id for name, stage in zip(names, self.stages, strict=True)}
+        """Stage id by part of the run (`ssdet.studies.parts`), such as `start` or `validate`; none
+        for a trial that could not be built."""
+        named = parts(self.stages[-1]) if self.stages else {}
+        return {name: stage.id for name, stage in named.items()}
 
 
 def chain(experiment: Experiment, data: Data) -> Chain:
-    """From clips to a score on the validation split: the training stages are those of a study with
-    this experiment, the last one reads no test video."""
-    stages: list[Stage] = []
-    for recipe in experiment.pretrainings:
-        parents = tuple(stages[-1:])
-        stages.append(Stage("pretrain", recipe, parents, data.fingerprint("pretrain")))
-    parents = tuple(stages[-1:])
-    tuned = Stage("finetune", experiment.finetune, parents, data.fingerprint("finetune"))
-    held_out = f"{data.split('downstream', 'val').fingerprint},decoded at {data.decode_size}"
-    return Chain((*stages, tuned, Stage("validate", experiment.predict, (tuned,), held_out)))
+    """From clips to a score on the validation split: the stages of an arm with this experiment, but
+    that the last one scores no test video."""
+    end = StageGraph(data).scoring(experiment, "validate")
+    return Chain(tuple({stage.id: stage for stage in ancestry(end)}.values()))
 
 
 def with_values(values: Mapping[str, Any]) -> Change:

@@ -12,11 +12,12 @@ from typing import Any
 
 from ray import tune
 
-from ssdet.evaluation.cost import conv_macs
+from ssdet.studies.costs import macs
 from ssdet.studies.data import Data, check_decoders
 from ssdet.studies.graph import Moves
 from ssdet.studies.ledger import Ledger, open_ledger
 from ssdet.studies.lines import Lines
+from ssdet.studies.parts import experiment_of, scored
 from ssdet.studies.presets import completed
 from ssdet.studies.proposals import Proposals, Stopping
 from ssdet.studies.runner import TRAINING, fill_caches, hush, members
@@ -27,7 +28,6 @@ from ssdet.studies.store import Store
 from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import SearchResult
 from ssdet.training.context import Report
-from ssdet.training.loop import network
 from ssdet.training.preemption import Preempted
 
 Evaluate = Callable[[Chain, Report], Mapping[str, Any]]
@@ -110,6 +110,7 @@ def run_chain(means: Means, stages: Chain, report: Report) -> dict[str, Any]:
 
 def _map(means: Means, stages: Chain, report: Report) -> float:
     result: dict[str, Any] = {}
+    last = scored(stages.stages[-1])
     for stage in stages.stages:
         training = stage.kind in TRAINING
         job = Job(
@@ -119,6 +120,7 @@ def _map(means: Means, stages: Chain, report: Report) -> float:
             **members(stage, means.resources),
             loaders=means.loaders,
             checkpoint_every=means.checkpoint_every,
+            ranked=stage.id == last.id,
         )
         alone = training or not means.resources.drives
         result = run_stage(job, report) if alone else _elsewhere(job)
@@ -138,13 +140,11 @@ def _elsewhere(job: Job) -> dict[str, Any]:
 
 
 def cost(means: Means, stages: Chain) -> dict[str, float]:
-    """Multiply-adds of the fine-tuned network for one clip, where they are an objective."""
-    if not means.macs:
+    """Multiply-adds of all that scores a clip, where they are an objective."""
+    experiment = experiment_of(stages.stages[-1]) if means.macs else None
+    if experiment is None:
         return {}
-    recipe = stages.stages[-1].parents[0].recipe
-    model = network(recipe, means.data.manifests["downstream"].num_classes)
-    clip = recipe.clip
-    return {"macs": float(conv_macs(model, (1, 3, clip.frames, clip.size, clip.size)))}
+    return {"macs": float(macs(experiment, means.data.manifests["downstream"].num_classes))}
 
 
 def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:

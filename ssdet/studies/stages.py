@@ -20,7 +20,7 @@ from ssdet.data.manifest import Manifest
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.evaluation.ensemble import mean_probability
 from ssdet.studies.data import Data
-from ssdet.studies.plan import FrozenProbe, Stage
+from ssdet.studies.identity import FrozenProbe, Stage
 from ssdet.studies.provenance import Attempt, provenance
 from ssdet.studies.store import Store, write_json
 from ssdet.studies.validation import validation_of
@@ -28,6 +28,7 @@ from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
 from ssdet.training.distributed import ANSWER, Team, run_workers
 from ssdet.training.guide import Guide
+from ssdet.training.heads import HeadRecipe
 from ssdet.training.inference import Network, PredictRecipe, frame_targets, predict
 from ssdet.training.loop import network, train
 from ssdet.training.origin import starting_weights
@@ -60,6 +61,8 @@ class Job:
     """Tasks of Ray that decode for each worker of a training."""
     checkpoint_every: float = 60.0
     threads: int = 1
+    ranked: bool = False
+    """Whether trials of a search are compared by the validations of this training."""
 
     @property
     def folder(self) -> Path:
@@ -136,11 +139,12 @@ def logged(path: Path, report: Report) -> Report:
     return both
 
 
-def with_rungs(recipe: TrainRecipe, report: Report) -> Report:
-    """A report that names each validation of fine-tuning, for what compares trials while they
-    run: `rung` (from 1) of `rungs`, and `map`."""
-    if recipe.task != "finetune":
+def with_rungs(job: Job, report: Report) -> Report:
+    """A report that, for a job by which trials are compared while they run, numbers each
+    validation: `rung` (from 1) of `rungs`, and `map`."""
+    if not job.ranked:
         return report
+    recipe: TrainRecipe | HeadRecipe = job.stage.recipe
 
     def named(metrics: Mapping[str, float]) -> None:
         if "validation" in metrics:
@@ -221,7 +225,7 @@ def train_worker(
     """The training loop of a job in this process, alone or as one of several workers."""
     torch.set_num_threads(job.threads)
     recipe: TrainRecipe = job.stage.recipe
-    context.report = with_rungs(recipe, context.report)
+    context.report = with_rungs(job, context.report)
     if context.rank == 0:
         context.report = logged(job.folder / "metrics.jsonl", context.report)
     context.loaders, context.decoders = job.loaders, job.decoders
@@ -261,6 +265,7 @@ def _probe(job: Job, report: Report) -> Result:
         parent = job.stage.parents[0].recipe
         model = _trained(job, parent, job.data.manifests["upstream"].num_classes)
     else:
+        assert recipe.fresh is not None
         classes = job.data.manifests["downstream"].num_classes
         model = network(recipe.fresh, classes, starting_weights(recipe.fresh, classes))
     model.to(device).eval()

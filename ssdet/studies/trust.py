@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.identity import Stage
+from ssdet.studies.parts import scored
+from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store
 from ssdet.studies.trials import SearchResult
 
@@ -129,7 +131,7 @@ def trust_of_validations(plan: Plan, store: Store) -> Trust:
             curve
             for run in plan.of(arm.name)
             if run.predict.kind == "predict"
-            and len(curve := validations(run.predict.parents[0], store)) > 1
+            and len(curve := validations(scored(run.predict), store)) > 1
         ]
         for arm in plan.study.arms
     }

@@ -142,6 +142,7 @@ class TrainRecipe:
 
 
 Recipe = TypeVar("Recipe")
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
@@ -149,9 +150,16 @@ def to_json(recipe: Any) -> dict[str, Any]:
 
     A file is named by what it holds, wherever it lies. FileNotFoundError where it is not there.
     """
-    values = TypeAdapter(type(recipe)).dump_python(recipe, mode="json")
+    values = _adapter(type(recipe)).dump_python(recipe, mode="json")
     _settle(recipe, values)
     return values
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Building one takes longer than using it: a plan has thousands of recipes of few kinds."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def _settle(recipe: Any, values: dict[str, Any]) -> None:
@@ -168,7 +176,7 @@ def _settle(recipe: Any, values: dict[str, Any]) -> None:
 
 def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
     """Recipe from `to_json` values; unknown or ill-typed fields raise ValueError naming them."""
-    recipe = TypeAdapter(kind).validate_python(values)
+    recipe: Recipe = _adapter(kind).validate_python(values)
     if unknown := _unknown(asdict(recipe), values):  # type: ignore[call-overload]
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
     return recipe

@@ -11,7 +11,7 @@ from ssdet.cli.experiment import Options, resolve
 from ssdet.data import remote
 from ssdet.studies import Arm, Store, Study, classification, lease, pointer, preset
 from ssdet.studies.data import moving_shapes
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.search import Search
 
 

@@ -22,7 +22,7 @@ from ssdet.studies.assume import (
     schedule,
     speeds,
 )
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.search import Search
 from ssdet.studies.study import Arm, Study
 from ssdet.studies.trials import Trial, append

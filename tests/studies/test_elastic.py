@@ -19,7 +19,7 @@ import torch
 from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Study, augmented
 from ssdet.studies.graph import Moves
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.runner import members
 from ssdet.studies.session import Workers, plan_resources
 from ssdet.studies.stages import Job, run_stage

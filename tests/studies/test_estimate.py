@@ -7,7 +7,7 @@ import pytest
 from ssdet.evaluation.comparison import detectable_difference
 from ssdet.studies import estimate as costs
 from ssdet.studies.budget import Budget
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.training.recipe import ModelRecipe
 

@@ -20,12 +20,9 @@ from ssdet.evaluation import PredictionSet
 from ssdet.studies.data import Data, moving_shapes
 from ssdet.studies.feature_stages import (
     StreamJob,
-    extract_stage,
-    head_stage,
-    scoring_stage,
-    stored_stage,
 )
-from ssdet.studies.plan import Stage
+from ssdet.studies.graph_builder import StageGraph
+from ssdet.studies.identity import Stage, data_fingerprint, stored_stage
 from ssdet.studies.presets import preset
 from ssdet.studies.stages import FEATURES, Job, run_stage
 from ssdet.studies.store import Store
@@ -58,7 +55,7 @@ def features_of(store: Store, stage) -> FeatureSet:
 @pytest.fixture(scope="module")
 def extracted(data, recipe, tmp_path_factory):
     store = Store.open(tmp_path_factory.mktemp("store"))
-    stage = extract_stage(recipe, data)
+    stage = StageGraph(data).features(recipe)
     result = run_stage(Job(stage, str(store.root), data))
     return store, stage, result
 
@@ -82,24 +79,24 @@ def test_rows_are_what_the_network_says(extracted, data, recipe) -> None:
 
 
 def test_the_name_tells_weights_preprocessing_and_data(data, recipe, tmp_path) -> None:
-    ids = {extract_stage(recipe, data).id}
+    ids = {StageGraph(data).features(recipe).id}
     window = replace(recipe, predict=replace(recipe.predict, window=7))
     for other in (
         window,
         replace(recipe, dtype="float16"),
         replace(recipe, fresh=replace(recipe.fresh, seed=1)),
     ):
-        ids.add(extract_stage(other, data).id)
-    ids.add(extract_stage(recipe, replace(data, decode_size=20)).id)
+        ids.add(StageGraph(data).features(other).id)
+    ids.add(StageGraph(replace(data, decode_size=20)).features(recipe).id)
     assert len(ids) == 5
     with pytest.raises(ValueError, match="give one"):
-        extract_stage(replace(recipe, fresh=None), data)
+        StageGraph(data).features(replace(recipe, fresh=None))
 
 
 def test_a_head_is_trained_and_scored_without_any_video(extracted, data, monkeypatch) -> None:
     store, stage, _ = extracted
-    head = head_stage(HeadRecipe(optim=OPTIM, validations=3), data, stage)
-    scored = scoring_stage(data, head)
+    head = StageGraph(data).head(HeadRecipe(optim=OPTIM, validations=3), stage)
+    scored = StageGraph(data).head_scoring(head)
     monkeypatch.setattr(Data, "reader", None)
     fitted = run_stage(Job(head, str(store.root), data))
     assert fitted["steps"] == 60 and 0 < fitted["validation"] < 1
@@ -133,7 +130,7 @@ run_stage(job)
 
 
 def test_a_kill_costs_at_most_one_video(extracted, data, recipe, tmp_path) -> None:
-    job = Job(extract_stage(recipe, data), str(tmp_path / "store"), data)
+    job = Job(StageGraph(data).features(recipe), str(tmp_path / "store"), data)
     Store.open(job.store)
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     asked: list[list[str]] = []
@@ -173,15 +170,15 @@ def broken(data, tmp_path_factory) -> tuple[Data, str]:
 
 def test_broken_videos_are_counted_with_their_reasons(broken, recipe, tmp_path) -> None:
     broken, name = broken
-    stage = extract_stage(recipe, broken)
+    stage = StageGraph(broken).features(recipe)
     result = run_stage(Job(stage, str(tmp_path / "store"), broken))
     assert list(result["unreadable"]) == [name] and result["unreadable"][name]
     assert result["videos"] == result["videos_expected"] - 1
     features = features_of(Store.open(tmp_path / "store"), stage)
     assert name not in features and features.broken == result["unreadable"]
-    head = head_stage(HeadRecipe(optim=OPTIM, validations=1), broken, stage)
+    head = StageGraph(broken).head(HeadRecipe(optim=OPTIM, validations=1), stage)
     run_stage(Job(head, str(tmp_path / "store"), broken))
-    scored = run_stage(Job(scoring_stage(broken, head), str(tmp_path / "store"), broken))
+    scored = run_stage(Job(StageGraph(broken).head_scoring(head), str(tmp_path / "store"), broken))
     split = next(v.split for v in broken.manifests["downstream"].videos if v.id == name)
     if split != "train":
         assert scored["unreadable"] == result["unreadable"]
@@ -191,7 +188,7 @@ def test_broken_videos_are_counted_with_their_reasons(broken, recipe, tmp_path) 
 
 def test_ray_data_writes_the_same_files(broken, recipe, ray_session, tmp_path) -> None:
     data, name = broken
-    stage = extract_stage(recipe, data)
+    stage = StageGraph(data).features(recipe)
     whole = run_stage(Job(stage, str(tmp_path / "one"), data))
     stream = StreamJob(stage, str(tmp_path / "many"), data, actors=1, decoders=1)
     assert run_stage(stream) == whole and list(whole["unreadable"]) == [name]
@@ -217,7 +214,7 @@ def test_the_command_reads_a_run_or_a_checkpoint(broken, tmp_path, capsys) -> No
     data, name = broken
     base = preset("smoke").experiment
     store = tmp_path / "store"
-    tuned = Stage("finetune", base.finetune, (), data.fingerprint("finetune"))
+    tuned = Stage("finetune", base.finetune, (), data_fingerprint(data, "finetune"))
     run_stage(Job(tuned, str(store), data))
     asked = [data.downstream.path, "--format", "segments", "--videos", data.downstream.videos,
              "--dtype", "float32", "--decode-size", "None"]  # fmt: skip

@@ -22,7 +22,7 @@ from ssdet.studies import (
     pretraining,
     scratch,
 )
-from ssdet.studies.plan import FrozenProbe, Stage
+from ssdet.studies.identity import FrozenProbe, Stage
 from ssdet.studies.record import record_of
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import TrainRecipe
@@ -92,8 +92,8 @@ def test_everything_that_decides_a_result_is_in_the_id(study) -> None:
 def test_stages_keep_the_names_that_results_are_stored_under(monkeypatch) -> None:
     """Names given by format 2 of an earlier version: a new field of a recipe must not change them
     while it is at its default (`ssdet.training.recipe.LATER`)."""
-    monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "FORMAT", 2)
-    monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "REVISED", {})
+    monkeypatch.setattr(sys.modules["ssdet.studies.identity"], "FORMAT", 2)
+    monkeypatch.setattr(sys.modules["ssdet.studies.identity"], "REVISED", {})
     recipe = TrainRecipe("pretrain", augment="mixup", augment_options={"mask": "half"}, seed=3)
     pretrained = Stage("pretrain", recipe, (), "files")
     tuned = Stage("finetune", TrainRecipe("finetune"), (pretrained,), "files")

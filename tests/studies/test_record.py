@@ -9,7 +9,7 @@ import pytest
 
 from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Store, Study, Table, augmented, classification, plan, run, scratch
-from ssdet.studies import record as records
+from ssdet.studies.identity import stage_id
 from ssdet.studies.record import read_record, read_records, record_of, write_record
 
 ARMS = (
@@ -56,7 +56,7 @@ def test_arms_give_their_experiments_again(planned) -> None:
 
 def test_stages_keep_their_ids_when_the_format_moves_on(planned, tmp_path, monkeypatch) -> None:
     path = write_record(Store.open(tmp_path), planned)
-    monkeypatch.setattr(sys.modules["ssdet.studies.plan"], "FORMAT", 999)
+    monkeypatch.setattr(sys.modules["ssdet.studies.identity"], "FORMAT", 999)
     assert list(read_record(path).plan().stages) == list(planned.stages)
 
 
@@ -121,7 +121,7 @@ def test_what_is_no_record_is_refused(planned, tmp_path, damage) -> None:
 def test_a_record_of_unknown_stages_lists_them_but_has_no_plan(planned, tmp_path) -> None:
     record = record_of(planned, 0.0)
     identity = {"kind": "distil", "recipe": {}, "parents": [], "data": "", "format": 9}
-    name = f"distil-{records._hash(identity)}"
+    name = stage_id(identity)
     path = tmp_path / "studies" / "kept" / "x.json"
     path.parent.mkdir(parents=True)
     later = replace(record, stages={**record.stages, name: identity})

@@ -14,7 +14,7 @@ from ssdet.results.cleaning import remove_stage
 from ssdet.results.members import load_members
 from ssdet.results.query import Results
 from ssdet.studies import plan, stages
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage, data_fingerprint
 from ssdet.studies.record import write_record
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.store import Store
@@ -77,8 +77,8 @@ def test_training_on_videos_from_afar_is_the_same(bucket, shapes, on, study, tmp
     here = replace(study.data, cache=False)
     place = bucket.uri("data/upstream/annotations.csv"), bucket.uri("data/upstream/videos")
     there = replace(here, upstream=replace(here.upstream, path=place[0], videos=place[1]))
-    assert there.fingerprint("pretrain") == here.fingerprint("pretrain")
-    stage = Stage("pretrain", clips, (), there.fingerprint("pretrain"))
+    assert data_fingerprint(there, "pretrain") == data_fingerprint(here, "pretrain")
+    stage = Stage("pretrain", clips, (), data_fingerprint(there, "pretrain"))
     jobs = [
         Job(stage, str(tmp_path / name), data, loaders=loaders)
         for name, data, loaders in (("local", here, 0), ("afar", there, 2))

@@ -147,10 +147,9 @@ def test_a_trial_shares_its_training_with_studies_and_reads_no_test_video(smoke)
     assert {stage.id for stage in longer.stages[:3]} <= plan(both).stages.keys()
     without = replace(search.data)
     manifest = search.data.manifests["downstream"]
-    kept = {name: v for name, v in vars(manifest).items() if name != "videos"}
     rest = tuple(video for video in manifest.videos if video.split != "test")
     without.__dict__["manifests"] = {
-        **search.data.manifests, "downstream": type(manifest)(videos=rest, **kept)
+        **search.data.manifests, "downstream": replace(manifest, videos=rest)
     }  # fmt: skip
     assert not without.split("downstream", "test").videos
     assert chain(search.experiment(FixedTrial({"augment": "mixup"})), without).ids == found.ids

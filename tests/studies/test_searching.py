@@ -58,7 +58,7 @@ def test_a_stage_that_is_stopped_is_not_done_and_ends_as_if_it_never_was(smoke, 
     search = smoke(LR)
     experiment = scratch(search.experiment(FixedTrial({"finetune_lr": 0.1})))
     stage = chain(experiment, search.data).stages[0]
-    job = Job(stage, str(store.root), search.data, checkpoint_every=0)
+    job = Job(stage, str(store.root), search.data, checkpoint_every=0, ranked=True)
     rungs, stops = [], True
     with pytest.raises(SystemExit):
         run_stage(job, report)

@@ -112,7 +112,7 @@ def test_who_waited_for_a_lock_that_was_removed_takes_the_new_one(tmp_path) -> N
 def work(root, ready, start, results) -> None:
     """Run a stage that takes a moment and counts how often it is run."""
     from ssdet.studies import stages
-    from ssdet.studies.plan import EnsembleRecipe, Stage
+    from ssdet.studies.identity import EnsembleRecipe, Stage
 
     def slow(job, report):
         with open(job.folder / "ran", "a") as file:

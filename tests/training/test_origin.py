@@ -8,7 +8,7 @@ import torch
 
 from ssdet.data.clips import ClipRecipe
 from ssdet.models import create, published
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.training import ModelRecipe, TrainRecipe, checkpoint
 from ssdet.training.loop import network
 from ssdet.training.origin import CONSTANTS, fingerprint, starting_weights

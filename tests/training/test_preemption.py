@@ -17,7 +17,7 @@ from torch import nn
 
 from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Study, augmented
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.stages import Job, run_stage
 from ssdet.training import OptimRecipe, checkpoint
 from ssdet.training.context import Context

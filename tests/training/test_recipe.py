@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ssdet.studies.plan import FrozenProbe
+from ssdet.studies.identity import FrozenProbe
 from ssdet.studies.presets import preset
 from ssdet.training.probe import ProbeRecipe
 from ssdet.training.recipe import OptimRecipe, TrainRecipe, from_json, to_json

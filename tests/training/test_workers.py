@@ -9,7 +9,7 @@ import torch
 
 from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Study, augmented
-from ssdet.studies.plan import Stage
+from ssdet.studies.identity import Stage
 from ssdet.studies.stages import Job, run_stage
 from ssdet.training import ModelRecipe, OptimRecipe, checkpoint
 

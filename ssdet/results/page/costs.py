@@ -7,8 +7,9 @@ from typing import Any
 
 from ssdet.results.page.entries import labels
 from ssdet.results.page.graph import Node
+from ssdet.studies.identity import Stage
 from ssdet.studies.parts import ancestry
-from ssdet.studies.plan import Plan, Run, Stage
+from ssdet.studies.plan import Plan, Run
 from ssdet.studies.store import Store
 
 KINDS = ("pretrain", "finetune", "predict", "probe", "ensemble")

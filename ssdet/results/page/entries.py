@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ssdet.results.tables import READOUTS
+from ssdet.studies.identity import Stage
 from ssdet.studies.parts import ancestry
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.plan import Plan
 from ssdet.studies.progress import names
 from ssdet.studies.store import Store
 from ssdet.studies.study import Study

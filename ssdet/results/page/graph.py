@@ -7,8 +7,9 @@ from textwrap import wrap
 from typing import Any
 
 from ssdet.results.page.entries import labels
+from ssdet.studies.identity import Stage
 from ssdet.studies.parts import ancestry
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.plan import Plan
 from ssdet.training.recipe import to_json
 
 LABEL, BOX, COLUMN, HEIGHT, LANE = 200, 158, 196, 24, 30

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from ssdet.results.layout import difference_text, label_against
 from ssdet.results.tables import READOUTS, ResultTable
 from ssdet.studies.audit import Audit
+from ssdet.studies.identity import Stage
 from ssdet.studies.parts import ancestry
-from ssdet.studies.plan import Plan, Stage
+from ssdet.studies.plan import Plan
 from ssdet.studies.store import Store
 
 TRIAL_STEPS = 10
