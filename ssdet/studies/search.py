@@ -93,14 +93,23 @@ class Search:
         return {name: _distribution(name, values) for name, values in self.space.items()}
 
     def experiment(self, trial: Any) -> Experiment:
-        """The experiment that an Optuna trial proposes (a `FixedTrial` for known values)."""
+        """The experiment that an Optuna trial proposes (a `FixedTrial` for known values).
+
+        ValueError where a scheduler would stop trials by their scores on the test split.
+        """
         base = self.base or tiny().experiment
         if callable(self.space):
             change = self.space(trial)
         else:
             found = {name: suggest(trial, name, d) for name, d in self.distributions.items()}
             change = with_values(found)
-        return change(self.change(base)).with_seed(self.seed)
+        experiment = change(self.change(base)).with_seed(self.seed)
+        if self.scheduler and (experiment.head or experiment.finetune).validate_on == "test":
+            raise ValueError(
+                f"search {self.name!r}: scheduler={self.scheduler!r} would stop trials by their "
+                "scores on the test split: set validate_on='val', or use no scheduler"
+            )
+        return experiment
 
     def chosen(self, params: Mapping[str, Any]) -> Change:
         """The change that a trial's values stand for, for an arm of a study."""

@@ -122,6 +122,14 @@ def test_a_trial_is_the_chain_of_the_arm_that_it_becomes(searched, name) -> None
     agree(trial, search, lambda base: search.chosen(PARAMS)(change(base)))
 
 
+def test_no_trial_is_stopped_by_test_videos(searched) -> None:
+    search = searched(on_test_videos, scheduler="asha")
+    with pytest.raises(ValueError, match="test split: set validate_on='val'"):
+        search.experiment(FixedTrial(PARAMS))
+    below = replace(search, change=lambda e: KINDS["pdan"][0](on_test_videos(e)))
+    assert below.experiment(FixedTrial(PARAMS)).head.validate_on == "val"
+
+
 @pytest.mark.parametrize("name", ["detection", "pdan", "coarse_fine"])
 def test_a_space_that_chooses_the_arm_gives_its_chain(searched, name) -> None:
     def space(trial):
