@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -234,3 +235,21 @@ def test_wrong_usage_and_unknown_checkpoints(arguments, status, text, tmp_path, 
     monkeypatch.setenv("SSDET_STORE", str(tmp_path))
     assert infer(*arguments) == status
     assert text in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_not_utf8(stage, tmp_path, capsys) -> None:
+    """As archives from Windows leave: nothing is lost, and a second call finds its folder again."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/Stra\xdfe_$1$.mp4")
+    os.rename(write_video(tmp_path / "a.mp4"), odd)
+    for style in ([], ["--json"]):
+        assert (
+            infer(odd, "--checkpoint", stage, "--out", tmp_path / "out", "--overlay", *style) == 0
+        )
+    (folder,) = (tmp_path / "out").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, OVERLAY])
+    for name in ("frames.json", "segments.json"):
+        kept = json.loads((folder / name).read_text(encoding="utf-8"))
+        assert os.fsencode(kept["video"]) == b"Stra\xdfe_$1$.mp4" and kept["file"] == odd
+    told = capsys.readouterr().out
+    printed = json.loads(told[told.index("{\n") :])
+    assert printed["videos"][0]["video"] == odd and "error" not in printed["videos"][0]

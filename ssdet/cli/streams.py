@@ -5,9 +5,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
+ERRORS = "backslashreplace"
 CLOSED_PIPE = 128 + signal.SIGPIPE
 """Exit status after the reader of a pipe has left: what shells report of `cat` or `grep` then."""
 
@@ -19,20 +20,11 @@ def standard_streams() -> Iterator[None]:
     Characters that the encoding lacks, and bytes of file names that are not UTF-8, are written as
     backslash escapes instead of raising UnicodeEncodeError. Where the reader of a pipe leaves
     (`| head`), the block ends silently by SystemExit with status `CLOSED_PIPE`: no command takes
-    that for an error of its own, as it would BrokenPipeError, which is an OSError. Streams that
-    are no files, such as those of notebooks, and a surrounding block's are left as they are.
+    that for an error of its own, as it would BrokenPipeError, which is an OSError. Blocks may be
+    nested; streams that are no text files, such as those of notebooks, are left as they are.
     """
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_fit, before)
-    try:
+    with _fit("stdout"), _fit("stderr"):
         yield
-    finally:
-        mine = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = before
-        with ExitStack() as both:
-            for stream, old in zip(mine, before, strict=True):
-                if stream is not old:
-                    both.callback(stream.flush)
 
 
 class _Pipe(io.FileIO):
@@ -46,17 +38,36 @@ class _Pipe(io.FileIO):
             raise SystemExit(CLOSED_PIPE) from None
 
 
-def _fit(stream: Any) -> Any:
-    """The stream itself, or in place of a file's one that the block may use."""
-    raw = getattr(getattr(stream, "buffer", None), "raw", getattr(stream, "buffer", None))
-    if type(raw) is not io.FileIO or raw.closed:
-        return stream
-    stream.flush()
-    pipe: Any = _Pipe(raw.fileno(), "w", closefd=False)
+@contextmanager
+def _fit(name: str) -> Iterator[None]:
+    stream: Any = getattr(sys, name)
+    buffer = getattr(stream, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    if type(raw) is io.FileIO and not raw.closed:
+        stream.flush()
+        mine = _over(_Pipe(raw.fileno(), "w", closefd=False), stream)
+        setattr(sys, name, mine)
+        try:
+            yield
+        finally:
+            setattr(sys, name, stream)
+            mine.flush()
+    elif isinstance(stream, io.TextIOWrapper):
+        errors = stream.errors
+        stream.reconfigure(errors=ERRORS)
+        try:
+            yield
+        finally:
+            stream.reconfigure(errors=errors)
+    else:
+        yield
+
+
+def _over(pipe: Any, like: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(
-        pipe if stream.write_through else io.BufferedWriter(pipe),
-        encoding=stream.encoding,
-        errors="backslashreplace",
-        line_buffering=stream.line_buffering,
-        write_through=stream.write_through,
+        pipe if like.write_through else io.BufferedWriter(pipe),
+        encoding=like.encoding,
+        errors=ERRORS,
+        line_buffering=like.line_buffering,
+        write_through=like.write_through,
     )
