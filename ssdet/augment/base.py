@@ -1,4 +1,4 @@
-"""What every volume augmentation shares: the call, label components, the order of work."""
+"""Base class of the volume augmentations: draws, application, label components."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

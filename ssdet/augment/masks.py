@@ -1,4 +1,4 @@
-"""How two clips divide time and width: the paper's masks and the published code's variants."""
+"""Temporal and spatial mixing masks: the paper's and those of its published code."""
 
 import torch
 from torch import Tensor

@@ -82,6 +82,8 @@ class VideoFolder:
         self.root = root
         self._listed: dict[str, dict[str, str]] = {}
         self._dangling: dict[str, set[str]] = {}
+        self.passed_over = 0
+        """Files and folders that systems and downloaders left in the folders looked into."""
 
     def find(self, stems: Iterable[str]) -> str:
         """Path of the first of these (`name` or `folder/name`) that is there, or an empty string.
@@ -116,6 +118,7 @@ class VideoFolder:
             for folder in self._folders(parent):
                 for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                     if is_noise(entry.name):
+                        self.passed_over += 1
                         continue
                     if entry.is_dir():
                         folders.setdefault(clean(entry.name), entry.path)

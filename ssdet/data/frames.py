@@ -1,4 +1,4 @@
-"""Where a sampler gets its pictures: decoded on demand, or from a cache of decoded frames."""
+"""Frame readers: decoding on demand, and a memory-mapped cache of decoded frames."""
 
 import hashlib
 import json

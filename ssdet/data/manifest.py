@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdet.data.files import VideoFolder, quarantine_file, read_quarantine, split_name
+from ssdet.data.files import NOISE, VideoFolder, quarantine_file, read_quarantine, split_name
 from ssdet.data.image_folder import stored_size
 from ssdet.data.registry import FORMATS
 from ssdet.data.remote import is_remote
@@ -244,6 +244,7 @@ def join_files(
     Without a folder all are kept, with empty paths. What is left out is listed as missing.
     """
     reasons: dict[str, str] = {}
+    notes = dict(notes)
     if folder is not None:
         files, found = VideoFolder(folder), []
         for video, names in zip(videos, map(tuple, stems), strict=True):
@@ -251,6 +252,7 @@ def join_files(
             if not found[-1].path and (reason := files.reason(names)):
                 reasons[video.id] = reason
         videos = found
+        notes[NOISE] = files.passed_over
     missing = [video for video in videos if folder is not None and not video.path]
     return Manifest(
         name,

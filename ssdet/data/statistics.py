@@ -1,4 +1,4 @@
-"""What a data set's annotation holds: videos, instances, labels a frame, changes of the labels."""
+"""Statistics of annotations: videos, instances, labels a frame, changes of the labels."""
 
 from collections import Counter
 from collections.abc import Mapping

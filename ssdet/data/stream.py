@@ -8,7 +8,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ssdet.data.clock import Clock
-from ssdet.data.frame_index import rounding
+from ssdet.data.frame_index import CACHED_INDEXES, FileCache, rounding
 from ssdet.data.orientation import frame_orientation
 from ssdet.data.video import (
     Size,
@@ -26,8 +26,16 @@ def clock(path: Path) -> Clock:
 
     At a constant rate (times that agree with even ones within two ticks of the container, and a
     quarter of a frame) they are the even ones. Files without times, and pictures, are spread evenly
-    over their duration. Raises as `probe`.
+    over their duration. The last 256 are kept by path, size and modification time, since training
+    asks for one with every clip. Raises as `probe`.
     """
+    return _clocks.get(path, lambda: _clock(path))
+
+
+_clocks: FileCache[Clock] = FileCache(CACHED_INDEXES)
+
+
+def _clock(path: Path) -> Clock:
     info = probe(path)
     even = Clock.regular(info.frames, info.frames / info.duration)
     with decoding(path) as video:

@@ -1,4 +1,4 @@
-"""What a difference over seeds can bear: correction, effect size, power, and the verdict in words.
+"""Holm's correction, effect size, power, and the verdict on a difference over seeds.
 
 Scores and differences are fractions of mAP; a seed pairs the two arms.
 """

@@ -1,4 +1,4 @@
-"""What a network costs, counted as the paper counts (MODELS.md 1.4 and 1.5)."""
+"""Multiply-adds and training cost of networks, counted as the paper counts them."""
 
 import copy
 from collections.abc import Sequence

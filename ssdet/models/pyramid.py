@@ -1,4 +1,4 @@
-"""What one network sees of a video at every stage, as small maps for another network."""
+"""Feature pyramid of a fine stream: one small map a stage, input of a coarse stream."""
 
 from typing import NamedTuple
 

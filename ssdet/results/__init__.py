@@ -1,4 +1,4 @@
-"""What studies found: queries, ensembles, tables, figures and reports."""
+"""Queries, ensembles, tables, figures and reports of finished studies."""
 
 import os
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""All that scored a run, as one network from clips to scores of frames."""
+"""Networks of a run assembled into one, from clips to scores of frames."""
 
 from collections.abc import Mapping
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Where the arms of a finished study differ: their scores inside strata of the frames."""
+"""Scores of the arms of a finished study inside strata of the frames."""
 
 import csv
 from collections.abc import Mapping, Sequence

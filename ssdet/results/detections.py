@@ -1,4 +1,4 @@
-"""What a detector found in a video: scores of every frame, subtitles, and their files."""
+"""Detections of a video: scores of every frame, segments, subtitles, and their files."""
 
 import csv
 import io

@@ -1,5 +1,5 @@
-"""What the stage folders of a store hold, with a cache that is rebuilt from them whenever it is
-stale, damaged or absent."""
+"""Index of the stages of a store, with a cache that is rebuilt whenever it is stale, damaged or
+absent."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""What figures draw, read from a store: learning curves, gains by class, cost against score."""
+"""Data of the figures: learning curves, gains by class, cost against score."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a store tells of stages that are under way, from their small files and who works on them.
+"""Status of stages that are under way, from their small files and leases.
 
 Checkpoints, predictions and features are not read, and nothing is written.
 

@@ -1,4 +1,4 @@
-"""How much a run may spend before it stops starting stages."""
+"""Budget of a run: core-hours or GPU-hours after which no further stage starts."""
 
 import time
 from collections.abc import Mapping

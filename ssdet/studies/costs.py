@@ -1,4 +1,4 @@
-"""What an experiment's networks cost: weights, multiply-adds, and pretraining as the paper counts.
+"""Cost of an experiment's networks: weights, multiply-adds, PFLOPs of pretraining.
 
 Networks are built without memory, so even the largest takes no time; each is counted once.
 """

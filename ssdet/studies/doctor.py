@@ -1,4 +1,4 @@
-"""Whether this machine, or every node of a cluster, is fit to run studies: asks, and compares.
+"""Checks of this machine, or of every node of a cluster, before studies run there.
 
 What each machine has is seen by `doctor_node` there; `doctor_findings` says what is wrong with it.
 """

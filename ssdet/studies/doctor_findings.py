@@ -1,4 +1,4 @@
-"""What is wrong with a machine: what it has, against what is needed and what the driver has."""
+"""Findings of the doctor: a machine's facts compared with requirements and the driver."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

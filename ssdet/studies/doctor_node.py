@@ -1,4 +1,4 @@
-"""What one machine has, as `ssdet doctor` sees it there: JSON values, and no opinion of them."""
+"""Facts about one machine for `ssdet doctor`, as JSON values."""
 
 import hashlib
 import json

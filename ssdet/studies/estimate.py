@@ -1,4 +1,4 @@
-"""What a plan would cost: time, disk and money, from some steps of the real thing here."""
+"""Estimated time, disk and money of a plan, from a few measured steps."""
 
 import heapq
 import json

@@ -1,4 +1,4 @@
-"""What stages on features do: extract them, train heads on them, score videos with those."""
+"""Stages on features: extraction, training of heads, scoring by heads."""
 
 from dataclasses import dataclass
 from typing import cast

@@ -1,4 +1,4 @@
-"""Who works on what in a store that several machines share: a small file, renewed while they do."""
+"""Leases on stages of a store that several machines share: small files, renewed at work."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Who writes a search's folder: one process, which puts it in order first."""
+"""Exclusive writer of a search's folder, which repairs the folder first."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a user sees while a search runs: a line for each trial that ends."""
+"""Console output of a search: one line for each trial that ends."""
 
 import time
 from collections.abc import Mapping

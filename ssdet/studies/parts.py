@@ -1,4 +1,4 @@
-"""What a run rests on, by the names that its experiment has for it."""
+"""Stages that a run consists of, by the names of the parts of its experiment."""
 
 from collections.abc import Iterator
 

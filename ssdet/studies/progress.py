@@ -1,4 +1,4 @@
-"""What a user sees while a study runs: bars on a terminal, plain lines elsewhere."""
+"""Progress output of a study: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time

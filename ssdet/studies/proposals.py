@@ -1,4 +1,4 @@
-"""What a search tries next and what it stops, by Optuna."""
+"""Optuna's sampler and pruner for searches: suggested parameters, early stopping."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How a stage ran: what does not decide its numbers, but must be known to trust them."""
+"""Provenance of a stage: revision, packages, hardware, time."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""What a store knows of a study that ran in it: its plan as JSON, to be read without its code."""
+"""Record of a study in a store: its plan as JSON, readable without the study's code."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a search is: a space of changes to a base, objectives, and a number of trials."""
+"""Searches: a space of changes to a base, objectives, and a number of trials."""
 
 import ast
 import inspect

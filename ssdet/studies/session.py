@@ -1,4 +1,4 @@
-"""Where Ray runs and how much of it a study may use; nothing else starts or joins Ray."""
+"""Ray sessions: starting or joining Ray, and the share of it that a study may use."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What each kind of stage does, from its parents' folders to its own."""
+"""Work of each kind of stage, from its parents' folders to its own."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""What a study is: arms times seeds over a base, a protocol and a table."""
+"""Studies: arms times seeds over a base experiment, with a protocol and a table."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""Whether a short schedule ranks arms as a full one does: the ground that early stopping needs."""
+"""Check of early stopping: whether short schedules rank arms as full ones do."""
 
 import json
 from collections.abc import Mapping, Sequence

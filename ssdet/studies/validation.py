@@ -1,4 +1,4 @@
-"""How far a network has come, on the validation split of its own training."""
+"""Validation during training, on the validation split of the data being trained on."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress

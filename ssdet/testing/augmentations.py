@@ -1,4 +1,4 @@
-"""What every augmentation keeps, whoever wrote it."""
+"""Contract checks of augmentations."""
 
 from dataclasses import dataclass
 from typing import Any

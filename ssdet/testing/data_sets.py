@@ -1,4 +1,4 @@
-"""What every data set keeps, whoever wrote its reader."""
+"""Contract checks of data sets and their readers."""
 
 import pickle
 from collections.abc import Sequence

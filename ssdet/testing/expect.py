@@ -1,4 +1,4 @@
-"""What the contracts share."""
+"""The assertion that the contract checks share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What every network keeps, whoever wrote it."""
+"""Contract checks of networks."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""What every protocol keeps, whoever wrote it."""
+"""Contract checks of protocols."""
 
 import json
 import re

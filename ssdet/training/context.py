@@ -1,4 +1,4 @@
-"""What the training loop knows of where it runs: a folder, a rank, and someone to tell."""
+"""Environment of the training loop: folder, rank, device, progress callbacks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a network that stays as it is says of every clip frame, on its way into files."""
+"""Feature extraction: features of every clip frame by a frozen network, written to files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What the fine stream of a two-stream network says of whole videos, for clips of the other one."""
+"""Reads stored fine-stream features of the video that each coarse-stream clip comes from."""
 
 from collections.abc import Sequence
 

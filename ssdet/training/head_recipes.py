@@ -1,4 +1,4 @@
-"""How the models of features were trained by those who published them (MODELS.md 7 to 10)."""
+"""Published training recipes of the models of features."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where actions have their middles, as a map to learn from (MS-TCT, Dai et al., CVPR 2022).
+"""Heat maps of action centres as training targets (MS-TCT, Dai et al., CVPR 2022).
 
 An action is (class from 0, start, end) in seconds; MODELS.md 10 has the published details.
 """

@@ -1,4 +1,4 @@
-"""Where a network's first weights come from, and the pictures that they are used to."""
+"""Initial weights of a network, and the normalisation of the clips that they expect."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What is trained and how: frozen, typed, and the same thing in Python, in JSON and in a hash."""
+"""Training recipes: frozen, typed, the same in Python, in JSON and in a hash."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass

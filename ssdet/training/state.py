@@ -1,4 +1,4 @@
-"""Everything that a run must have to go on where it was stopped, and the progress it tells of."""
+"""Resumable training state and the metrics it reports."""
 
 import time
 from collections.abc import Callable, Mapping

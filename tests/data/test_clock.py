@@ -191,3 +191,13 @@ def test_altered_times_are_refused(tmp_path: Path) -> None:
 def test_times_that_do_not_ascend(times: list[float]) -> None:
     with pytest.raises(ValueError, match="ascending"):
         Clock.from_json({"times": times, "end": 1.0})
+
+
+def test_a_clock_is_read_once_and_anew_for_another_file(write: Write, monkeypatch) -> None:
+    path = write("v.mp4", STEADY)
+    first = clock(path)
+    with monkeypatch.context() as patched:
+        patched.setattr("ssdet.data.stream.decoding", None)  # it would be opened again
+        assert clock(path) is first
+    write("v.mp4", PHONE)
+    assert clock(path).rate is None

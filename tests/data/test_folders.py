@@ -45,6 +45,17 @@ def test_noise_changes_nothing(tmp_path: Path) -> None:
     assert files.find(["0"]) and not files.find(["a", "._a", "b", "@eaDir"])
 
 
+def test_noise_beside_annotated_videos_is_counted(tmp_path: Path) -> None:
+    for name in (*NOISE, "v.mp4"):
+        (tmp_path / name).touch()
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"v": {"subset": "train", "duration": 1, "actions": []}}))
+    found = load_manifest("segments", path, videos=tmp_path)
+    assert found.notes["files passed over that systems and downloaders leave in folders"] == len(
+        NOISE
+    )
+
+
 def test_folders_of_pictures(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"v-{number}.jpg").write_bytes(b"jpeg")

@@ -1,4 +1,4 @@
-"""What the stages of a finished study took, and what it saved to share them."""
+"""Cost section of the report: time of the stages, and time saved by sharing them."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Where every number comes from: runs and their stages, with recipes, provenance and weights."""
+"""Audit section of the report: runs and stages with recipes, provenance and weights."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What the timeline viewer shows: truth and scores of some test videos, with small pictures."""
+"""Data of the timeline viewer: truth and scores of some test videos, small pictures."""
 
 import base64
 import io
