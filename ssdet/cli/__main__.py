@@ -3,6 +3,8 @@
 import sys
 from importlib import import_module
 
+from ssdet.quiet import quiet_dependencies
+
 COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
     "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
@@ -29,6 +31,7 @@ def usage() -> str:
     return "\n".join(["usage: ssdet COMMAND … (--help after any command)", "", *lines])
 
 
+@quiet_dependencies()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; exit status 0 done, 1 failed, 2 wrong usage."""
     given = sys.argv[1:] if arguments is None else arguments

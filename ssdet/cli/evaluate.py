@@ -1,5 +1,7 @@
 """`ssdet evaluate`: score predictions under every protocol that applies."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -7,23 +9,18 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ssdet.data.manifest import Manifest, load_manifest
-from ssdet.data.video import probe
-from ssdet.evaluation import PredictionSet, official_points, read_submission, write_submission
-from ssdet.evaluation.charades_official import truth_of
-from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, to_json
-from ssdet.evaluation.tiou import read_detections
-from ssdet.evaluation.views import frame_labels
 from ssdet.plugins import Unknown
-from ssdet.results.query import Results
-from ssdet.results.rescore import official_truth, run_material
 from ssdet.studies.data import Source
+
+if TYPE_CHECKING:
+    from ssdet.data.manifest import Manifest
+    from ssdet.evaluation import Material, PredictionSet, Reading
 
 Style = Literal["table", "json", "csv", "markdown"]
 DETECTION_FIELDS = 5
@@ -71,6 +68,8 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet evaluate", config=config)
+    from ssdet.evaluation import score_all
+
     try:
         if wrong := _wrong_usage(options):
             print(f"error: {wrong}", file=sys.stderr)
@@ -87,6 +86,8 @@ def command(arguments: list[str]) -> int:
 
 
 def _wrong_usage(options: Options) -> str:
+    from ssdet.evaluation import PROTOCOLS
+
     unknown = [name for name in options.protocol if name not in PROTOCOLS]
     if unknown:
         return f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}"
@@ -96,6 +97,8 @@ def _wrong_usage(options: Options) -> str:
 
 
 def _names(options: Options, material: Material) -> Sequence[str]:
+    from ssdet.evaluation import PROTOCOLS
+
     if options.protocol:
         return options.protocol
     if material.submitted is not None:
@@ -104,6 +107,11 @@ def _names(options: Options, material: Material) -> Sequence[str]:
 
 
 def _material(options: Options) -> Material:
+    from ssdet.data.manifest import load_manifest
+    from ssdet.evaluation import Material, PredictionSet
+    from ssdet.results.query import Results
+    from ssdet.results.rescore import official_truth, run_material
+
     if options.store:
         return run_material(Results.open(options.store), options.predictions, options.split)
     manifest = load_manifest(options.format, options.annotations).split(options.split)
@@ -121,6 +129,9 @@ def _material(options: Options) -> Material:
 
 
 def _dense(material: Material, predictions: PredictionSet, options: Options) -> Material:
+    from ssdet.data.manifest import load_manifest
+    from ssdet.evaluation.views import frame_labels
+
     manifest = material.annotated
     if predictions.classes != manifest.num_classes:
         raise ValueError(
@@ -135,6 +146,8 @@ def _dense(material: Material, predictions: PredictionSet, options: Options) -> 
 
 
 def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
+    from ssdet.data.video import probe
+
     for video in manifest.videos:
         if video.id not in predictions:
             continue
@@ -148,6 +161,9 @@ def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
 
 def _from_text(material: Material, path: Path) -> Material:
     """A submission or a detections file, told apart by the fields of its first line."""
+    from ssdet.evaluation import read_detections, read_submission
+    from ssdet.evaluation.charades_official import truth_of
+
     manifest = material.annotated
     with open(path, "rb") as file:
         first = file.readline(1 << 16).split()
@@ -167,6 +183,9 @@ def _from_text(material: Material, path: Path) -> Material:
 
 
 def _submit(material: Material, path: Path) -> None:
+    from ssdet.evaluation import official_points, write_submission
+    from ssdet.evaluation.charades_official import truth_of
+
     truth = material.truth or truth_of(material.annotated)
     scores = material.submitted
     if scores is None:
@@ -177,6 +196,8 @@ def _submit(material: Material, path: Path) -> None:
 def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) -> None:
     """Print readings, values in percent but for JSON and CSV; why others do not apply, to the
     error stream (in JSON inside)."""
+    from ssdet.evaluation.registry import to_json
+
     if style == "json":
         told = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
         print(json.dumps(told, indent=1, allow_nan=False))
@@ -213,6 +234,8 @@ def _markdown(readings: Sequence[Reading]) -> Iterator[str]:
 
 
 def _csv(readings: Sequence[Reading]) -> str:
+    from ssdet.evaluation import Reading
+
     out = io.StringIO()
     columns = [name for name in Reading.__dataclass_fields__ if name not in ("per_class", "notes")]
     writer = csv.writer(out, lineterminator="\n")

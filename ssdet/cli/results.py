@@ -1,5 +1,7 @@
 """`ssdet results`: list, show, compare, pack and remove what a store holds."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -9,18 +11,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.conditions import conditions
-from ssdet.evaluation.registry import to_json
-from ssdet.results.bundle import write_bundle
-from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
-from ssdet.results.query import METRICS, Results
-from ssdet.studies.store import STAGE_ID, Store
+from ssdet.studies.store import STAGE_ID
+
+if TYPE_CHECKING:
+    from ssdet.results.cleaning import Removed
+    from ssdet.results.query import Results
+    from ssdet.studies.store import Store
 
 Named = Annotated[str, tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -55,6 +58,8 @@ def _store() -> str:
 
 
 def _open(store: str) -> Results:
+    from ssdet.results.query import Results
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told here in plain lines
         results = Results.open(store or _store())
@@ -106,6 +111,8 @@ def _stage(results: Results, name: str) -> dict[str, Any]:
     if name not in results.entries:
         state = "not finished" if folder.is_dir() else "not there"
         raise ValueError(f"stage {name} is {state} in {results.store.root}")
+    from ssdet.results.cleaning import dependents
+
     children, studies = dependents(results.store, name)
     path = folder / "provenance.json"
     return {
@@ -153,6 +160,8 @@ def best(
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
     """
+    from ssdet.results.query import METRICS
+
     results = _open(store)
     if metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
         print(f"error: metric {metric!r}: choose from {', '.join(known)}", file=sys.stderr)
@@ -216,6 +225,7 @@ def rescore(
         split: Splits to score.
     """
     from ssdet.cli.evaluate import show as show_readings
+    from ssdet.evaluation.registry import to_json
     from ssdet.results.rescore import rescore as score_again
 
     results, told = _open(store), {}
@@ -243,6 +253,8 @@ def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Wher
         study: Name of the study.
         out: File to write.
     """
+    from ssdet.results.bundle import write_bundle
+
     write_bundle(_open(store), study, out)
     print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
 
@@ -254,6 +266,8 @@ def rm(name: Named, force: bool = False, store: Where = "", as_json: AsJson = Fa
         name: Name of a study, NAME/PLAN for one of its records, or a stage id.
         force: Remove a stage that kept results need.
     """
+    from ssdet.results.cleaning import dependents, remove_stage, remove_study
+
     place = _existing(store)
     if STAGE_ID.fullmatch(name):
         children, studies = dependents(place, name)
@@ -270,6 +284,8 @@ def gc(dry_run: bool = False, store: Where = "", as_json: AsJson = False) -> Non
     Args:
         dry_run: Only print what would be removed.
     """
+    from ssdet.results.cleaning import collect
+
     done = "would be removed" if dry_run else "removed"
     _told(collect(_existing(store), dry_run), done, as_json)
 

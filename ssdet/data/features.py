@@ -22,7 +22,6 @@ from ssdet.data.feature_index import (
     DTYPES,
     FORMAT,
     NAME,
-    Dtype,
     Entry,
     Index,
     Shape,
@@ -30,6 +29,7 @@ from ssdet.data.feature_index import (
     line_of,
 )
 from ssdet.data.manifest import Video
+from ssdet.data.recipes import Dtype
 from ssdet.data.video import CorruptVideo
 
 

@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ssdet.evaluation.average_precision import Array
+from ssdet.evaluation.choices import Videos
 from ssdet.evaluation.predictions import PredictionSet
 
 ROW_BLOCK = 2048
 Grid = Mapping[str, tuple[int, float]]
 """Frames, and frames per second, of each video; frame i is at i / fps seconds."""
-Videos = Literal["equal", "common"]
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Study
-from ssdet.training.extraction import ExtractRecipe
 from ssdet.training.origin import check_constants, starting_weights
-from ssdet.training.recipe import TrainRecipe, to_json
+from ssdet.training.recipe import ExtractRecipe, TrainRecipe, to_json
 
 FORMAT = 3
 """Version of what stages compute; a change that alters results raises it."""

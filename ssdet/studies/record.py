@@ -17,11 +17,14 @@ from ssdet.studies.parts import experiment_of
 from ssdet.studies.plan import EnsembleRecipe, FrozenProbe, Plan, Run, Stage
 from ssdet.studies.store import STAGE_ID, Store, write_json
 from ssdet.studies.study import Arm, Study, Table
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import TrainRecipe, from_json
+from ssdet.training.recipe import (
+    ExtractRecipe,
+    HeadRecipe,
+    PredictRecipe,
+    ProbeRecipe,
+    TrainRecipe,
+    from_json,
+)
 
 FORMAT = "ssdet-study/1"
 
