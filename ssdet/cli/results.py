@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from ssdet.cli.conditions import conditions
 from ssdet.studies.store import STAGE_ID
@@ -30,6 +28,8 @@ AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
 Where = Annotated[
     str, tyro.conf.arg(help="Folder or file:// URI of the store (SSDET_STORE, else ./runs).")
 ]
+LISTED = 100
+"""Runs that `ls` prints by default."""
 SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "finished")
 
 
@@ -63,6 +63,8 @@ def _open(store: str) -> Results:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told here in plain lines
         results = Results.open(store or _store())
+    if results.index.note:
+        print(f"note: {results.index.note}: the index was made again", file=sys.stderr)
     for name, why in results.faults.items():
         print(f"warning: left out {name}: {why}", file=sys.stderr)
     return results
@@ -72,22 +74,29 @@ def _existing(store: str) -> Store:
     return _open(store).store
 
 
-def ls(study: str = "", store: Where = "", as_json: AsJson = False) -> None:
-    """List finished runs.
+def ls(
+    study: str = "", limit: int | None = None, store: Where = "", as_json: AsJson = False
+) -> None:
+    """List finished runs, the last one to finish at the end.
 
     Args:
         study: Only runs of this study.
+        limit: Most runs to list, those that finished last; 0 lists all. By default 100, all with
+            --json.
     """
     results = _open(store)
-    frame = results.where(studies=study) if study else results.runs
-    rows = [results.rows[name] for name in frame["id"]]
+    runs = results.table_of_runs
+    found = runs.matching({"studies": study} if study else {})
+    found.sort(key=runs["finished"].__getitem__)
+    most = (0 if as_json else LISTED) if limit is None else limit
+    rows = runs.take(found[-most:]).rows()
     if as_json:
-        _print_json(rows)
+        print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
         return
-    shown = [[_cell(name, row[name]) for name in SHOWN] for row in rows]
-    _print_table(SHOWN, shown)
-    studies = sorted({record.name for record in results.records})
-    print(f"{len(rows)} runs, {len(results.entries)} finished stages; studies: "
+    _print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
+    studies = sorted({record.name for record in results.index.records.values()})
+    more = f"the last {len(rows)} of " if len(rows) < len(found) else ""
+    print(f"{more}{len(found)} runs, {len(results.index.finished)} finished stages; studies: "
           f"{', '.join(studies) or 'none'}")  # fmt: skip
 
 
@@ -108,16 +117,17 @@ def show(name: Named, store: Where = "", as_json: AsJson = False) -> None:
 
 def _stage(results: Results, name: str) -> dict[str, Any]:
     folder = results.store.folder(name)
-    if name not in results.entries:
+    if name not in results.stages:
         state = "not finished" if folder.is_dir() else "not there"
         raise ValueError(f"stage {name} is {state} in {results.store.root}")
     from ssdet.results.cleaning import dependents
 
     children, studies = dependents(results.store, name)
+    runs = results.table_of_runs
     path = folder / "provenance.json"
     return {
-        **results.rows.get(name, {"id": name}),
-        **results.entries[name].identity,
+        **(runs.row(name) if name in runs.places else {"id": name}),
+        **results.identity(name),
         "result": results.store.result(name),
         "provenance": json.loads(path.read_bytes()) if path.is_file() else None,
         "needed by": [*studies, *children],
@@ -128,9 +138,12 @@ def _stage(results: Results, name: str) -> dict[str, Any]:
 def _study(results: Results, name: str) -> dict[str, Any]:
     record = results.record(name)
     tables = results.store.root / "tables" / name
+    finished = results.table_of_runs
+    places = [finished.places[r.predict] for r in record.runs if r.predict in finished.places]
+    scores = {row["id"]: row for row in finished.take(places).rows()}
     runs = [
         {"arm": run.arm, "seed": run.seed, "id": run.predict,
-         **{key: results.rows.get(run.predict, {}).get(key) for key in ("dense_map", "probe_map")}}
+         **{key: scores.get(run.predict, {}).get(key) for key in ("dense_map", "probe_map")}}
         for run in record.runs
     ]  # fmt: skip
     return {
@@ -138,8 +151,7 @@ def _study(results: Results, name: str) -> dict[str, Any]:
         "plan": record.digest,
         "written": _time(record.written),
         **{key: value for key, value in record.study.items() if key != "name"},
-        "stages": f"{len(results.entries.keys() & record.stages.keys())} of "
-        f"{len(record.stages)} finished",
+        "stages": f"{len(results.stages & record.stages.keys())} of {len(record.stages)} finished",
         "tables": str(tables) if tables.is_dir() else None,
         "runs": runs,
     }
@@ -316,6 +328,9 @@ def _print_entry(key: str, value: Any) -> None:
 
 
 def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*names)
     for row in rows:
         table.add_row(*row)
