@@ -39,7 +39,7 @@ BATCH = 10_000
 """Rows that are made at once, to bound the memory of their Python objects."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Index:
     """What a store held at one moment."""
 
@@ -156,7 +156,8 @@ def load(root: Path) -> Index:
         content = _updated(content, stages, gone, plans, lost)
         index_file.write(root, content)
         known = Index(content)
-    return Index(content, {**faults, **known.odd, **damaged}, note)
+    known.faults, known.note = {**faults, **known.odd, **damaged}, note
+    return known
 
 
 def _changed_stages(

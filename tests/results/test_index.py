@@ -2,14 +2,16 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,8 @@ from ssdet.results.index_file import PATTERN
 from ssdet.results.stage_files import TICK
 from ssdet.studies import Table, plan
 from ssdet.studies.record import write_record
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def number(root) -> int:
@@ -253,25 +257,25 @@ def test_readers_and_writers_do_not_meet_half_a_file(finished) -> None:
     assert view(load(store.root)) == from_nothing(store.root)
 
 
-def update(root, times: int) -> None:
-    for _ in range(times):
-        load(root)
+UPDATER = """
+import sys
+from pathlib import Path
+from ssdet.results.index import load
+for _ in range(30):
+    load(Path(sys.argv[1]))
+"""
 
 
 def test_processes_that_update_at_once_lose_nothing(finished) -> None:
     store, name = finished.store, finished.id("view")
-    context = multiprocessing.get_context("fork")
-    writers = [context.Process(target=update, args=(store.root, 30)) for _ in range(2)]
-    for writer in writers:
-        writer.start()
+    command = [sys.executable, "-c", UPDATER, store.root]
+    writers = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     result = store.result(name)
     for value in range(40):
         result["scores"]["test"]["value"] = value / 64
         store.finish(name, result)
         assert load(store.root).lineage.summaries[name].scores["test"]["value"] == value / 64
-    for writer in writers:
-        writer.join()
-        assert writer.exitcode == 0
+    assert [writer.wait() for writer in writers] == [0, 0]
     assert view(load(store.root)) == from_nothing(store.root)
 
 
