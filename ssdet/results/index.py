@@ -20,7 +20,7 @@ from pyarrow import compute
 
 from ssdet.results import index_file
 from ssdet.results.index_file import RUN, SCHEMA, STAMP, Content
-from ssdet.results.rows import Lineage, Summary, Uses, run_row, share_probes, start_of
+from ssdet.results.rows import PROBE, Lineage, Summary, Uses, run_row, share_probes, start_of
 from ssdet.results.stage_files import (
     ABSENT,
     Finished,
@@ -34,7 +34,6 @@ from ssdet.results.stage_files import (
     stage_stamps,
 )
 
-PROBE = ("probe_map", "probe_map_val")
 BATCH = 10_000
 """Rows that are made at once, to bound the memory of their Python objects."""
 
@@ -215,7 +214,7 @@ def _updated(
             for name in names[first : first + BATCH]
         ]
         tables.append(pa.Table.from_pylist(rows, SCHEMA))
-    table = _with_probes(pa.concat_tables(tables).sort_by("id"))
+    table = _with_probes(pa.concat_tables(tables).combine_chunks().sort_by("id"))
     return Content(table.select, records)
 
 
@@ -303,17 +302,14 @@ def _row(
 
 def _with_probes(table: pa.Table) -> pa.Table:
     """The table with the score of the probe that shares its pretraining in each single run."""
-    columns = table.select(["id", "kind", "start", "data", "planned", *PROBE]).to_pydict()
-    rows = [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    probes = table.filter(compute.equal(table["kind"], "probe"))
+    probe_of = share_probes(probes.select(["id", "start", "data", *PROBE]).to_pylist())
+    columns = (table[name].to_pylist() for name in ("kind", "planned", "start", "data", *PROBE))
+    scores = [
+        probe_of(planned, start, data) if kind == "single" else own
+        for kind, planned, start, data, *own in zip(*columns, strict=True)
     ]
-    probe_of = share_probes(row for row in rows if row["kind"] == "probe")
-    for row in rows:
-        if row["kind"] == "single":
-            probe = probe_of(row) or {}
-            row |= {name: probe.get(name) for name in PROBE}
-    for name in PROBE:
-        place = table.schema.get_field_index(name)
-        values = pa.array([row[name] for row in rows], pa.float64())
-        table = table.set_column(place, name, values)
+    for number, name in enumerate(PROBE):
+        values = pa.array([score[number] for score in scores], pa.float64())
+        table = table.set_column(table.schema.get_field_index(name), name, values)
     return table

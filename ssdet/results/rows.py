@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -241,18 +241,27 @@ def start_of(lineage: Lineage, name: str) -> str:
     return tuned.start if tuned else _digest({})
 
 
-def share_probes(rows: Iterable[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], Any]:
-    """A function that gives a fine-tuned run the row of the probe that shares its pretraining, or
-    None: the probe of its plan (`planned`), else the only one there is with the same `start` and
-    data. rows: those of all probes."""
-    by_id = {row["id"]: row for row in rows}
-    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in by_id.values():
-        alike.setdefault((row["start"], row["data"]), []).append(row)
+PROBE = ("probe_map", "probe_map_val")
 
-    def probe_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        same = alike.get((row["start"], row["data"]), [])
-        return by_id.get(row["planned"]) or (same[0] if len(same) == 1 else None)
+
+def share_probes(
+    rows: Collection[Mapping[str, Any]],
+) -> Callable[[str | None, str, str], Sequence[float | None]]:
+    """A function that gives the scores `PROBE` of the probe beside a fine-tuned run: of the probe
+    of its plan (the first argument), else of the only probe with the same start (`start_of`) and
+    data, else None.
+
+    rows: id, start, data and scores of all probes.
+    """
+    by_id = {row["id"]: [row[name] for name in PROBE] for row in rows}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        alike.setdefault((row["start"], row["data"]), []).append(row["id"])
+
+    def probe_of(planned: str | None, start: str, data: str) -> Sequence[float | None]:
+        same = alike.get((start, data), [])
+        name = planned if planned in by_id else same[0] if len(same) == 1 else ""
+        return by_id.get(name or "", (None, None))
 
     return probe_of
 

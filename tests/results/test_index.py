@@ -118,6 +118,22 @@ def test_it_follows_the_folders(finished) -> None:
     assert results.open(store.root).run(finished.id("cls", 1)).row["dense_map"] is not None
 
 
+def test_a_store_may_be_emptied_and_filled(finished) -> None:
+    store = finished.store
+    full = view(load(store.root))
+    shutil.copytree(store.root, store.root.parent / "copy")
+    for folder in ("stages", "studies"):
+        shutil.rmtree(store.root / folder)
+        (store.root / folder).mkdir()
+    for _ in range(2):
+        opened = results.open(store.root)
+        assert opened.runs.empty and not opened.rows and not opened.stages and not opened.records
+    for folder in ("stages", "studies"):
+        shutil.rmtree(store.root / folder)
+        shutil.copytree(store.root.parent / "copy" / folder, store.root / folder)
+    assert view(load(store.root)) == full
+
+
 def test_an_edit_that_keeps_size_and_time_is_noticed(finished) -> None:
     root, name = finished.store.root, finished.id("view")
     done = finished.store.folder(name) / "DONE"
