@@ -9,12 +9,14 @@ by all folds. The scores of all videos are pooled, and a difference is resampled
 beside it stands the mean of the folds, which does not rank scores of several heads together.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 import tyro
 from real_end_to_end import STUDY
 from rich.console import Console
@@ -23,13 +25,12 @@ from rich.table import Table
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.cli.streams import standard_streams
 from ssdet.console import plain_console
-from ssdet.evaluation import dense_map, paired_bootstrap
-from ssdet.evaluation.comparison import holm
-from ssdet.results.tables import predictions
 from ssdet.studies import Plan, Store, plan
-from ssdet.training.inference import frame_targets
 
-Scores = dict[str, np.ndarray]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Scores = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def split(annotation: Path, fold: int, folds: int, folder: Path) -> Path:
 
 def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
     """Scores of the test videos of all folds, by seed."""
+    from ssdet.results.tables import predictions
+
     found: dict[int, Scores] = {}
     for fold in planned:
         for seed, scored in predictions(fold, store, arm, "finetuned").items():
@@ -62,12 +65,19 @@ def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
 
 def chance(targets: Scores) -> float:
     """What scores that know nothing reach: the mean share of frames of the classes that occur."""
+    import numpy as np
+
     shares = np.concatenate([*targets.values()]).mean(axis=0)
     return float(100 * shares[shares > 0].mean())
 
 
 def report(planned: list[Plan], store: Store, out: Console) -> None:
     """Print the pooled scores of every arm, and their difference from the baseline."""
+    import numpy as np
+
+    from ssdet.evaluation import dense_map, holm, paired_bootstrap
+    from ssdet.training.inference import frame_targets
+
     folds: list[Scores] = []
     for fold in planned:
         data = fold.study.data

@@ -10,42 +10,15 @@ scored on that group. docs/real_video.md has the results: some ten minutes for t
 for 5 seeds, on one core.
 """
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import torch
 import tyro
 from rich.progress import track
-from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ssdet import augment
 from ssdet.cli.streams import standard_streams
-from ssdet.data.clips import ClipRecipe, normalise
-from ssdet.data.frames import Decoder, dense_targets
-from ssdet.data.manifest import Manifest, Video, load_manifest
-from ssdet.data.moving_shapes import default_cache
-from ssdet.data.sampling import generator_for
-from ssdet.data.video import probe, read_clip
-from ssdet.evaluation import (
-    dense_map,
-    detectable_difference,
-    holm,
-    mean_and_sd,
-    paired_bootstrap,
-    paired_sd,
-    verdict,
-)
-from ssdet.models import published
-from ssdet.training.losses import interpolate, localisation_loss, pretrain_targets
-from ssdet.training.losses import soft_cross_entropy as cross_entropy
-from ssdet.training.probe import ProbeRecipe, fit
 
-WEIGHTS, SIDE, WINDOW, STEP = "i3d-kinetics400", 128, 128, 8
 ARMS = {
     "scratch": "no pretraining",
     "cls": "classification",
@@ -53,7 +26,6 @@ ARMS = {
     "freeze": "detection, freeze",
     "mixup": "detection, MixUp",
 }
-Scores = dict[str, np.ndarray]
 Group = Literal["video", "day"]
 
 
@@ -76,261 +48,11 @@ class Options:
     out: Path = Path("real_video.csv")
 
 
-class Head(nn.Module):
-    """Features [B, S, D] -> logits [B, K, S], from 2 steps to each side."""
-
-    def __init__(self, classes: int, features: int = 1024, width: int = 64) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(features, width)
-        self.mix = nn.Conv1d(width, width, 5, padding=2)
-        self.score = nn.Conv1d(width, classes, 1)
-
-    def hidden(self, features_BSD: Tensor) -> Tensor:
-        x_BWS = F.dropout(F.gelu(self.reduce(features_BSD)), 0.3, self.training).mT
-        return x_BWS + F.gelu(self.mix(x_BWS))
-
-    def forward(self, features_BSD: Tensor) -> Tensor:
-        return self.score(self.hidden(features_BSD))
-
-    def classify(self, features_BSD: Tensor) -> Tensor:
-        return self.score(self.hidden(features_BSD).mean(2, keepdim=True))[..., 0]
-
-
-@dataclass(frozen=True)
-class Material:
-    """Features [S, D] by video, a step for 8 frames, and what they are labelled with."""
-
-    clips: dict[str, Tensor]
-    labels: dict[str, int]
-    kinds: int
-    videos: dict[str, Tensor]
-    frames: dict[str, np.ndarray]
-    """bool [T, K]"""
-    steps: dict[str, Tensor]
-    """[S, K] what half of a step's frames show."""
-
-
-def step_labels(labels_TK: np.ndarray) -> Tensor:
-    """Labels [S, K] of steps of 8 frames."""
-    padding = ((0, -len(labels_TK) % STEP), (0, 0))
-    whole_TK = np.pad(labels_TK.astype(np.float32), padding, mode="edge")
-    shares_SK = whole_TK.reshape(-1, STEP, whole_TK.shape[1]).mean(1)
-    return torch.from_numpy((shares_SK >= 0.5).astype(np.float32))
-
-
-@torch.inference_mode()
-def extract(model: nn.Module, video: Video, clip: ClipRecipe) -> np.ndarray:
-    """Features [S, 1024] of a video's whole pictures, in passes of 128 frames."""
-    total, parts = probe(video.path).frames, []
-    for start in range(0, total, WINDOW):
-        frames = np.arange(start, min(start + WINDOW, total))
-        frames = np.pad(frames, (0, -len(frames) % STEP), mode="edge")
-        pictures = torch.from_numpy(read_clip(video.path, frames.tolist(), size=SIDE))
-        inputs = normalise(pictures[None], clip, torch.device("cpu"))
-        with torch.autocast("cpu", torch.bfloat16):
-            features_DT = model.features(inputs)[0].float()  # type: ignore[operator]
-        parts.append(features_DT.unflatten(1, (-1, STEP)).mean(2))
-    return torch.cat(parts, 1).T.numpy()
-
-
-def features_of(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
-    """Features by video id; those that are not in the folder yet are computed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {video.id: folder / f"{Path(video.id).name}.npy" for video in manifest.videos}
-    absent = [video for video in manifest.videos if not paths[video.id].is_file()]
-    if absent:
-        loaded = published.load(WEIGHTS)
-        model = loaded.model.to(memory_format=torch.channels_last_3d)
-        for video in track(absent, f"features of {manifest.name}"):
-            with open(partial := paths[video.id].with_suffix(".partial"), "wb") as file:
-                np.save(file, extract(model, video, loaded.clip))
-            partial.rename(paths[video.id])
-    return {name: torch.from_numpy(np.load(path)) for name, path in paths.items()}
-
-
-def material(options: Options) -> Material:
-    """Features and labels of both data sets."""
-    folder = options.features or default_cache() / f"features-{WEIGHTS}-{SIDE}"
-    clips = load_manifest("kinetics", options.clips, videos=options.clips_folder)
-    videos = load_manifest("segments", options.videos, videos=options.videos_folder)
-    if missing := (*clips.missing, *videos.missing):
-        raise ValueError(f"no file of {', '.join(missing[:5])}: look at the folders")
-    reader = Decoder()
-    frames = {video.id: dense_targets(videos, video, reader).T for video in videos.videos}
-    upstream, downstream = features_of(clips, folder), features_of(videos, folder)
-    # One scale for all, from the clips alone: nothing of a held-out video is looked at.
-    scale = torch.cat(list(upstream.values())).square().mean().sqrt()
-    return Material(
-        clips={name: values / scale for name, values in upstream.items()},
-        labels={video.id: int(video.label or 0) for video in clips.videos},
-        kinds=clips.num_classes,
-        videos={name: values / scale for name, values in downstream.items()},
-        frames=frames,
-        steps={name: step_labels(values) for name, values in frames.items()},
-    )
-
-
-def stretch(length: int, steps: int, draws: torch.Generator) -> Tensor:
-    """Places [steps] of a random stretch; a shorter video is gone through again."""
-    start = int(torch.randint(max(1, length - steps + 1), (), generator=draws))
-    return (start + torch.arange(steps)) % length
-
-
-def descend(
-    head: Head, steps: int, seed: int, loss_of: Callable[[torch.Generator], Tensor]
-) -> Head:
-    """AdamW with a one-cycle schedule; `loss_of(step's generator)`."""
-    optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.05, fused=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
-        torch.manual_seed(generator_for(seed, "dropout", step).initial_seed())
-        optimizer.zero_grad()
-        loss_of(generator_for(seed, "step", step)).backward()
-        optimizer.step()
-        rate.step()
-    return head.eval()
-
-
-def fresh(classes: int, seed: int, task: str) -> Head:
-    with torch.random.fork_rng():
-        torch.manual_seed(generator_for(seed, "weights", task).initial_seed())
-        return Head(classes)
-
-
-def pretrained(data: Material, arm: str, seed: int, steps: int) -> Head:
-    """A head that knows the clips: 16 steps (5 s) of each, 16 a batch, class 0 the background."""
-    names = sorted(data.clips)
-    mixing = augment.create("none" if arm == "cls" else arm)
-    head = fresh(data.kinds + 1, seed, "pretrain")
-
-    def loss_of(draws: torch.Generator) -> Tensor:
-        chosen = [names[i] for i in torch.randperm(len(names), generator=draws)[:16].tolist()]
-        whole = [data.clips[name] for name in chosen]
-        clips_BSD = torch.stack([clip[stretch(len(clip), 16, draws)] for clip in whole])
-        labels_BK = F.one_hot(torch.tensor([data.labels[n] for n in chosen]), data.kinds).float()
-        targets_BKS = pretrain_targets(labels_BK, 16, "class")
-        if arm == "cls":
-            return cross_entropy(head.classify(clips_BSD), targets_BKS[..., 0])
-        mixed, soft = mixing(clips_BSD.mT[..., None, None], targets_BKS, draws)
-        return cross_entropy(head(mixed[..., 0, 0].mT), soft)
-
-    return descend(head.train(), steps, seed, loss_of)
-
-
-def finetuned(
-    data: Material, start: Head | None, names: Sequence[str], seed: int, steps: int
-) -> Head:
-    """A head for the untrimmed videos `names`: 32 steps (10 s) a clip, 8 a batch."""
-    head = fresh(data.steps[names[0]].shape[1], seed, "finetune")
-    if start is not None:
-        head.reduce.load_state_dict(start.reduce.state_dict())
-        head.mix.load_state_dict(start.mix.state_dict())
-    shares = torch.tensor([float(len(data.steps[name])) for name in names])
-    seen = torch.ones(8, 32, dtype=torch.bool)
-
-    def loss_of(draws: torch.Generator) -> Tensor:
-        clips, targets = [], []
-        for i in torch.multinomial(shares, 8, replacement=True, generator=draws).tolist():
-            places = stretch(len(data.steps[names[i]]), 32, draws)
-            clips.append(data.videos[names[i]][places])
-            targets.append(data.steps[names[i]][places].T)
-        return localisation_loss(head(torch.stack(clips)), torch.stack(targets), seen)
-
-    return descend(head.train(), steps, seed, loss_of)
-
-
-def frame_scores(data: Material, name: str, logits_BKS: Tensor) -> np.ndarray:
-    """Probabilities [T, K] of a video's frames."""
-    logits_BKT = interpolate(logits_BKS, STEP * logits_BKS.shape[2])
-    return logits_BKT[0].T[: len(data.frames[name])].sigmoid().numpy()
-
-
-def folds(names: Sequence[str], group: Group) -> Iterator[tuple[list[str], list[str]]]:
-    """(training videos, held-out videos) for each group."""
-    group_of = {name: name.partition("_")[0] if group == "day" else name for name in names}
-    for held in sorted(set(group_of.values())):
-        yield (
-            [name for name in names if group_of[name] != held],
-            [name for name in names if group_of[name] == held],
-        )
-
-
-def cross_validated(data: Material, options: Options, arm: str, group: Group, seed: int) -> Scores:
-    """Scores of every video by a head that has not seen its group."""
-    start = None if arm == "scratch" else pretrained(data, arm, seed, options.pretrain_steps)
-    scores: Scores = {}
-    for training, held in folds(sorted(data.videos), group):
-        head = finetuned(data, start, training, seed, options.finetune_steps)
-        with torch.inference_mode():
-            found = {name: head(data.videos[name][None]) for name in held}
-        scores |= {name: frame_scores(data, name, logits) for name, logits in found.items()}
-    return scores
-
-
-def prior(data: Material, group: Group) -> Scores:
-    """Every frame scored by how frequent its classes are in the training videos: chance."""
-    return {
-        name: np.broadcast_to(
-            np.concatenate([data.frames[other] for other in training]).mean(0, dtype=np.float32),
-            data.frames[name].shape,
-        )
-        for training, held in folds(sorted(data.videos), group)
-        for name in held
-    }
-
-
-def linear(data: Material, group: Group) -> Scores:
-    """Logistic regression of every step by itself: convex, so there are no seeds."""
-    scores: Scores = {}
-    for training, held in folds(sorted(data.videos), group):
-        inputs_ND = torch.cat([data.videos[name] for name in training])
-        labels_NK = torch.cat([data.steps[name] for name in training])
-        found = fit(lambda features_BDS: features_BDS, inputs_ND, labels_NK, ProbeRecipe())
-        for name in held:
-            scores[name] = frame_scores(data, name, found(data.videos[name].T[None]))
-    return scores
-
-
-def rows(data: Material, group: Group, runs: Mapping[str, Sequence[Scores]]) -> list[dict]:
-    """A line for each arm: mean and deviation over seeds, and its difference to `cls`."""
-    maps = {arm: [dense_map(s, data.frames).value for s in seeds] for arm, seeds in runs.items()}
-    others = [arm for arm in runs if arm != "cls"]
-    found = {
-        arm: paired_bootstrap(runs["cls"], runs[arm], data.frames, resamples=2000) for arm in others
-    }
-    adjusted = dict(zip(others, holm([found[arm].p_value for arm in others]), strict=True))
-    table: list[dict] = []
-    for name, reference in (("chance", prior), ("linear", linear)):
-        value = dense_map(reference(data, group), data.frames).value
-        table.append({"group": group, "arm": name, "seeds": 1, "map": value})
-    for arm, values in maps.items():
-        mean, sd = mean_and_sd(values)
-        row = {"group": group, "arm": arm, "seeds": len(values), "map": mean, "sd": sd}
-        if arm in found:
-            spread = paired_sd(dict(enumerate(maps["cls"])), dict(enumerate(values)))
-            least = spread and detectable_difference(spread, len(values), comparisons=len(others))
-            b = found[arm]
-            row |= {"difference": b.difference, "low": b.low, "high": b.high, "p": adjusted[arm]}
-            said = verdict(b.difference, b.low, b.high, adjusted[arm], len(values), least)
-            row["verdict"] = said
-        table.append(row)
-    return table
-
-
-def write(table: Sequence[Mapping], path: Path) -> None:
-    """The table as CSV, and as lines."""
-    columns = ("group", "arm", "seeds", "map", "sd", "difference", "low", "high", "p", "verdict")
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in table:
-            rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded)
-            print("  ".join(f"{key} {value}" for key, value in rounded.items()))
-
-
 def main(options: Options) -> None:
     """Features, heads, table; what is done of the table is written after each group."""
+    import torch
+    from feature_heads import cross_validated, material, rows, write
+
     torch.set_num_threads(1)
     data, table = material(options), []
     for group in options.groups:

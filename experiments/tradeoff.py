@@ -10,9 +10,6 @@ the ensemble of three. The paper draws its points without printing their figures
 from rich.console import Console
 
 from ssdet.cli import experiment
-from ssdet.results.figures import write_tradeoff
-from ssdet.results.series import track
-from ssdet.results.tables import result_table
 from ssdet.studies import Plan, Store, Study, Table
 from ssdet.studies.systems import DETECTORS, detector
 
@@ -34,6 +31,10 @@ STUDY = Study(
 
 def also(planned: Plan, store: Store, out: Console) -> None:
     """Draw the finished study's detectors."""
+    from ssdet.results.figures import write_tradeoff
+    from ssdet.results.series import track
+    from ssdet.results.tables import result_table
+
     table = result_table(planned, store)
     tracks = [
         track(table, DETECTORS[name][0], [f"{name}_{how}" for how in ("cls", "joint", "ensemble")])

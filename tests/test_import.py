@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("ray", "torch", "torchvision", "pytorchvideo", "pandas", "matplotlib")
 
 LAYERS = (
-    {"console", "plugins", "sockets", "text"},
+    {"console", "lazy", "plugins", "quiet", "sockets", "text"},
     {"augment", "data", "models"},
     {"evaluation", "training"},
     {"results", "studies", "testing"},

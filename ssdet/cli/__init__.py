@@ -1,5 +1,15 @@
 """Commands: what experiments share, and `ssdet COMMAND`."""
 
-from ssdet.cli.experiment import experiment
+from typing import TYPE_CHECKING
 
-__all__ = ["experiment"]
+from ssdet.lazy import attach
+
+if TYPE_CHECKING:
+    from ssdet.cli.experiment import experiment
+
+attach(
+    __name__,
+    {
+        "experiment": ["experiment"],
+    },
+)

@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from ssdet.cli.streams import standard_streams
+from ssdet.quiet import quiet_dependencies
 
 COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
@@ -34,6 +35,7 @@ def usage() -> str:
     return "\n".join(["usage: ssdet COMMAND … (--help after any command)", "", *lines])
 
 
+@quiet_dependencies()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; exit status 0 done, 1 failed, 2 wrong usage."""
     with standard_streams():

@@ -1,12 +1,14 @@
 """`ssdet data`: check the files of a data set, convert them, count labels, import features."""
 
+from __future__ import annotations
+
 import json
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -18,14 +20,13 @@ from ssdet.cli.data_stats import stats
 from ssdet.cli.import_features import command as import_command
 from ssdet.cli.import_features import import_files
 from ssdet.console import plain_console
-from ssdet.data.check import Report
-from ssdet.data.check import check as check_files
-from ssdet.data.convert import Conversion, Options
-from ssdet.data.convert import convert as convert_files
 from ssdet.data.files import quarantine_file
-from ssdet.data.manifest import load_manifest
 from ssdet.data.remote import is_remote
 from ssdet.plugins import Unknown
+
+if TYPE_CHECKING:
+    from ssdet.data.check import Report
+    from ssdet.data.convert import Conversion
 
 Annotation = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -91,6 +92,9 @@ def check(
         thorough: Decode every frame and look for zeros in place of data, which some decoders show
             as pictures; read whole files to know whether they have changed.
     """
+    from ssdet.data.check import check as check_files
+    from ssdet.data.manifest import load_manifest
+
     manifest = load_manifest(format, path, videos=videos, quarantine=False)
     if quarantine is None and is_remote(path[0]):
         raise ValueError(
@@ -139,6 +143,10 @@ def convert(
         seconds: A video that makes no headway for so long has failed.
         strict: Exit status 1 if any video is missing or failed.
     """
+    from ssdet.data.convert import Options
+    from ssdet.data.convert import convert as convert_files
+    from ssdet.data.manifest import load_manifest
+
     manifest = load_manifest(format, path, videos=videos)
     options = Options(short_side, gop, crf, packed)
     first = Path(path[0])
@@ -167,7 +175,7 @@ class Counter:
                           auto_refresh=False)  # fmt: skip
         self._task = self._bars.add_task(verb, total=None)
 
-    def __enter__(self) -> "Counter":
+    def __enter__(self) -> Counter:
         if self._console.is_terminal:
             self._bars.start()
         return self

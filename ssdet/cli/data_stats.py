@@ -1,21 +1,23 @@
 """`ssdet data stats`: what an annotation holds, per split and per class."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.progress import track
 from rich.table import Table
 
 from ssdet.console import plain_console
-from ssdet.data.clock import Clock
-from ssdet.data.frames import Decoder
-from ssdet.data.manifest import Manifest, load_manifest
-from ssdet.data.statistics import POINTS, FrameRule, SplitStatistics, split_statistics
-from ssdet.data.video import CorruptVideo
 from ssdet.plugins import Unknown
+
+if TYPE_CHECKING:
+    from ssdet.data.clock import Clock
+    from ssdet.data.manifest import Manifest
+    from ssdet.data.statistics import FrameRule, SplitStatistics
 
 Named = Annotated[str, tyro.conf.Positional]
 SPLITS = ("train", "val", "test")
@@ -57,6 +59,9 @@ def stats(
             (MultiTHUMOS).
         min_frames: Leave shorter videos out of the dense counts (published code: 162).
     """
+    from ssdet.data.manifest import load_manifest
+    from ssdet.data.statistics import FrameRule, split_statistics
+
     thumos = format == "multithumos"
     rule = FrameRule(
         (MULTITHUMOS_FPS if thumos else CHARADES_FPS) if fps is None else fps,
@@ -80,6 +85,9 @@ def stats(
 
 def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
     """Clock of each file by video id, and why of those that cannot be read."""
+    from ssdet.data.frames import Decoder
+    from ssdet.data.video import CorruptVideo
+
     clocks: dict[str, Clock] = {}
     broken: dict[str, str] = {}
     reader = Decoder()
@@ -142,6 +150,8 @@ def _print_classes(manifest: Manifest, found: Mapping[str, SplitStatistics]) -> 
 def _print_splits(
     manifest: Manifest, rule: FrameRule, found: Mapping[str, SplitStatistics], in_files: bool
 ) -> None:
+    from ssdet.data.statistics import POINTS
+
     told = {split: dict(_flat(part.summary())) for split, part in found.items()}
     rows = [
         [name, *(_cell(name, values.get(name)) for values in told.values())]

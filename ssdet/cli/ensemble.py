@@ -1,11 +1,13 @@
 """`ssdet ensemble`: build an ensemble of finished runs, and judge what it is worth."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -13,12 +15,11 @@ from rich.table import Table
 
 from ssdet.cli.conditions import conditions
 from ssdet.console import plain_console
-from ssdet.evaluation import BootstrapResult, mean_and_sd
-from ssdet.evaluation.alignment import Videos
-from ssdet.evaluation.ensemble import Method
-from ssdet.results.ensembles import Ensemble, EnsembleResult, Query, build
-from ssdet.results.query import Results
-from ssdet.results.rows import COLUMNS
+from ssdet.evaluation.choices import Method, Videos
+
+if TYPE_CHECKING:
+    from ssdet.evaluation import BootstrapResult
+    from ssdet.results.ensembles import Ensemble, EnsembleResult, Query
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet ensemble", config=config)
+    from ssdet.results.ensembles import Query, build
+    from ssdet.results.query import Results
+    from ssdet.results.rows import COLUMNS
+
     try:
         where = conditions(options.where, COLUMNS)
         fit = None if options.fit == "none" else options.fit
@@ -138,6 +143,8 @@ def _method(query: Query) -> str:
 
 
 def _mean(values: Sequence[float]) -> str:
+    from ssdet.evaluation import mean_and_sd
+
     mean, sd = mean_and_sd(values)
     return f"{100 * mean:.2f}" + ("" if sd is None else f" ± {100 * sd:.2f}")
 

@@ -1,5 +1,7 @@
 """`ssdet evaluate`: score predictions under every protocol that applies."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -8,27 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.table import Table
 
 from ssdet.console import plain_console
-from ssdet.data.files import split_name
-from ssdet.data.manifest import Manifest, load_manifest
-from ssdet.data.video import probe
-from ssdet.data.video_names import VideoNames
-from ssdet.evaluation import PredictionSet, official_points, read_submission, write_submission
-from ssdet.evaluation.charades_official import truth_of
-from ssdet.evaluation.detection_files import match_detections
-from ssdet.evaluation.file_kinds import Recognised, UnusableFile, describe_folder, recognise
-from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, to_json
-from ssdet.evaluation.views import frame_labels
 from ssdet.plugins import Unknown
-from ssdet.results.query import Results
-from ssdet.results.render import markdown_text
-from ssdet.results.rescore import official_truth, run_material
 from ssdet.studies.data import Source
+
+if TYPE_CHECKING:
+    from ssdet.data.manifest import Manifest
+    from ssdet.evaluation import Material, PredictionSet, Reading
+    from ssdet.evaluation.file_kinds import Recognised
 
 Style = Literal["table", "json", "csv", "markdown"]
 TITLES = ("protocol", "value", "videos", "frames", "classes", "empty classes", "notes")
@@ -78,6 +72,9 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet evaluate", config=config)
+    from ssdet.evaluation import score_all
+    from ssdet.evaluation.file_kinds import UnusableFile
+
     try:
         if wrong := _wrong_usage(options):
             print(f"error: {wrong}", file=sys.stderr)
@@ -97,6 +94,8 @@ def command(arguments: list[str]) -> int:
 
 
 def _wrong_usage(options: Options) -> str:
+    from ssdet.evaluation import PROTOCOLS
+
     unknown = [name for name in options.protocol if name not in PROTOCOLS]
     if unknown:
         return f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}"
@@ -109,6 +108,8 @@ def _names(options: Options, material: Material) -> Sequence[str]:
     """Protocols to score: those that were named, else those of the kind of predictions."""
     if options.protocol:
         return options.protocol
+    from ssdet.evaluation import PROTOCOLS
+
     if material.submitted is not None:
         return ["charades_official"]
     if material.detections is None:
@@ -118,6 +119,12 @@ def _names(options: Options, material: Material) -> Sequence[str]:
 
 
 def _material(options: Options) -> Material:
+    from ssdet.data.manifest import load_manifest
+    from ssdet.evaluation import Material
+    from ssdet.evaluation.file_kinds import recognise
+    from ssdet.results.query import Results
+    from ssdet.results.rescore import official_truth, run_material
+
     if options.store:
         return run_material(Results.open(options.store), options.predictions, options.split)
     whole = load_manifest(options.format, options.annotations)
@@ -140,6 +147,10 @@ def _material(options: Options) -> Material:
 
 def _prediction_set(folder: Path, split: str) -> PredictionSet:
     """The prediction set in a folder, or of a split in the folder of a finished stage."""
+    from ssdet.data.files import split_name
+    from ssdet.evaluation import PredictionSet
+    from ssdet.evaluation.file_kinds import describe_folder
+
     of_stage = folder / "predictions" / split_name(split, "--split")
     folder = of_stage if of_stage.is_dir() else folder
     if not any(folder.glob("*.f16")):
@@ -148,6 +159,9 @@ def _prediction_set(folder: Path, split: str) -> PredictionSet:
 
 
 def _dense(material: Material, predictions: PredictionSet, options: Options) -> Material:
+    from ssdet.data.manifest import load_manifest
+    from ssdet.evaluation.views import frame_labels
+
     manifest = material.annotated
     if predictions.classes != manifest.num_classes:
         raise ValueError(
@@ -162,6 +176,8 @@ def _dense(material: Material, predictions: PredictionSet, options: Options) -> 
 
 
 def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
+    from ssdet.data.video import probe
+
     for video in manifest.videos:
         if video.id not in predictions:
             continue
@@ -174,6 +190,9 @@ def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
 
 
 def _submission(material: Material, path: Path) -> Material:
+    from ssdet.evaluation import read_submission
+    from ssdet.evaluation.charades_official import truth_of
+
     truth = material.truth or truth_of(material.annotated)
     read = read_submission(path, truth.hits.keys(), truth.classes)
     notes = {"lines": read.rows, "lines_ignored": read.ignored, "lines_repeated": read.repeated}
@@ -188,6 +207,8 @@ def _detections(
     material: Material, path: Path, file: Recognised, whole: Manifest, first_class: int | None
 ) -> Material:
     """Material with the detections of a file; notes on the error stream say what did not match."""
+    from ssdet.evaluation.detection_files import match_detections
+
     manifest, format = material.annotated, material.format
     read = match_detections(path, file, manifest, format, first_class)
     if read.rule.startswith("numbers"):
@@ -211,6 +232,8 @@ def _detections(
 
 def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
     """How many videos belong to which other split."""
+    from ssdet.data.video_names import VideoNames
+
     names = VideoNames(video.id for video in whole.videos)
     splits = {video.id: video.split for video in whole.videos}
     counts = Counter(splits[id] for name in videos if (id := names.find(name)))
@@ -225,6 +248,9 @@ def _report_unmatched(path: Path, what: str, names: Sequence[str], more: str = "
 
 
 def _submit(material: Material, path: Path) -> None:
+    from ssdet.evaluation import official_points, write_submission
+    from ssdet.evaluation.charades_official import truth_of
+
     truth = material.truth or truth_of(material.annotated)
     scores = material.submitted
     if scores is None:
@@ -235,6 +261,8 @@ def _submit(material: Material, path: Path) -> None:
 def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) -> None:
     """Print readings, values in percent but for JSON and CSV; why others do not apply, to the
     error stream (in JSON inside)."""
+    from ssdet.evaluation.registry import to_json
+
     if style == "json":
         output = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
         print(json.dumps(output, indent=1, allow_nan=False))
@@ -262,6 +290,8 @@ def _cells(reading: Reading) -> tuple[str, ...]:
 
 
 def _markdown(readings: Sequence[Reading]) -> Iterator[str]:
+    from ssdet.results.render import markdown_text
+
     yield f"| {' | '.join(TITLES)} |"
     yield f"|{'---|' * len(TITLES)}"
     for reading in readings:
@@ -269,6 +299,8 @@ def _markdown(readings: Sequence[Reading]) -> Iterator[str]:
 
 
 def _csv(readings: Sequence[Reading]) -> str:
+    from ssdet.evaluation import Reading
+
     out = io.StringIO()
     columns = [name for name in Reading.__dataclass_fields__ if name not in ("per_class", "notes")]
     writer = csv.writer(out, lineterminator="\n")

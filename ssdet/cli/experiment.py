@@ -1,39 +1,34 @@
 """The command line that every experiment shares."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ssdet.cli.plan import assumed, show_plan
 from ssdet.cli.streams import standard_streams
 from ssdet.console import plain_console
-from ssdet.results.figures import write_figure
-from ssdet.results.layout import footnotes
-from ssdet.results.render import console_table, write_html, write_latex, write_markdown
-from ssdet.results.report import write_report
-from ssdet.results.tables import ResultTable, result_table, write_csv
-from ssdet.studies.audit import audit
-from ssdet.studies.data import Data, Source, moving_shapes
-from ssdet.studies.experiment import Change, Experiment, declared, declaring
-from ssdet.studies.plan import Plan, plan
-from ssdet.studies.presets import Preset, preset
-from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-from ssdet.studies.session import Workers, folder_for_ray
-from ssdet.studies.store import Store
-from ssdet.studies.study import Study
-from ssdet.training.recipe import TrainRecipe
+from ssdet.quiet import quiet_dependencies
+
+if TYPE_CHECKING:
+    from ssdet.results.tables import ResultTable
+    from ssdet.studies import Data, Experiment, Plan, Preset, Store, Study
+    from ssdet.studies.experiment import Change
+    from ssdet.training.recipe import TrainRecipe
 
 SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
 
 
 def _workers(words: list[str]) -> int | str:
+    from ssdet.studies.session import Workers
+
     found = Workers.of(words[0])
     return words[0] if found.elastic else found.low
 
@@ -113,7 +108,7 @@ class Options:
     """Folder of the untrimmed videos."""
 
 
-Also = Callable[[Plan, Store, Console], None]
+Also = Callable[["Plan", "Store", Console], None]
 """What a study reports beside its table: called when that is written. Its ValueError and OSError
 fail the command as those of the table do."""
 
@@ -127,10 +122,19 @@ def experiment(study: Study, arguments: list[str] | None = None, also: Also | No
         sys.exit(main(study, options, also=also))
 
 
+@quiet_dependencies()
 def main(
     study: Study, options: Options, console: Console | None = None, also: Also | None = None
 ) -> int:
     """Run a study with these options; returns the exit status."""
+    from ssdet.cli.plan import assumed, show_plan
+    from ssdet.results.report import write_report
+    from ssdet.results.tables import result_table
+    from ssdet.studies import plan
+    from ssdet.studies.audit import audit
+    from ssdet.studies.runner import BudgetSpent, StagesFailed, run
+    from ssdet.studies.session import folder_for_ray
+
     out = console or plain_console()
     try:
         assumed(options)
@@ -180,6 +184,8 @@ def main(
 
 def resolve(study: Study, options: Options) -> Study:
     """The study with the preset's base, the data, the seeds and the arms that were asked for."""
+    from ssdet.studies import preset
+
     chosen = preset(options.preset, options.data, options.weights)
     arms = study.arms
     if options.arms:
@@ -208,12 +214,15 @@ def resolve(study: Study, options: Options) -> Study:
 
 def store_of(options: Options) -> Store:
     """The store of these options; a trial run has one of its own inside it."""
+    from ssdet.studies import Store
+
     store = Store.open(options.store)
     return store.inside("smoke") if options.smoke else store
 
 
 def _hurried(change: Change) -> Change:
     """The change, and two steps for every training, whatever it makes of the schedule."""
+    from ssdet.studies.experiment import declared, declaring
 
     @declaring(*declared(change))
     def hurried(base: Experiment) -> Experiment:
@@ -239,6 +248,8 @@ def _with_steps(base: Experiment, pretrain: int | None, finetune: int | None) ->
 
 def data_of(options: Options, chosen: Preset) -> Data:
     """The data that the options name; renders Moving Shapes where it has to."""
+    from ssdet.studies.data import Data, Source, moving_shapes
+
     if options.data == "moving_shapes":
         return moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache, _count)
     if options.upstream is None or options.downstream is None:
@@ -263,6 +274,9 @@ def _count(done: int, total: int) -> None:
 
 def show_table(table: ResultTable, out: Console) -> None:
     """Print a table and its footnotes, as wide as the terminal, elsewhere as wide as it needs."""
+    from ssdet.results.layout import footnotes
+    from ssdet.results.render import console_table
+
     wide = out if out.is_terminal else plain_console(200, file=out.file)
     wide.print(console_table(table))
     for note in footnotes(table):
@@ -271,6 +285,10 @@ def show_table(table: ResultTable, out: Console) -> None:
 
 def write_results(table: ResultTable, store: Store) -> Path:
     """Write `table.md`, `.csv`, `.tex`, `.html` and `figure.png`; returns their folder."""
+    from ssdet.results.figures import write_figure
+    from ssdet.results.render import write_html, write_latex, write_markdown
+    from ssdet.results.tables import write_csv
+
     folder = store.table_folder(table.study)
     write_markdown(table, folder / "table.md")
     write_csv(table, folder / "table.csv")

@@ -1,27 +1,26 @@
 """`ssdet extract`: features of whole videos from any network, into files that map into memory."""
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.data.clips import ClipRecipe
-from ssdet.data.feature_index import Dtype
+from ssdet.data.recipes import ClipRecipe, Dtype
 from ssdet.studies.data import Data, Source
-from ssdet.studies.feature_stages import StreamJob
-from ssdet.studies.graph_builder import StageGraph
-from ssdet.studies.identity import Stage, stored_stage
 from ssdet.studies.presets import DOWNSTREAM
-from ssdet.studies.session import Session, connect, folder_for_ray
-from ssdet.studies.stages import FEATURES, LAST, Job, Result, run_stage
+from ssdet.studies.session import Session, connect
 from ssdet.studies.store import Store
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.inference import PredictRecipe
 from ssdet.training.origin import used_to
-from ssdet.training.recipe import ModelRecipe, TrainRecipe
+from ssdet.training.recipe import ExtractRecipe, ModelRecipe, PredictRecipe, TrainRecipe
+
+if TYPE_CHECKING:
+    from ssdet.studies.plan import Stage
+    from ssdet.studies.stages import Job, Result
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,12 @@ def command(arguments: list[str]) -> int:
     wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet extract", config=config)
+    from ssdet.studies.stages import FEATURES, Job
+
     try:
         if options.ray or options.address:
+            from ssdet.studies.session import folder_for_ray
+
             folder_for_ray(options.address)
         data = data_of(options)
         job = Job(stage_of(options, data), str(target(options).root), data)
@@ -97,6 +100,9 @@ def command(arguments: list[str]) -> int:
 
 def run(job: Job, options: Options) -> Result:
     """The extraction in this process, or on Ray."""
+    from ssdet.studies.feature_stages import StreamJob
+    from ssdet.studies.stages import run_stage
+
     if not (options.ray or options.address):
         return run_stage(job, told)
     with connect(options.address) as session:
@@ -142,6 +148,10 @@ def data_of(options: Options) -> Data:
 
 def stage_of(options: Options, data: Data) -> Stage:
     """The extraction. ValueError for options that do not go together."""
+    from ssdet.studies.graph_builder import StageGraph
+    from ssdet.studies.identity import stored_stage
+    from ssdet.studies.stages import LAST
+
     if bool(options.run) == bool(options.checkpoint):
         raise ValueError("give --run (of --store), or --checkpoint: one of them")
     if options.checkpoint:

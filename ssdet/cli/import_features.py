@@ -10,7 +10,6 @@ from typing import Annotated
 import tyro
 
 from ssdet.data.feature_files import ID, find_features
-from ssdet.data.feature_index import Dtype
 from ssdet.data.import_features import (
     ImportReport,
     Layout,
@@ -19,6 +18,7 @@ from ssdet.data.import_features import (
     import_features,
 )
 from ssdet.data.manifest import load_manifest
+from ssdet.data.recipes import Dtype
 from ssdet.data.video_names import VideoNames
 from ssdet.plugins import Unknown
 

@@ -1,5 +1,7 @@
 """`ssdet lens`: look at what a volume augmentation makes of real clips."""
 
+from __future__ import annotations
+
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,6 @@ import tyro
 from ssdet.cli.conditions import conditions
 from ssdet.cli.experiment import Options as Experiment
 from ssdet.cli.experiment import data_of
-from ssdet.studies.presets import preset
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     options = tyro.cli(Options, args=arguments, prog="ssdet lens")
     from ssdet.results.lens import lens, sample
+    from ssdet.studies import preset
 
     try:
         chosen = preset(options.preset)

@@ -4,12 +4,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.results.query import Results
-from ssdet.results.report import Written, write_report
+if TYPE_CHECKING:
+    from ssdet.results.report import Written
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet report", config=config)
+    from ssdet.results.query import Results
+    from ssdet.results.report import write_report
+
     try:
         results = Results.open(options.store)
         plan = results.record(options.study).plan()
@@ -53,7 +56,7 @@ def command(arguments: list[str]) -> int:
     return 0
 
 
-def _told(written: Written) -> str:
+def _told(written: "Written") -> str:
     shown = written.viewer
     text = f"{written.path}: {written.bytes / 1e6:.1f} MB, timelines of {shown.videos} of "
     text += f"{shown.of} test videos"

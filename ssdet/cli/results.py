@@ -1,5 +1,7 @@
 """`ssdet results`: list, show, compare, pack and remove what a store holds."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
@@ -9,24 +11,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.table import Table
 
 from ssdet.cli.conditions import conditions
-from ssdet.console import plain_console
-from ssdet.evaluation.registry import to_json
-from ssdet.results.bundle import write_bundle
-from ssdet.results.cleaning import Removed, collect, dependents, remove_stage, remove_study
-from ssdet.results.query import METRICS, Results
-from ssdet.studies.store import STAGE_ID, Store
+from ssdet.studies.store import STAGE_ID
+
+if TYPE_CHECKING:
+    from ssdet.results.cleaning import Removed
+    from ssdet.results.query import Results
+    from ssdet.studies.store import Store
 
 Named = Annotated[str, tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
 Where = Annotated[
     str, tyro.conf.arg(help="Folder or file:// URI of the store (SSDET_STORE, else ./runs).")
 ]
+LISTED = 100
+"""Runs that `ls` prints by default."""
 SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "finished")
 
 
@@ -55,9 +58,13 @@ def _store() -> str:
 
 
 def _open(store: str) -> Results:
+    from ssdet.results.query import Results
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told here in plain lines
         results = Results.open(store or _store())
+    if results.index.note:
+        print(f"note: {results.index.note}: the index was made again", file=sys.stderr)
     for name, why in results.faults.items():
         print(f"warning: left out {name}: {why}", file=sys.stderr)
     return results
@@ -67,22 +74,29 @@ def _existing(store: str) -> Store:
     return _open(store).store
 
 
-def ls(study: str = "", store: Where = "", as_json: AsJson = False) -> None:
-    """List finished runs.
+def ls(
+    study: str = "", limit: int | None = None, store: Where = "", as_json: AsJson = False
+) -> None:
+    """List finished runs, the last one to finish at the end.
 
     Args:
         study: Only runs of this study.
+        limit: Most runs to list, those that finished last; 0 lists all. By default 100, all with
+            --json.
     """
     results = _open(store)
-    frame = results.where(studies=study) if study else results.runs
-    rows = [results.rows[name] for name in frame["id"]]
+    runs = results.table_of_runs
+    found = runs.matching({"studies": study} if study else {})
+    found.sort(key=runs["finished"].__getitem__)
+    most = (0 if as_json else LISTED) if limit is None else limit
+    rows = runs.take(found[-most:]).rows()
     if as_json:
-        _print_json(rows)
+        print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
         return
-    shown = [[_cell(name, row[name]) for name in SHOWN] for row in rows]
-    _print_table(SHOWN, shown)
-    studies = sorted({record.name for record in results.records})
-    print(f"{len(rows)} runs, {len(results.entries)} finished stages; studies: "
+    _print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
+    studies = sorted({record.name for record in results.index.records.values()})
+    more = f"the last {len(rows)} of " if len(rows) < len(found) else ""
+    print(f"{more}{len(found)} runs, {len(results.index.finished)} finished stages; studies: "
           f"{', '.join(studies) or 'none'}")  # fmt: skip
 
 
@@ -103,14 +117,17 @@ def show(name: Named, store: Where = "", as_json: AsJson = False) -> None:
 
 def _stage(results: Results, name: str) -> dict[str, Any]:
     folder = results.store.folder(name)
-    if name not in results.entries:
+    if name not in results.stages:
         state = "not finished" if folder.is_dir() else "not there"
         raise ValueError(f"stage {name} is {state} in {results.store.root}")
+    from ssdet.results.cleaning import dependents
+
     children, studies = dependents(results.store, name)
+    runs = results.table_of_runs
     path = folder / "provenance.json"
     return {
-        **results.rows.get(name, {"id": name}),
-        **results.entries[name].identity,
+        **(runs.row(name) if name in runs.places else {"id": name}),
+        **results.identity(name),
         "result": results.store.result(name),
         "provenance": json.loads(path.read_bytes()) if path.is_file() else None,
         "needed by": [*studies, *children],
@@ -121,9 +138,12 @@ def _stage(results: Results, name: str) -> dict[str, Any]:
 def _study(results: Results, name: str) -> dict[str, Any]:
     record = results.record(name)
     tables = results.store.root / "tables" / name
+    finished = results.table_of_runs
+    places = [finished.places[r.predict] for r in record.runs if r.predict in finished.places]
+    scores = {row["id"]: row for row in finished.take(places).rows()}
     runs = [
         {"arm": run.arm, "seed": run.seed, "id": run.predict,
-         **{key: results.rows.get(run.predict, {}).get(key) for key in ("dense_map", "probe_map")}}
+         **{key: scores.get(run.predict, {}).get(key) for key in ("dense_map", "probe_map")}}
         for run in record.runs
     ]  # fmt: skip
     return {
@@ -131,8 +151,7 @@ def _study(results: Results, name: str) -> dict[str, Any]:
         "plan": record.digest,
         "written": _time(record.written),
         **{key: value for key, value in record.study.items() if key != "name"},
-        "stages": f"{len(results.entries.keys() & record.stages.keys())} of "
-        f"{len(record.stages)} finished",
+        "stages": f"{len(results.stages & record.stages.keys())} of {len(record.stages)} finished",
         "tables": str(tables) if tables.is_dir() else None,
         "runs": runs,
     }
@@ -153,6 +172,8 @@ def best(
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
     """
+    from ssdet.results.query import METRICS
+
     results = _open(store)
     if metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
         print(f"error: metric {metric!r}: choose from {', '.join(known)}", file=sys.stderr)
@@ -216,6 +237,7 @@ def rescore(
         split: Splits to score.
     """
     from ssdet.cli.evaluate import show as show_readings
+    from ssdet.evaluation.registry import to_json
     from ssdet.results.rescore import rescore as score_again
 
     results, told = _open(store), {}
@@ -243,6 +265,8 @@ def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Wher
         study: Name of the study.
         out: File to write.
     """
+    from ssdet.results.bundle import write_bundle
+
     write_bundle(_open(store), study, out)
     print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
 
@@ -254,6 +278,8 @@ def rm(name: Named, force: bool = False, store: Where = "", as_json: AsJson = Fa
         name: Name of a study, NAME/PLAN for one of its records, or a stage id.
         force: Remove a stage that kept results need.
     """
+    from ssdet.results.cleaning import dependents, remove_stage, remove_study
+
     place = _existing(store)
     if STAGE_ID.fullmatch(name):
         children, studies = dependents(place, name)
@@ -270,6 +296,8 @@ def gc(dry_run: bool = False, store: Where = "", as_json: AsJson = False) -> Non
     Args:
         dry_run: Only print what would be removed.
     """
+    from ssdet.results.cleaning import collect
+
     done = "would be removed" if dry_run else "removed"
     _told(collect(_existing(store), dry_run), done, as_json)
 
@@ -300,6 +328,10 @@ def _print_entry(key: str, value: Any) -> None:
 
 
 def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.table import Table
+
+    from ssdet.console import plain_console
+
     table = Table(*names)
     for row in rows:
         table.add_row(*row)

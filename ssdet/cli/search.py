@@ -1,32 +1,29 @@
 """`ssdet search`: what searches found, arms tuned alike, whether to trust early stopping."""
 
+from __future__ import annotations
+
 import json
 import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
-from ssdet.cli.plan import Trials, assumed, show_plan
 from ssdet.cli.streams import standard_streams
 from ssdet.cli.study import load
 from ssdet.console import plain_console
-from ssdet.studies.lines import outcome, shown
-from ssdet.studies.plan import plan
-from ssdet.studies.progress import duration
-from ssdet.studies.search import Search
-from ssdet.studies.session import folder_for_ray
-from ssdet.studies.store import Store
-from ssdet.studies.study import Arm, Study
-from ssdet.studies.trials import ENDED, SearchResult, Trial, result, searches
-from ssdet.studies.trust import trust_of_search, trust_of_studies, trust_of_validations
-from ssdet.studies.tuning import Choice, Tuning, choices, tuned
+from ssdet.quiet import quiet_dependencies
+
+if TYPE_CHECKING:
+    from ssdet.studies import Search, Store, Study, Tuning
+    from ssdet.studies.trials import SearchResult, Trial
+    from ssdet.studies.tuning import Choice
 
 Scheduler = Literal["none", "asha", "median"]
 File = Annotated[Path, tyro.conf.Positional]
@@ -105,8 +102,13 @@ def search_experiment(search: Search, arguments: list[str] | None = None) -> Non
         sys.exit(main_search(search, options))
 
 
+@quiet_dependencies()
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
     """Run a search with these options; returns the exit status, 1 where no trial finished."""
+    from ssdet.cli.plan import Trials, assumed, show_plan
+    from ssdet.studies import plan
+    from ssdet.studies.session import folder_for_ray
+
     out = console or _console()
     try:
         assumed(options)
@@ -139,6 +141,8 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
 
 def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
     """The search with what was asked for, and a study of its base alone."""
+    from ssdet.studies import Arm, Study
+
     study = resolve(Study(search.name, (Arm("base", search.change),)), options)
     assert study.base is not None
     study = replace(study, base=replace(study.base, probe=None))
@@ -154,12 +158,16 @@ def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
 
 
 def _left(search: Search, store: Store) -> int:
+    from ssdet.studies.trials import ENDED, result, searches
+
     known = result(store, search.name).trials if search.name in searches(store) else ()
     return max(0, search.trials - sum(trial.state in ENDED for trial in known))
 
 
 def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
     """List the searches of a store."""
+    from ssdet.studies.trials import result, searches
+
     place = _store(store)
     found = [result(place, name) for name in searches(place)]
     if as_json:
@@ -180,6 +188,8 @@ def show(
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Show a search: best trials, Pareto set, what failed, which values mattered."""
+    from ssdet.studies.trials import result
+
     found = result(_store(store), name)
     if as_json:
         values = {
@@ -195,7 +205,10 @@ def show(
 
 
 def report(found: SearchResult, out: Console, top: int = 10) -> None:
-    """Print what a search found."""
+    """Print the results of a search."""
+    from ssdet.studies.lines import outcome
+    from ssdet.studies.trust import trust_of_search
+
     out.print(f"{found.name}: {counted(found)}")
     out.print(_table("best trials", found.ranked()[:top], found.objectives))
     if len(found.objectives) > 1:
@@ -217,6 +230,8 @@ def report(found: SearchResult, out: Console, top: int = 10) -> None:
 
 
 def _table(title: str, trials: list[Trial], objectives: tuple[str, ...]) -> Table:
+    from ssdet.studies.lines import shown
+
     table = Table(title=title)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     for column in ("trial", *objectives, *names, "run"):
@@ -235,6 +250,9 @@ def counted(found: SearchResult) -> str:
 
 def tune(arguments: list[str]) -> int:
     """Tune nuisance knobs for each arm of an experiment file, then run its seeds both ways."""
+    from ssdet.studies.session import folder_for_ray
+    from ssdet.studies.tuning import Tuning, choices, tuned
+
     try:
         study, module, options = _from_file("tune", arguments, TuneOptions)
         tuning = _tuning(getattr(module, "TUNING", Tuning()), options)
@@ -272,6 +290,9 @@ def _tuning(tuning: Tuning, options: TuneOptions) -> Tuning:
 
 def show_choices(chosen: list[Choice], out: Console) -> None:
     """What tuning chose for each arm, and its budget."""
+    from ssdet.studies.lines import shown
+    from ssdet.studies.progress import duration
+
     columns = ("arm", "trials", "chosen", "val mAP untuned", "tuned", "training steps", "time")
     table = Table(*columns, title="nuisance knobs, by the validation split")
     for choice in chosen:
@@ -287,6 +308,9 @@ def show_choices(chosen: list[Choice], out: Console) -> None:
 
 def check(arguments: list[str]) -> int:
     """Say whether the arms of an experiment file rank early as they do at the end."""
+    from ssdet.studies import plan
+    from ssdet.studies.trust import trust_of_studies, trust_of_validations
+
     try:
         study, _, options = _from_file("trust", arguments, TrustOptions)
         store, full = store_of(options), plan(resolve(study, options))
@@ -311,6 +335,8 @@ def _from_file(name: str, arguments: list[str], kind: type[Any]) -> tuple[Study,
 
 
 def _store(given: str) -> Store:
+    from ssdet.studies import Store
+
     return Store.at(given or os.environ.get("SSDET_STORE", "runs"))
 
 

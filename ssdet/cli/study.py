@@ -1,12 +1,11 @@
 """`ssdet plan FILE` and `ssdet run FILE`: an experiment file by its path."""
 
+from __future__ import annotations
+
 import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
-
-from ssdet.cli.experiment import experiment
-from ssdet.studies.study import Study
 
 
 def plan(arguments: list[str]) -> int:
@@ -21,8 +20,12 @@ def run(arguments: list[str]) -> int:
 
 def _start(command: str, arguments: list[str], more: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
-        print(f"usage: ssdet {command} EXPERIMENT.py [options of the file]", file=sys.stderr)
-        return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
+        asked = arguments[:1] in (["-h"], ["--help"])
+        usage = f"usage: ssdet {command} EXPERIMENT.py [options of the file]"
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
+    from ssdet.cli import experiment
+
     try:
         module = load(Path(arguments[0]))
     except (OSError, ValueError) as error:
@@ -37,6 +40,8 @@ def load(path: Path) -> ModuleType:
 
     The file is Python and is executed.
     """
+    from ssdet.studies import Study
+
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such experiment file")
     spec = importlib.util.spec_from_file_location(path.stem, path)

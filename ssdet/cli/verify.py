@@ -8,8 +8,6 @@ from typing import Annotated
 
 import tyro
 
-from ssdet.results.verify import verify
-
 
 @dataclass(frozen=True)
 class Options:
@@ -27,6 +25,8 @@ def command(arguments: list[str]) -> int:
     options = tyro.cli(
         Options, args=arguments, prog="ssdet verify", config=(tyro.conf.FlagCreatePairsOff,)
     )
+    from ssdet.results.verify import verify
+
     try:
         found = verify(options.bundle)
     except (ValueError, OSError) as error:

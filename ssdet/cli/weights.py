@@ -4,15 +4,17 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from torch import Tensor
 
-from ssdet.models import imported, published, published_fetch
-from ssdet.models.weights import LoadReport, likely_network, read_state, recognised
 from ssdet.training.origin import CHARADES_CLASSES, constants_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssdet.models.weights import LoadReport
 
 Named = Annotated[str, tyro.conf.Positional]
 Located = Annotated[Path, tyro.conf.Positional]
@@ -35,6 +37,8 @@ def command(arguments: list[str]) -> int:
 
 def ls() -> None:
     """Published weights and imported ones: what they are, and where they lie if they are here."""
+    from ssdet.models import imported, published
+
     for name in published.available():
         source, path = published.named(name), published.folder(name)
         where = str(path) if path.is_dir() else f"not here: ssdet weights get {name}"
@@ -51,6 +55,8 @@ def get(name: Named, /, file: Path | None = None) -> None:
         name: One of `ssdet weights ls`.
         file: The source distribution, where it was downloaded by hand.
     """
+    from ssdet.models import published, published_fetch
+
     source = published.named(name)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -87,6 +93,8 @@ def import_(
         options: Options of the network as JSON, such as '{"in_features": 1024}'.
         aggregate: Take statistics of normalisation from those of sub-batches.
     """
+    from ssdet.models import imported
+
     given = json.loads(options)
     if not isinstance(given, dict):
         raise ValueError(f'--options {options}: expected a JSON object, such as {{"filters": 1}}')
@@ -116,6 +124,9 @@ def show(name: Named, /) -> None:
     Args:
         name: A published name that is here, an imported one, or a checkpoint's path.
     """
+    from ssdet.models import imported
+    from ssdet.models.weights import likely_network, read_state, recognised
+
     file, told, layout, classes = _described(name)
     prefix, state = likely_network(read_state(file)[1])
     layout = layout or recognised(state)
@@ -135,6 +146,8 @@ def show(name: Named, /) -> None:
 
 def _described(name: str) -> tuple[Path, list[str], str | None, int | None]:
     """File of weights, lines about it, and its layout and classes where its name tells them."""
+    from ssdet.models import imported, published
+
     if name in imported.available():
         found = imported.named(name)
         told = f"network: {found.model} {json.dumps(found.options)}"
@@ -150,5 +163,5 @@ def _described(name: str) -> tuple[Path, list[str], str | None, int | None]:
     return Path(name), [], None, None
 
 
-def _shape(tensor: Tensor) -> str:
+def _shape(tensor: "Tensor") -> str:
     return "×".join(map(str, tensor.shape)) or "number"

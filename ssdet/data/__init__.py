@@ -1,15 +1,17 @@
 """Videos and their annotation: reading, sampling, clips."""
 
-from ssdet.data.manifest import Manifest, Segment, Video, load_manifest
-from ssdet.data.video import CorruptVideo, VideoInfo, probe, read_clip
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "CorruptVideo",
-    "Manifest",
-    "Segment",
-    "Video",
-    "VideoInfo",
-    "load_manifest",
-    "probe",
-    "read_clip",
-]
+from ssdet.lazy import attach
+
+if TYPE_CHECKING:
+    from ssdet.data.manifest import Manifest, Segment, Video, load_manifest
+    from ssdet.data.video import CorruptVideo, VideoInfo, probe, read_clip
+
+attach(
+    __name__,
+    {
+        "manifest": ["Manifest", "Segment", "Video", "load_manifest"],
+        "video": ["CorruptVideo", "VideoInfo", "probe", "read_clip"],
+    },
+)

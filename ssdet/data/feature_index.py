@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ DTYPES: Mapping[str, tuple[torch.dtype, str]] = {
 }
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
-Dtype = Literal["float16", "float32"]
 Shape = tuple[int, ...]
 
 

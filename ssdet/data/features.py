@@ -23,7 +23,6 @@ from ssdet.data.feature_index import (
     DTYPES,
     FORMAT,
     NAME,
-    Dtype,
     Entry,
     Index,
     Shape,
@@ -31,6 +30,7 @@ from ssdet.data.feature_index import (
     line_of,
 )
 from ssdet.data.manifest import Video
+from ssdet.data.recipes import Dtype
 from ssdet.data.video import CorruptVideo
 
 

@@ -13,9 +13,9 @@ import torch
 
 from ssdet.data.clock import Clock
 from ssdet.data.feature_files import FeatureArray
-from ssdet.data.feature_index import Dtype
 from ssdet.data.features import FeatureWriter
 from ssdet.data.manifest import Manifest
+from ssdet.data.recipes import Dtype
 from ssdet.data.video_names import VideoNames
 
 Array = np.ndarray[Any, Any]

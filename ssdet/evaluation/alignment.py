@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from ssdet.data.clock import Clock
 from ssdet.evaluation.average_precision import Array
+from ssdet.evaluation.choices import Videos
 from ssdet.evaluation.predictions import PredictionSet
 
 ROW_BLOCK = 2048
 Grid = Mapping[str, tuple[int, float | Clock]]
 """Frames of each video, and how many there are a second (frame i is at i / fps seconds) or, at a
 variable rate, when they are shown."""
-Videos = Literal["equal", "common"]
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,17 @@ it back to float16, a block of rows at a time.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
 
-from ssdet.evaluation.alignment import Alignment, Grid, Videos, align
+from ssdet.evaluation.alignment import Alignment, Grid, align
 from ssdet.evaluation.average_precision import SIGN, Array, HistogramAP
+from ssdet.evaluation.choices import Method, Videos
 from ssdet.evaluation.predictions import PredictionSet, PredictionWriter
 
-Method = Literal["mean_probability", "mean_logit", "rank_mean", "weighted"]
-METHODS: tuple[Method, ...] = ("mean_probability", "mean_logit", "rank_mean", "weighted")
+METHODS: tuple[Method, ...] = get_args(Method)
 CODES = 0x3C00 + 1  # float16 bit patterns of 0 … 1
 LOWEST, HIGHEST = 2.0**-26, 1 - 2.0**-13  # a quarter of a float16 step inside 0 and 1
 

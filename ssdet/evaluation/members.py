@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ssdet.evaluation.alignment import Alignment, Grid, Videos, align
+from ssdet.evaluation.alignment import Alignment, Grid, align
 from ssdet.evaluation.average_precision import Array
-from ssdet.evaluation.ensemble import Combiner, Method, combine
+from ssdet.evaluation.choices import Method, Videos
+from ssdet.evaluation.ensemble import Combiner, combine
 from ssdet.evaluation.predictions import PredictionSet
 
 Members = Sequence[PredictionSet] | Alignment

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ssdet.models import fast_ops as ops
 from ssdet.models.x3d import X3D
+from ssdet.quiet import quiet_import
 
 
 def accelerate(model: nn.Module) -> nn.Module:
@@ -19,8 +20,9 @@ def accelerate(model: nn.Module) -> nn.Module:
     under tracing the parts run as before. Hooks on the blocks see what they saw; hooks on modules
     inside a block are not called. The process keeps the memory that tensors free for later ones.
     """
-    from pytorchvideo.models.resnet import ResBlock
-    from pytorchvideo.models.stem import ResNetBasicStem
+    with quiet_import():
+        from pytorchvideo.models.resnet import ResBlock
+        from pytorchvideo.models.stem import ResNetBasicStem
 
     swaps: dict[type, type] = {ResBlock: FastBlock, ResNetBasicStem: FastStem, X3D: FastX3D}
     for module in model.modules():

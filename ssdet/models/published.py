@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ssdet.data.clips import ClipRecipe
 from ssdet.data.moving_shapes import default_cache
+from ssdet.data.recipes import ClipRecipe
 from ssdet.models.registry import create
 from ssdet.models.weights import load_weights
 

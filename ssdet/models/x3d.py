@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ssdet.models.norm import SubBatchNorm3d
 from ssdet.models.registry import register, seeded, variant_of
+from ssdet.quiet import quiet_import
 
 
 class X3D(nn.Module):
@@ -74,7 +75,8 @@ class X3D(nn.Module):
     def temporal_context(self) -> int | None:
         """How many frames before and after it a frame's logits depend on; None: on all frames,
         which squeeze-excitation averages."""
-        from fvcore.nn.squeeze_excitation import SqueezeExcitation
+        with quiet_import():
+            from fvcore.nn.squeeze_excitation import SqueezeExcitation
 
         modules = list(self.modules())
         if any(isinstance(module, SqueezeExcitation) for module in modules):
@@ -130,7 +132,8 @@ def x3d(
     se_ratio: width of squeeze-excitation over that of its block; 0 leaves it out, and the network
     sees ``temporal_context`` frames to each side instead of all.
     """
-    from pytorchvideo.models.x3d import create_x3d_head, create_x3d_stem
+    with quiet_import():
+        from pytorchvideo.models.x3d import create_x3d_head, create_x3d_stem
 
     strides = [2] * len(depths) if stage_strides is None else stage_strides
     if not len(widths) == len(depths) == len(strides) > 0:
@@ -173,7 +176,8 @@ def _stage(
     shortcut_norm: bool,
     se_ratio: float,
 ) -> nn.Module:
-    from pytorchvideo.models.x3d import create_x3d_res_stage
+    with quiet_import():
+        from pytorchvideo.models.x3d import create_x3d_res_stage
 
     stage = create_x3d_res_stage(
         depth=depth,

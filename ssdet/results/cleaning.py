@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssdet.results.index import load
-from ssdet.results.rows import Lineage
 from ssdet.studies.record import folder, read_records
 from ssdet.studies.store import STAGE_ID, Store, locked
 from ssdet.studies.trials import searches, stages_in_use
@@ -61,7 +60,7 @@ def collect(store: Store, dry_run: bool = False) -> Removed:
 
 def _before(store: Store, stages: Iterable[str]) -> set[str]:
     """Stages that are being run, with all that they came from."""
-    lineage = Lineage(load(store.root).entries, ())
+    lineage = load(store.root).lineage
     found = set(stages)
     for name in stages:
         with suppress(FileNotFoundError):  # it has the lock, and will write this
@@ -144,8 +143,10 @@ def _leftovers(store: Store) -> Iterator[Path]:
 def dependents(store: Store, stage: str) -> tuple[list[str], list[str]]:
     """What needs a stage: finished stages that came from it; studies (NAME/PLAN) and searches."""
     records, _ = read_records(store)
-    lineage = Lineage(load(store.root).entries, tuple(records))
-    children = [name for name in lineage.entries if stage in lineage.chain(name) and name != stage]
+    index = load(store.root)
+    children = [
+        name for name in index.finished if stage in index.lineage.chain(name) and name != stage
+    ]
     studies = [f"{record.name}/{record.digest}" for record in records if stage in record.stages]
     studies += ["a search"] if stage in stages_in_use(store) else []
     return children, studies

@@ -92,8 +92,8 @@ def _only(arm: str, records: Sequence[StudyRecord], study: str | None) -> StudyR
 
 
 def _finished(results: "Results", record: StudyRecord, arm: str, readout: str) -> dict[int, "Run"]:
-    finals = record.finals(arm, readout)
-    return {seed: results.run(stage) for seed, stage in finals.items() if stage in results.rows}
+    finals, runs = record.finals(arm, readout), results.table_of_runs.places
+    return {seed: results.run(stage) for seed, stage in finals.items() if stage in runs}
 
 
 def _against_all(runs: dict[int, "Run"], others: dict[int, "Run"]) -> dict[int, "Run"]:

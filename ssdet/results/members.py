@@ -15,8 +15,7 @@ from ssdet.studies.identity import Find, Stage, stored_stage
 from ssdet.studies.parts import parts
 from ssdet.studies.store import STAGE_ID, Store
 from ssdet.training import checkpoint as checkpoints
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.recipe import TrainRecipe, from_json
+from ssdet.training.recipe import PredictRecipe, TrainRecipe, from_json
 
 LAST = "checkpoints/last.pt"
 TRAINED = ("pretrain", "finetune")

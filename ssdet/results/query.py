@@ -1,33 +1,34 @@
 """Questions to a store: which runs there are, which is best, how two arms differ."""
 
+from __future__ import annotations
+
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-from torch import nn
-
-from ssdet.evaluation import PredictionSet
 from ssdet.results import index
-from ssdet.results.assembled import assemble
-from ssdet.results.compare import Comparison, compare
-from ssdet.results.index import Entry
-from ssdet.results.rows import COLUMNS, SETTING, Lineage, rows_of, text
-from ssdet.results.tables import ResultTable, result_table
-from ssdet.studies.identity import recipe_of, stored_stage
-from ssdet.studies.record import StudyRecord, read_records
+from ssdet.results.index import Index
+from ssdet.results.rows import COLUMNS, SETTING
+from ssdet.results.run_table import RunTable
 from ssdet.studies.store import Store
-from ssdet.training.inference import frame_targets
-from ssdet.training.recipe import TrainRecipe
 
 if TYPE_CHECKING:
-    from ssdet.results.ensembles import Query
+    import numpy as np
+    import pandas as pd
+    from torch import nn
+
+    from ssdet.evaluation import PredictionSet
+    from ssdet.results.compare import Comparison
+    from ssdet.results.ensembles import EnsembleResult, Query
+    from ssdet.results.tables import ResultTable
+    from ssdet.studies.record import StudyRecord
+    from ssdet.training.recipe import TrainRecipe
 
 METRICS = {
     "dense_map": ("single", "dense_map"),
@@ -41,7 +42,7 @@ METRICS = {
 class Run:
     """A finished run: a fine-tuned network's scores, a probe's, or an ensemble's."""
 
-    results: "Results"
+    results: Results
     id: str
 
     def __repr__(self) -> str:
@@ -50,7 +51,7 @@ class Run:
     @property
     def row(self) -> Mapping[str, Any]:
         """Its row of `Results.runs`."""
-        return self.results.rows[self.id]
+        return self.results.table_of_runs.row(self.id)
 
     @property
     def kind(self) -> str:
@@ -78,9 +79,12 @@ class Run:
         return self._recipe("pretrain")
 
     def _recipe(self, kind: str) -> TrainRecipe:
-        if (identity := self.results.lineage.ancestor(self.id, kind)) is None:
+        from ssdet.studies.identity import recipe_of
+
+        chain = () if self.kind == "ensemble" else self.results.index.chain(self.id)
+        if (stage := next((s for s in chain if s.startswith(f"{kind}-")), None)) is None:
             raise ValueError(f"{self.id} ({self.kind}) has no {kind} stage of its own")
-        recipe: TrainRecipe = recipe_of(kind, identity["recipe"])
+        recipe: TrainRecipe = recipe_of(kind, self.results.identity(stage)["recipe"])
         return recipe
 
     @property
@@ -97,7 +101,7 @@ class Run:
         return dict(json.loads((self.folder / "provenance.json").read_bytes()))
 
     @property
-    def members(self) -> list["Run"]:
+    def members(self) -> list[Run]:
         """Runs that an ensemble averages; none for other runs."""
         if self.kind != "ensemble":
             return []
@@ -105,6 +109,8 @@ class Run:
 
     def predictions(self, split: str = "test") -> PredictionSet:
         """Its scores of every frame. FileNotFoundError for a split that was not scored."""
+        from ssdet.evaluation import PredictionSet
+
         part = f"predictions/{split}"
         return PredictionSet.open(self.results.store.local(self.id, part) / part)
 
@@ -116,6 +122,9 @@ class Run:
         if self.kind != "single":
             hint = "load its members'" if self.kind == "ensemble" else "it keeps no weights"
             raise ValueError(f"{self.id} is an {self.kind} run and has no network: {hint}")
+        from ssdet.results.assembled import assemble
+        from ssdet.studies.identity import stored_stage
+
         classes = self.predictions(next(iter(self.scores))).classes
         find = self.results.store.local
         return assemble(stored_stage(find, self.id), classes, find)
@@ -126,26 +135,48 @@ class Results:
     """What a store held when it was opened; open it again to see what has finished since."""
 
     store: Store
-    entries: Mapping[str, Entry]
-    """Finished stages by id."""
-    records: tuple[StudyRecord, ...]
-    """Plans of studies, the newest first."""
-    faults: Mapping[str, str]
-    """Stages and records that cannot be read, and why."""
+    index: Index
+    """Finished stages, rows of runs, and which records of studies there are."""
 
     @classmethod
-    def open(cls, uri: str | os.PathLike[str]) -> "Results":
-        """See `ssdet.results.open`. Warns of stages and records that cannot be read."""
+    def open(cls, uri: str | os.PathLike[str]) -> Results:
+        """See `ssdet.results.open`. Warns of stages and records that cannot be read, and of an
+        index that was damaged."""
         store = Store.at(uri)
         if not store.exists():
             raise FileNotFoundError(f"no store in {store.uri}: it has no folder 'stages'")
         store.refresh()
         found = index.load(store.root)
-        records, damaged = read_records(store)
-        faults = {**found.faults, **{str(path): why for path, why in damaged.items()}}
-        for name, why in faults.items():
+        if found.note:
+            warnings.warn(f"{found.note}: the index was made again", stacklevel=3)
+        for name, why in found.faults.items():
             warnings.warn(f"left out: {name}: {why}", stacklevel=3)
-        return cls(store, found.entries, tuple(records), faults)
+        return cls(store, found)
+
+    @property
+    def faults(self) -> Mapping[str, str]:
+        """Stages and records that cannot be read, and why."""
+        return self.index.faults
+
+    @cached_property
+    def stages(self) -> frozenset[str]:
+        """Ids of the finished stages."""
+        return frozenset(self.index.finished)
+
+    @cached_property
+    def records(self) -> tuple[StudyRecord, ...]:
+        """Plans of studies, the newest first. All are read: see `record` and `record_with`."""
+        return tuple(map(self._read_record, self.index.records))
+
+    def _read_record(self, path: str) -> StudyRecord:
+        from ssdet.studies.record import read_record
+
+        return read_record(self.store.studies / path)
+
+    @cached_property
+    def table_of_runs(self) -> RunTable:
+        """Rows of the finished runs, by columns."""
+        return RunTable(self.index.runs)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -157,34 +188,34 @@ class Results:
         its members agree); nothing was pretrained where `pretrain_steps` is 0. `data` names the
         test videos; `seconds` is the wall time of the run's stages together.
         """
-        frame = pd.DataFrame(list(self.rows.values()), columns=list(self.columns))
-        whole = ["seed", "pretrain_steps", "finetune_steps", "videos_scored", "videos_expected"]
-        frame[whole] = frame[whole].astype("Int64")
-        maps = [name for name in self.columns if "_map" in name or name not in COLUMNS]
-        frame[maps] = frame[maps].astype("float64")
-        frame["finished"] = pd.to_datetime(frame["finished"], unit="s", utc=True)
-        return frame
+        return self.table_of_runs.frame()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of `runs`: `COLUMNS`, and one for each protocol that runs were scored under
         since (`ssdet results rescore`), named by its id, with `_val` for that split."""
-        further = next(iter(self.rows.values()), {}).keys() - {*COLUMNS}
-        return (*COLUMNS, *sorted(further))
-
-    @cached_property
-    def lineage(self) -> Lineage:
-        """Which stages came from which."""
-        return Lineage(self.entries, self.records)
+        return self.table_of_runs.names
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
         """Rows of `runs` by id, as plain values."""
-        return rows_of(self.lineage)
+        return {row["id"]: row for row in self.table_of_runs.rows()}
+
+    def identity(self, stage: str) -> dict[str, Any]:
+        """Kind, recipe, parents and data of a stage, from its folder, else from a record.
+
+        ValueError where neither has it.
+        """
+        path = self.store.folder(stage) / "recipe.json"
+        if path.is_file():
+            return dict(json.loads(path.read_bytes()))
+        if (record := self.record_with(stage)) is None:
+            raise ValueError(f"{path} is gone, and no study has planned {stage}")
+        return dict(record.stages[stage])
 
     def run(self, run: str) -> Run:
         """A run by its id; ValueError for one that is not there or not finished."""
-        if run not in self.rows:
+        if run not in self.table_of_runs.places:
             raise ValueError(f"no finished run {run!r} in {self.store.root}: see `.runs`")
         return Run(self, run)
 
@@ -194,14 +225,8 @@ class Results:
         `studies` and `arms` hold one of a row's; `augment_options` may be a mapping; None asks
         for rows without a value. ValueError for unknown columns.
         """
-        if unknown := where.keys() - set(self.columns):
-            known = ", ".join(self.columns)
-            raise ValueError(f"no column {', '.join(sorted(unknown))}: choose from {known}")
-        kept = [
-            all(_fits(row[name], value) for name, value in where.items())
-            for row in self.rows.values()
-        ]
-        return self.runs[kept]
+        self._check(where)
+        return self.runs.iloc[self.table_of_runs.matching(where)]
 
     def best(self, metric: str, split: str = "test", **where: Any) -> Run:
         """The run with the highest score among those that `where` (see there) keeps.
@@ -218,42 +243,53 @@ class Results:
             known = ", ".join(dict.fromkeys([*METRICS, *self.metrics]))
             raise ValueError(f"metric {metric!r}, split {split!r}: choose from {known}; test, val")
         column = column if split == "test" else f"{column}_val"
-        frame = self.where(**where)
-        frame = frame[(frame["kind"] == kind) & frame[column].notna()] if column in frame else frame
-        if frame.empty or column not in frame:
+        self._check(where)
+        runs = self.table_of_runs
+        kinds, values = runs["kind"], runs[column]
+        places = [
+            place
+            for place in runs.matching(where)
+            if kinds[place] == kind and values[place] is not None and not isnan(values[place])
+        ]
+        if not places:
             asked = ", ".join(f"{name}={value!r}" for name, value in where.items())
             raise ValueError(
                 f"no finished {kind} run in {self.store.root} has a number in {column!r}"
                 f"{f' and {asked}' if asked else ''}: see `ssdet results ls`, or `rescore` old runs"
             )
-        if metric not in METRICS:
-            frame = frame.assign(**self._settings(frame["id"], metric, split))
-        for name in SETTING:
-            if len(values := frame[name].unique()) > 1:
-                told = ", ".join(map(repr, sorted(values, key=str)))
-                raise ValueError(f"{metric}: runs differ in {name} ({told}): choose one")
-        return self.run(frame.loc[frame[column].idxmax(), "id"])
+        for name, settings in self._settings(places, metric, split).items():
+            if len(settings) > 1:
+                given = ", ".join(map(repr, sorted(settings, key=str)))
+                raise ValueError(f"{metric}: runs differ in {name} ({given}): choose one")
+        return Run(self, runs["id"][max(places, key=values.__getitem__)])
+
+    def _check(self, where: Mapping[str, Any]) -> None:
+        if unknown := where.keys() - set(self.columns):
+            names = ", ".join(self.columns)
+            raise ValueError(f"no column {', '.join(sorted(unknown))}: choose from {names}")
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Columns that `best` ranks by."""
-        scored = [
-            c for entry in self.entries.values() for one in entry.rescored.values() for c in one
-        ]
-        return ("dense_map", "probe_map", *sorted({*scored} - {*COLUMNS}))
+        scores = self.table_of_runs.rescored.values()
+        columns = {c for by_split in scores for of_split in by_split.values() for c in of_split}
+        return ("dense_map", "probe_map", *sorted(columns - {*COLUMNS}))
 
-    def _settings(self, runs: Iterable[str], column: str, split: str) -> dict[str, list[Any]]:
-        """Protocol and coverage that runs were scored with under a further protocol."""
-        scores = [self.entries[run].rescored[split][column] for run in runs]
-        names = ("protocol", "videos_scored", "videos_expected")
-        return {name: [score[name] for score in scores] for name in names}
+    def _settings(self, places: Sequence[int], metric: str, split: str) -> dict[str, set[Any]]:
+        """Protocols, data and coverage of these runs, under the protocol of a metric."""
+        runs = self.table_of_runs
+        settings = {name: set(map(runs[name].__getitem__, places)) for name in SETTING}
+        if metric not in METRICS:
+            scored = [runs.setting(place, metric, split) for place in places]
+            settings |= {name: {score[name] for score in scored} for name in scored[0]}
+        return settings
 
     def checkpoint(self, stage: str) -> Path:
         """Last weights of a training stage, or those that a run scored (a probe: read).
 
         ValueError for ensembles and what has no training, FileNotFoundError where they are gone.
         """
-        trained = [s for s in self.lineage.chain(stage) if s.startswith(("finetune-", "pretrain-"))]
+        trained = [s for s in self.index.chain(stage) if s.startswith(("finetune-", "pretrain-"))]
         if not trained or stage.startswith("ensemble-"):
             raise ValueError(f"{stage!r} has no weights of its own")
         part = "checkpoints/last.pt"
@@ -264,25 +300,34 @@ class Results:
 
     def record(self, study: str) -> StudyRecord:
         """The plan that a study ran last; ValueError where it is not known."""
-        found = next((record for record in self.records if record.name == study), None)
-        if found is None:
-            known = ", ".join(sorted({record.name for record in self.records})) or "none"
-            raise ValueError(f"no record of study {study!r} in {self.store.root}; of: {known}")
-        return found
+        records = self.index.records.items()
+        if (path := next((p for p, record in records if record.name == study), None)) is None:
+            names = ", ".join(sorted({record.name for _, record in records})) or "none"
+            raise ValueError(f"no record of study {study!r} in {self.store.root}; of: {names}")
+        return self._read_record(path)
+
+    def record_with(self, stage: str) -> StudyRecord | None:
+        """The newest plan that has a stage, None where none has."""
+        paths = {path for path, _, _ in self.index.uses(stage)}
+        path = next((path for path in self.index.records if path in paths), None)
+        return None if path is None else self._read_record(path)
 
     def targets(self, run: str, split: str = "test") -> dict[str, np.ndarray]:
         """Dense labels bool [T, K] of every expected video of a split.
 
         From the data of the newest plan that has the run; ValueError where none has.
         """
-        record = next((record for record in self.records if run in record.stages), None)
-        if record is None:
+        from ssdet.training.inference import frame_targets
+
+        if (record := self.record_with(run)) is None:
             raise ValueError(f"no study has {run}: where its videos are is not known")
         data = record.plan().study.data
         return frame_targets(data.split("downstream", split), data.reader("downstream"))
 
     def table(self, study: str) -> ResultTable:
         """Table of the plan that a study ran last, from its predictions and data."""
+        from ssdet.results.tables import result_table
+
         return result_table(self.record(study).plan(), self.store)
 
     def compare(
@@ -300,16 +345,12 @@ class Results:
         arm, as in tables. ValueError where an arm is ambiguous or unknown, no seed is finished
         in both, or they differ in protocol, data or coverage.
         """
+        from ssdet.results.compare import compare
+
         return compare(self, arm_a, arm_b, study, readout, resamples)
 
-    def ensemble(self, query: "Query") -> Any:
+    def ensemble(self, query: Query) -> EnsembleResult:
         """The ensemble that a query asks for; see `ssdet.results.ensembles`."""
         from ssdet.results.ensembles import build
 
         return build(self, query)
-
-
-def _fits(found: Any, wanted: Any) -> bool:
-    if isinstance(found, tuple) and not isinstance(wanted, tuple):
-        return wanted in found
-    return bool(found == (text(wanted) if isinstance(wanted, Mapping) else wanted))

@@ -18,7 +18,7 @@ from ssdet.evaluation.charades_official import OfficialTruth, read_truth
 from ssdet.evaluation.registry import PROTOCOLS, Material, Reading, score_all, to_json
 from ssdet.evaluation.views import frame_labels
 from ssdet.results.bundle import scorer
-from ssdet.results.index import RESCORED, result_digest
+from ssdet.results.stage_files import RESCORED, result_digest
 from ssdet.studies.data import Source
 from ssdet.studies.store import Store, write_json
 
@@ -76,8 +76,7 @@ def rescore(
 def run_material(results: "Results", run: str, split: str) -> Material:
     """What a run of a store gives to score: its predictions, and the annotation of its data."""
     predictions = results.run(run).predictions(split)
-    record = next((record for record in results.records if run in record.stages), None)
-    if record is None:
+    if (record := results.record_with(run)) is None:
         raise ValueError(f"no study has {run}: where its annotation is is not known")
     data = record.plan().study.data
     source, part = data.downstream, data.split("downstream", split)

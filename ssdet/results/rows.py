@@ -1,14 +1,11 @@
-"""One row a finished run: what scored how, what it was made of, and which studies use it."""
+"""Rows of runs: scores, the recipes of the stages before them, and the studies that use them."""
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
-
-from ssdet.results.index import Entry
-from ssdet.studies.record import StudyRecord
 
 KINDS = {"predict": "single", "probe": "probe", "ensemble": "ensemble"}
 """What runs are called, by the kind of stage that scores them."""
@@ -24,133 +21,209 @@ COLUMNS = (
     "protocol", "videos_scored", "videos_expected", *RECIPES, "parents", "revision", "seconds",
     "host", "finished",
 )  # fmt: skip
+SCORE = {
+    "value": "number", "protocol": "text", "videos_scored": "whole", "videos_expected": "whole"
+}  # fmt: skip
+"""What is kept of a score, and of which type it is."""
 
-Row = Mapping[str, Any]
+Use = tuple[str, str | None, str | None]
+"""Path of a study's record, the arm of a run, and the probe beside it; arm None: a stage before."""
+Uses = Sequence[Use]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What rows need to know of one stage, finished or planned. JSON values, checked."""
+
+    kind: str
+    parents: tuple[str, ...]
+    data: str
+    start: str
+    """What its network starts from: the id of a pretraining, or a digest of the recipe of fresh
+    weights."""
+    training: Mapping[str, Any] | None = None
+    """Of the recipe of a training, or of a probe's fresh network: seed, model, readout, augment,
+    augment_options, steps, lr."""
+    head: str | None = None
+    """Model of features that `fit_head` trains."""
+    finished: float | None = None
+    """Epoch seconds; None for a stage that is planned."""
+    seconds: float = 0.0
+    revision: str | None = None
+    host: str | None = None
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`SCORE` by split."""
+    rescored: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """`SCORE` under further protocols by split and column."""
+
+    @classmethod
+    def parse(cls, text: str) -> "Summary":
+        """A summary from `text`."""
+        values = json.loads(text)
+        return cls(**{**values, "parents": tuple(values["parents"])})
+
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        return json.dumps(vars(self))
+
+    @property
+    def planned(self) -> "Summary":
+        """The same stage before it was finished."""
+        return Summary(self.kind, self.parents, self.data, self.start, self.training, self.head)
+
+
+def summarise(identity: Mapping[str, Any]) -> Summary:
+    """Summary of a planned stage from its identity (`recipe.json`).
+
+    KeyError, TypeError, AttributeError or ValueError where the identity is not that of a stage.
+    """
+    kind, recipe = checked(identity["kind"], "text"), identity["recipe"]
+    parents = tuple(checked(parent, "text") for parent in identity.get("parents", ()))
+    if " ".join(parents).split() != [*parents]:
+        raise ValueError(f"parents {parents}: expected ids of stages")
+    trained = recipe.get("fresh") if kind == "probe" else recipe
+    training = _training(trained) if trained and kind in ("pretrain", "finetune", "probe") else None
+    start = parents[0] if parents else _digest(trained if kind == "probe" else recipe)
+    head = checked(recipe["model"]["name"], "text") if kind == "fit_head" else None
+    return Summary(kind, parents, checked(identity.get("data", ""), "text"), start, training, head)
+
+
+def _training(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    optim = recipe.get("optim", {})
+    return {
+        "seed": checked(recipe.get("seed"), "whole"),
+        "model": checked(recipe.get("model", {}).get("name"), "text"),
+        "readout": checked(recipe.get("readout"), "text"),
+        "augment": checked(recipe.get("augment"), "text"),
+        "augment_options": text(recipe.get("augment_options", {})),
+        "steps": checked(optim.get("steps"), "whole"),
+        "lr": checked(optim.get("lr"), "number"),
+    }
+
+
+def short_score(score: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a score that rows show; TypeError or ValueError for one of another type."""
+    return {name: checked(score.get(name), kind) for name, kind in SCORE.items()}
+
+
+def checked(value: Any, kind: str) -> Any:
+    """A JSON value that must be a `text`, a `whole` number of 64 bits, a `number`, or null; a
+    number is returned as a float. ValueError for anything else."""
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == "text" and isinstance(value, str):
+        value.encode()  # JSON can hold half of a surrogate pair, which no file of text can
+        return value
+    if kind == "whole" and number and float(value).is_integer() and abs(value) < 2**63:
+        return int(value)
+    if kind == "number" and number:
+        return float(value)
+    raise ValueError(f"{value!r:.80}: expected a {kind}" + (" number" if kind == "whole" else ""))
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Which stages came from which: those in the folders, and those of plans that are gone."""
+    """Which stages came from which, finished and planned."""
 
-    entries: Mapping[str, Entry]
-    records: tuple[StudyRecord, ...]
-
-    @cached_property
-    def identities(self) -> dict[str, Mapping[str, Any]]:
-        """Kind, recipe, parents and data by stage."""
-        planned = {k: v for record in self.records for k, v in record.stages.items()}
-        return {**planned, **{name: entry.identity for name, entry in self.entries.items()}}
+    summaries: Mapping[str, Summary]
 
     def chain(self, name: str) -> Iterator[str]:
         """A stage and all before it, the nearest first."""
         waiting, seen = [name], {name}
         while waiting:
             yield (stage := waiting.pop(0))
-            parents = self.identities.get(stage, {}).get("parents", ())
+            parents = self.summaries[stage].parents if stage in self.summaries else ()
             waiting += [parent for parent in dict.fromkeys(parents) if parent not in seen]
             seen.update(parents)
 
-    def ancestor(self, name: str, kind: str) -> Mapping[str, Any] | None:
-        """Identity of the stage of a kind that a single run or probe came from."""
-        if self.identities[name]["kind"] == "ensemble":
-            return None
-        found = (self.identities.get(stage, {}) for stage in self.chain(name))
-        return next((identity for identity in found if identity.get("kind") == kind), None)
+    def ancestor(self, name: str, kind: str) -> Summary | None:
+        """The nearest stage of a kind that a single run or probe came from, itself included."""
+        chain = (self.summaries.get(stage) for stage in self.chain(name))
+        return next((stage for stage in chain if stage is not None and stage.kind == kind), None)
 
     def seconds(self, name: str) -> float:
-        """Wall time of a stage and all before it, as far as it is known."""
-        chain = [self.entries[stage] for stage in self.chain(name) if stage in self.entries]
-        return math.fsum(entry.provenance.get("seconds", 0.0) for entry in chain)
+        """Wall time of a stage and all before it, as far as they are finished."""
+        chain = (self.summaries.get(stage) for stage in self.chain(name))
+        return math.fsum(s.seconds for s in chain if s is not None and s.finished is not None)
+
+    def is_run(self, name: str) -> bool:
+        """Whether a stage is finished and has scores of its own."""
+        stage = self.summaries.get(name)
+        return bool(stage and stage.kind in KINDS and stage.finished is not None and stage.scores)
 
 
-def rows_of(lineage: Lineage) -> dict[str, dict[str, Any]]:
-    """Rows by the id of the stage that scored the run, ordered by it."""
-    uses = _uses(lineage.records)
-    found: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:  # an ensemble is described by its members
-        for name, entry in lineage.entries.items():
-            if entry.identity["kind"] == kind and entry.scores:
-                found[name] = _row(lineage, entry, uses.get(name, []), found)
-    _add_probes(lineage, found)
-    further = sorted({name for row in found.values() for name in row.keys() - {*COLUMNS}})
-    return {
-        name: {**found[name], **{column: found[name].get(column) for column in further}}
-        for name in sorted(found)
-    }
+def run_row(lineage: Lineage, name: str, names: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The row of a run, without the score of the probe beside it.
 
-
-def _uses(records: Iterable[StudyRecord]) -> dict[str, list[tuple[str, str]]]:
-    """Study and arm by run, the newest plan first."""
-    found: dict[str, list[tuple[str, str]]] = {}
-    for record in records:
-        for run in record.runs:
-            for stage in filter(None, (run.predict, run.probe)):
-                found.setdefault(stage, []).append((record.name, run.arm))
-    return found
-
-
-def _row(
-    lineage: Lineage, entry: Entry, uses: list[tuple[str, str]], others: Mapping[str, Row]
-) -> dict[str, Any]:
-    kind = KINDS[entry.identity["kind"]]
-    test = entry.scores.get("test") or next(iter(entry.scores.values()))
-    column = "probe_map" if kind == "probe" else "dense_map"
-    described = _of_members(entry, others) if kind == "ensemble" else _described(lineage, entry)
+    names: studies and arms that use it, the newest record first.
+    """
+    stage, pairs = lineage.summaries[name], list(names)
+    test = stage.scores.get("test") or next(iter(stage.scores.values()))
+    column = "probe_map" if stage.kind == "probe" else "dense_map"
     return {
         **dict.fromkeys(COLUMNS),
-        "id": entry.id,
-        "kind": kind,
-        "studies": tuple(dict.fromkeys(study for study, _ in uses)),
-        "arms": tuple(dict.fromkeys(arm for _, arm in uses)),
-        column: entry.scores.get("test", {}).get("value"),
-        f"{column}_val": entry.scores.get("val", {}).get("value"),
-        **{name: test.get(name) for name in SETTING},
-        **described,
-        "parents": tuple(entry.identity["parents"]),
-        "revision": entry.provenance.get("revision"),
-        "seconds": lineage.seconds(entry.id),
-        "host": entry.provenance.get("host"),
-        "finished": entry.finished,
-        **_rescored(entry),
+        "id": name,
+        "kind": KINDS[stage.kind],
+        "studies": tuple(dict.fromkeys(study for study, _ in pairs)),
+        "arms": tuple(dict.fromkeys(arm for _, arm in pairs)),
+        column: stage.scores.get("test", {}).get("value"),
+        f"{column}_val": stage.scores.get("val", {}).get("value"),
+        **{key: test.get(key) for key in SETTING},
+        **_described(lineage, name),
+        "parents": stage.parents,
+        "revision": stage.revision,
+        "seconds": lineage.seconds(name),
+        "host": stage.host,
+        "finished": stage.finished,
     }
 
 
-def _rescored(entry: Entry) -> dict[str, float | None]:
-    """Scores under further protocols, each in a column of its own."""
-    return {
-        column + suffix: score["value"]
-        for split, suffix in (("test", ""), ("val", "_val"))
-        for column, score in entry.rescored.get(split, {}).items()
-        if column not in COLUMNS
-    }
-
-
-def _of_members(entry: Entry, others: Mapping[str, Row]) -> dict[str, Any]:
-    members = [others[name] for name in entry.identity["parents"] if name in others]
-    columns = {name: [member[name] for member in members] for name in RECIPES}
-    return {
-        name: values[0] if values and all(value == values[0] for value in values) else None
-        for name, values in columns.items()
-    }
-
-
-def _described(lineage: Lineage, entry: Entry) -> dict[str, Any]:
-    before, tuned = (lineage.ancestor(entry.id, kind) for kind in ("pretrain", "finetune"))
-    first, last = before and before["recipe"], tuned and tuned["recipe"]
-    trained = last or first or entry.identity["recipe"].get("fresh") or {}
-    head, model = lineage.ancestor(entry.id, "fit_head"), trained.get("model", {}).get("name")
+def _described(lineage: Lineage, name: str) -> dict[str, Any]:
+    """Columns `RECIPES` of a run."""
+    stage = lineage.summaries[name]
+    if stage.kind == "ensemble":
+        members = [_described(lineage, one) for one in _members(lineage, name)]
+        return {column: _agreed([member[column] for member in members]) for column in RECIPES}
+    first, last = (_training_of(lineage, name, kind) for kind in ("pretrain", "finetune"))
+    trained = last or first or stage.training or {}
+    head, model = lineage.ancestor(name, "fit_head"), trained.get("model")
     return {
         "seed": trained.get("seed"),
-        "data": _test_data(entry.identity["data"]),
-        "readout": first and first["readout"],
-        "augment": first and first["augment"],
-        "augment_options": first and text(first["augment_options"]),
-        "model": model and f"{model} + {head['recipe']['model']['name']}" if head else model,
-        "pretrain_steps": first["optim"]["steps"] if first else 0,
-        "pretrain_lr": first and first["optim"]["lr"],
-        "finetune_steps": last and last["optim"]["steps"],
-        "lr": last and last["optim"]["lr"],
+        "data": _test_data(stage.data),
+        "readout": first.get("readout"),
+        "augment": first.get("augment"),
+        "augment_options": first.get("augment_options"),
+        "model": model and f"{model} + {head.head}" if head else model,
+        "pretrain_steps": first["steps"] if first else 0,
+        "pretrain_lr": first.get("lr"),
+        "finetune_steps": last.get("steps"),
+        "lr": last.get("lr"),
     }
+
+
+def _members(lineage: Lineage, name: str) -> Iterator[str]:
+    """Runs of single networks and probes that an ensemble, or one inside it, averages."""
+    waiting, seen = [name], {name}
+    while waiting:
+        parents = [one for one in lineage.summaries[waiting.pop()].parents if one not in seen]
+        seen.update(parents)
+        for one in filter(lineage.is_run, parents):
+            if lineage.summaries[one].kind == "ensemble":
+                waiting.append(one)
+            else:
+                yield one
+
+
+def _training_of(lineage: Lineage, name: str, kind: str) -> Mapping[str, Any]:
+    stage = lineage.ancestor(name, kind)
+    return (stage and stage.training) or {}
+
+
+def _agreed(values: Sequence[Any]) -> Any:
+    """The value that all have, None where they differ."""
+    return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _test_data(fingerprint: str) -> str:
@@ -159,32 +232,42 @@ def _test_data(fingerprint: str) -> str:
     return (parts[-2] if len(parts) > 1 else parts[0])[:12]
 
 
-def _add_probes(lineage: Lineage, rows: Mapping[str, dict[str, Any]]) -> None:
-    """Give fine-tuned runs the score of the probe that shares their pretraining: the probe of
-    their plan, else the only one there is."""
-    planned = {
-        run.predict: run.probe for record in reversed(lineage.records) for run in record.runs
-    }
-    probes: dict[str, list[dict[str, Any]]] = {}
-    for row in rows.values():
-        if row["kind"] == "probe":
-            probes.setdefault(_start(lineage.identities[row["id"]], "fresh"), []).append(row)
-    for name, row in rows.items():
-        if row["kind"] != "single":
-            continue
-        tuned = lineage.identities.get(row["parents"][0], {}) if row["parents"] else {}
-        same = [p for p in probes.get(_start(tuned, None), []) if p["data"] == row["data"]]
-        probe = rows.get(planned.get(name) or "") or (same[0] if len(same) == 1 else None)
-        if probe is not None:
-            row |= {key: probe[key] for key in ("probe_map", "probe_map_val")}
+def start_of(lineage: Lineage, name: str) -> str:
+    """What the network of a run started from; runs and probes of one pretraining have the same."""
+    stage = lineage.summaries[name]
+    if stage.kind == "probe":
+        return stage.start
+    tuned = lineage.summaries.get(stage.parents[0]) if stage.parents else None
+    return tuned.start if tuned else _digest({})
 
 
-def _start(identity: Mapping[str, Any], field: str | None) -> str:
-    """What a network starts from: a pretraining's id, or the recipe of fresh weights."""
-    if identity.get("parents"):
-        return str(identity["parents"][0])
-    recipe = identity.get("recipe", {})
-    return text(recipe.get(field) if field else recipe)
+PROBE = ("probe_map", "probe_map_val")
+
+
+def share_probes(
+    rows: Collection[Mapping[str, Any]],
+) -> Callable[[str | None, str, str], Sequence[float | None]]:
+    """A function that gives the scores `PROBE` of the probe beside a fine-tuned run: of the probe
+    of its plan (the first argument), else of the only probe with the same start (`start_of`) and
+    data, else None.
+
+    rows: id, start, data and scores of all probes.
+    """
+    by_id = {row["id"]: [row[name] for name in PROBE] for row in rows}
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        alike.setdefault((row["start"], row["data"]), []).append(row["id"])
+
+    def probe_of(planned: str | None, start: str, data: str) -> Sequence[float | None]:
+        same = alike.get((start, data), [])
+        name = planned if planned in by_id else same[0] if len(same) == 1 else ""
+        return by_id.get(name or "", (None, None))
+
+    return probe_of
+
+
+def _digest(recipe: Any) -> str:
+    return hashlib.sha256(text(recipe).encode()).hexdigest()[:16]
 
 
 def text(value: Any) -> str:

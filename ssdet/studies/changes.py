@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ssdet.data.clips import ClipRecipe
+from ssdet.data.recipes import ClipRecipe
 from ssdet.studies.experiment import Change, Experiment, declared, declaring, unchanged
 from ssdet.training.head_recipes import published_head
 from ssdet.training.recipe import TrainRecipe

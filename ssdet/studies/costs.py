@@ -13,9 +13,8 @@ from ssdet.data.clips import ClipRecipe
 from ssdet.evaluation import cost
 from ssdet.models import create
 from ssdet.studies.experiment import Experiment
-from ssdet.training.extraction import ExtractRecipe, extractor, named_rows
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.recipe import ModelRecipe, TrainRecipe, to_json
+from ssdet.training.extraction import extractor, named_rows
+from ssdet.training.recipe import ExtractRecipe, ModelRecipe, PredictRecipe, TrainRecipe, to_json
 
 
 def parameter_count(experiment: Experiment, classes: int) -> int:

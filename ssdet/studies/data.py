@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ssdet.data.frames import Decoder, FrameReader, open_cache
-from ssdet.data.grid import on_grid
-from ssdet.data.manifest import Manifest, load_manifest
-from ssdet.data.moving_shapes import Config, default_cache, prepare
+if TYPE_CHECKING:
+    from ssdet.data.frames import FrameReader
+    from ssdet.data.manifest import Manifest
+    from ssdet.data.moving_shapes import Config
 
 ROLES = ("upstream", "downstream")
 Progress = Callable[[int, int], None]
@@ -46,8 +47,10 @@ class Data:
     Charades, 10 for MultiTHUMOS); 0 takes every frame of a file."""
 
     @cached_property
-    def manifests(self) -> dict[str, Manifest]:
+    def manifests(self) -> "dict[str, Manifest]":
         """Manifest by role."""
+        from ssdet.data.manifest import load_manifest
+
         sources = {"upstream": self.upstream, "downstream": self.downstream}
         loaded = {
             role: load_manifest(source.format, source.path, videos=source.videos)
@@ -58,20 +61,25 @@ class Data:
         return {role: manifest.first(self.limit) for role, manifest in loaded.items()}
 
     @cached_property
-    def splits(self) -> dict[tuple[str, str], Manifest]:
+    def splits(self) -> "dict[tuple[str, str], Manifest]":
         """Manifest by role and split."""
         names = ("train", "val", "test")
         return {(r, name): m.split(name) for r, m in self.manifests.items() for name in names}
 
-    def split(self, role: str, name: str) -> Manifest:
+    def split(self, role: str, name: str) -> "Manifest":
         """Videos of one split; none where the data set lacks it."""
         return self.splits[role, name]
 
-    def reader(self, role: str, progress: Progress = silent) -> FrameReader:
+    def reader(self, role: str, progress: Progress = silent) -> "FrameReader":
         """Frames of one role's videos; fills the cache first where one is used."""
+        from ssdet.data.grid import on_grid
+
         return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)
 
-    def _stored(self, role: str, progress: Progress) -> FrameReader:
+    def _stored(self, role: str, progress: Progress) -> "FrameReader":
+        from ssdet.data.frames import Decoder, open_cache
+        from ssdet.data.moving_shapes import default_cache
+
         if not self.cache:
             return Decoder(self.decode_size)
         root = Path(self.cache_folder) if self.cache_folder else default_cache()
@@ -93,9 +101,14 @@ def check_decoders(data: Data, loaders: int, decoders: int) -> None:
 
 
 def moving_shapes(
-    config: Config, decode_size: int | None = None, cache: bool = True, progress: Progress = silent
+    config: "Config",
+    decode_size: int | None = None,
+    cache: bool = True,
+    progress: Progress = silent,
 ) -> Data:
     """The embedded data set, rendered first where it is not there yet."""
+    from ssdet.data.moving_shapes import prepare
+
     root = prepare(config, progress=progress)
     clips, videos = root / "upstream", root / "downstream"
     return Data(

@@ -4,11 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ssdet.data.clips import ClipRecipe
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import ASIDE, LATER, OptimRecipe, TrainRecipe
+from ssdet.data.recipes import ClipRecipe
+from ssdet.training.recipe import (
+    ASIDE,
+    LATER,
+    HeadRecipe,
+    OptimRecipe,
+    PredictRecipe,
+    ProbeRecipe,
+    TrainRecipe,
+)
 
 
 @dataclass(frozen=True)

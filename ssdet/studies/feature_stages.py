@@ -14,11 +14,12 @@ from ssdet.studies.store import Store
 from ssdet.studies.validation import followed, whole_videos
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
-from ssdet.training.extraction import ExtractRecipe, extractor, write_features
-from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head
+from ssdet.training.extraction import extractor, write_features
+from ssdet.training.heads import Stretches, fit_head, head, predict_head
 from ssdet.training.inference import Sink, frame_targets
 from ssdet.training.loop import network
 from ssdet.training.origin import starting_weights
+from ssdet.training.recipe import ExtractRecipe, HeadRecipe
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 from ssdet.studies.data import Data
 from ssdet.training.context import default_device
-from ssdet.training.extraction import ExtractRecipe, extractor, named_rows
-from ssdet.training.inference import PredictRecipe, passes
+from ssdet.training.extraction import extractor, named_rows
+from ssdet.training.inference import passes
+from ssdet.training.recipe import ExtractRecipe, PredictRecipe
 
 if TYPE_CHECKING:
     from ssdet.studies.feature_stages import StreamJob

@@ -7,10 +7,8 @@ from typing import Any
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.identity import EnsembleRecipe, FrozenProbe, Stage, data_fingerprint
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.heads import HeadRecipe
 from ssdet.training.origin import check_constants
-from ssdet.training.recipe import TrainRecipe
+from ssdet.training.recipe import ExtractRecipe, HeadRecipe, TrainRecipe
 
 
 class StageGraph:

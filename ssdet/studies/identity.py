@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ssdet.studies.data import Data
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import TrainRecipe, from_json, to_json
+from ssdet.training.recipe import (
+    ExtractRecipe,
+    HeadRecipe,
+    PredictRecipe,
+    ProbeRecipe,
+    TrainRecipe,
+    from_json,
+    to_json,
+)
 
 FORMAT = 6
 """Version of what stages compute; a change that alters results or ids raises it. 6: the data of a

@@ -203,10 +203,15 @@ class RemoteStore(Store):
     def _refresh_stages(self) -> None:
         there = {Path(name).stem: s for name, s in self.remote.list("done").items()}
         there = {name: stamp for name, stamp in there.items() if STAGE_ID.fullmatch(name)}
-        known = {path.stem for path in (self.root / "remote" / "done").glob("*.json")}
-        new = [name for name, stamp in there.items() if not self._has(name, stamp)]
+        known, stages = self._known_stamps(), str(self.root / "stages")
+        new = [
+            name
+            for name, stamp in there.items()
+            if known.get(name) != stamp or not os.access(f"{stages}/{name}/DONE", os.F_OK)
+        ]
         pointers = _many(lambda name: read(self.remote, f"done/{name}.json"), new)
-        changed = dict(zip(new, pointers, strict=True)) | dict.fromkeys(known - there.keys())
+        gone = known.keys() - there.keys()
+        changed = dict(zip(new, pointers, strict=True)) | dict.fromkeys(gone)
         for name, pointer in changed.items():
             # What a process of this machine is at work on is its own to bring up to date.
             with suppress(BlockingIOError), locked(self._lock_path(name), wait=False):
@@ -299,12 +304,17 @@ class RemoteStore(Store):
         path = self._known_path(stage_id)
         return Pointer.parse(path.read_bytes(), str(path)) if path.is_file() else None
 
-    def _has(self, stage_id: str, stamp: Stamp) -> bool:
-        """Whether the mirror holds what the pointer with this stamp says."""
-        path = self._known_path(stage_id)
-        if not path.is_file() or not (self.folder(stage_id) / "DONE").is_file():
-            return False
-        return (path.stat().st_size, path.stat().st_mtime_ns) == tuple(stamp)
+    def _known_stamps(self) -> dict[str, Stamp]:
+        """Stamps of the remote pointers that the mirror was last made equal to, by stage."""
+        stamps = {}
+        with os.scandir(self.root / "remote" / "done") as entries:
+            for entry in entries:
+                name, ending = os.path.splitext(entry.name)
+                if ending == ".json":
+                    with suppress(FileNotFoundError):  # another process of this machine is at work
+                        status = entry.stat()
+                        stamps[name] = Stamp(status.st_size, status.st_mtime_ns)
+        return stamps
 
     def _know(self, stage_id: str, pointer: Pointer, stamp: Stamp | None = None) -> None:
         """Note what the other side says of a finished stage."""

@@ -28,13 +28,12 @@ from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
 from ssdet.training.distributed import ANSWER, Team, run_workers
 from ssdet.training.guide import Guide
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.inference import Network, PredictRecipe, frame_targets, predict
+from ssdet.training.inference import Network, frame_targets, predict
 from ssdet.training.loop import network, train
 from ssdet.training.origin import starting_weights
 from ssdet.training.preemption import Preempted, drained, notices
 from ssdet.training.probe import extract, fit
-from ssdet.training.recipe import TrainRecipe
+from ssdet.training.recipe import HeadRecipe, PredictRecipe, TrainRecipe
 
 Result = dict[str, Any]
 LAST = "checkpoints/last.pt"

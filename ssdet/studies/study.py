@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ssdet.models import available
 from ssdet.studies.experiment import Change, Experiment, declared, unchanged
 
 
@@ -143,6 +142,8 @@ class Study:
 
     def can_run(self, arm: Arm) -> bool:
         """Whether all that the arm needs is built."""
+        from ssdet.models import available
+
         return all(available(name) for name in self.needs(arm).split(", ") if name)
 
     @property

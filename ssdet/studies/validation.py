@@ -15,8 +15,8 @@ from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
 from ssdet.evaluation import dense_map
 from ssdet.training.guide import Guide
-from ssdet.training.inference import PredictRecipe, Sink, frame_targets, predict
-from ssdet.training.recipe import OptimRecipe, TrainRecipe
+from ssdet.training.inference import Sink, frame_targets, predict
+from ssdet.training.recipe import OptimRecipe, PredictRecipe, TrainRecipe
 from ssdet.training.state import Validate
 
 

@@ -1,38 +1,21 @@
 """Feature extraction: features of every clip frame by a frozen network, written to files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ssdet.data.feature_index import Dtype
 from ssdet.data.features import FeatureWriter
 from ssdet.data.frames import FrameReader, timing
 from ssdet.data.manifest import Video
 from ssdet.data.video import CorruptVideo
 from ssdet.models.pyramid import pyramid
-from ssdet.training.inference import PredictRecipe, passes
-from ssdet.training.recipe import LATER, TrainRecipe
-
-FEATURES = "features"
-"""Name of the only tensor of a network that gives one."""
+from ssdet.training.inference import passes
+from ssdet.training.recipe import FEATURES, ExtractRecipe, PredictRecipe
 
 Extractor = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 """Clips [1, C, T, H, W] -> features [1, D, T] or [1, D, T, h, w], one tensor or several by name."""
-
-
-@dataclass(frozen=True)
-class ExtractRecipe:
-    """How videos become features; `fresh` is the network's where no stage has trained it."""
-
-    predict: PredictRecipe
-    dtype: Dtype = "float16"
-    fresh: TrainRecipe | None = None
-    pyramid: int = field(default=0, metadata=LATER)
-    """Side of the maps of every stage that are kept instead, for two-stream networks; 0: the
-    network's features, one vector a step."""
 
 
 def extractor(model: nn.Module, recipe: ExtractRecipe) -> Extractor:

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from ssdet.training.heads import HeadRecipe
-from ssdet.training.recipe import ModelRecipe, OptimRecipe
+from ssdet.training.recipe import HeadRecipe, ModelRecipe, OptimRecipe
 
 
 def published_head(name: str, dataset_size: int, **options: Any) -> HeadRecipe:

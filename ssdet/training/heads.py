@@ -1,8 +1,7 @@
 """Models of features: training on files of features, and their scores for every frame."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,48 +14,12 @@ from ssdet.data.manifest import Manifest, Video
 from ssdet.data.sampling import generator_for, sample_at
 from ssdet.models import create
 from ssdet.training.context import Context
-from ssdet.training.extraction import FEATURES
 from ssdet.training.heat_map import focal_loss, heat_map
 from ssdet.training.inference import Sink
 from ssdet.training.loop import autocast, descend
 from ssdet.training.losses import head_loss, interpolate
-from ssdet.training.recipe import LATER, ModelRecipe, OptimRecipe
+from ssdet.training.recipe import HeadRecipe
 from ssdet.training.state import State, Validate
-
-
-@dataclass(frozen=True)
-class HeadRecipe:
-    """A model of features and how it is trained; the defaults are Super-Events' (MODELS.md 7)."""
-
-    model: ModelRecipe = ModelRecipe("linear")
-    """A registered model `(features_BDT, lengths_B) -> logits_BKT`; `in_features` comes from the
-    features."""
-    optim: OptimRecipe = field(
-        default_factory=lambda: OptimRecipe(
-            steps=2000, batch=16, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="plateau",
-            patience=3,
-        )
-    )  # fmt: skip
-    tensor: str = FEATURES
-    """Which of the named tensors it reads."""
-    padding: Literal["masked", "counted"] = "masked"
-    """Whether steps that only fill up a batch add to the loss, as they do in the published code."""
-    validations: int = 40
-    validate_on: Literal["val", "test"] = "val"
-    """As in `TrainRecipe`."""
-    seed: int = 0
-    crop: int = field(default=0, metadata=LATER)
-    """Train on random stretches of this many steps, shorter videos padded to it; 0: whole videos,
-    padded to the longest of a batch. What is scored is always whole."""
-    heat_map: float = field(default=0.0, metadata=LATER)
-    """Weight of the focal loss between a model's heat map and that of the actions (MS-TCT); the
-    model must have `with_heat_map`."""
-    skip_empty: bool = field(default=False, metadata=LATER)
-    """Leave videos without actions out of training."""
-
-    def __post_init__(self) -> None:
-        if self.crop < 0 or self.heat_map < 0:
-            raise ValueError(f"crop {self.crop}, heat_map {self.heat_map}: expected at least 0")
 
 
 class HeadBatch(NamedTuple):

@@ -1,7 +1,6 @@
 """Scores for every frame of every video of a split."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, Protocol
 
@@ -9,14 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssdet.data.clips import ClipRecipe, centre_crop, normalise
+from ssdet.data.clips import centre_crop, normalise
 from ssdet.data.clock import Clock
 from ssdet.data.frames import FrameReader, dense_targets, timing
 from ssdet.data.manifest import Manifest, Video
+from ssdet.data.recipes import ClipRecipe
 from ssdet.data.video import CorruptVideo
 from ssdet.training.guide import Guide
 from ssdet.training.losses import interpolate
-from ssdet.training.recipe import LATER
+from ssdet.training.recipe import PredictRecipe
 from ssdet.training.windows import Window, clip_windows, slide, upsample, windows
 
 Network = Callable[[Tensor], Tensor]
@@ -28,19 +28,6 @@ class Sink(Protocol):
 
     def add(self, video_id: str, probs_TK: Tensor, fps: float | Clock) -> None:
         """Probabilities [frames, K] of a video at so many frames a second, or with this clock."""
-
-
-@dataclass(frozen=True)
-class PredictRecipe:
-    """How a network is slid over whole videos."""
-
-    clip: ClipRecipe = field(default_factory=ClipRecipe)
-    window: int = 256
-    """Most clip frames in one pass; longer videos are cut into equal parts."""
-    overlap: bool = field(default=False, metadata=LATER)
-    """Let each pass read as far beyond its part as the network sees (its `temporal_context`): the
-    scores are then those of one pass. A network that sees everything, or does not say how far, gets
-    an eighth of the window: no part then ends in padding, but its scores depend on the window."""
 
 
 def passes(

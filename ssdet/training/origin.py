@@ -8,16 +8,9 @@ from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from ssdet.data.numpy_pickle import is_pickle
-from ssdet.models.checkpoint_tensors import read_checkpoint
-from ssdet.models.registry import create
-from ssdet.models.weights import load_weights
-from ssdet.training import checkpoint
-
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ssdet.training.recipe import TrainRecipe
 
 Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -79,7 +72,7 @@ def _hashed(path: Path, time: int, size: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def starting_weights(recipe: "TrainRecipe", classes: int) -> dict[str, Tensor] | None:
+def starting_weights(recipe: "TrainRecipe", classes: int) -> "dict[str, Tensor] | None":
     """Weights that `recipe.model.weights` names, in the names of its network, for a head of
     `classes` outputs; None where it names none.
 
@@ -99,7 +92,11 @@ def used_to(recipe: "TrainRecipe") -> Constants | None:
     return _started(recipe, 1)[1]
 
 
-def _started(recipe: "TrainRecipe", classes: int) -> tuple[nn.Module, Constants | None]:
+def _started(recipe: "TrainRecipe", classes: int) -> "tuple[nn.Module, Constants | None]":
+    import torch
+
+    from ssdet.models import create
+
     weights = recipe.model.weights
     if weights.startswith(CONTENT):
         raise ValueError(
@@ -112,8 +109,13 @@ def _started(recipe: "TrainRecipe", classes: int) -> tuple[nn.Module, Constants 
     return model, _load(model, weights)
 
 
-def _load(model: nn.Module, weights: str) -> Constants | None:
+def _load(model: "nn.Module", weights: str) -> Constants | None:
     """Load weights and return the constants of the pictures that they were trained on, if known."""
+    from ssdet.data.numpy_pickle import is_pickle
+    from ssdet.models import load_weights
+    from ssdet.models.checkpoint_tensors import read_checkpoint
+    from ssdet.training import checkpoint
+
     if _is_published(weights):
         from ssdet.models import published
 
@@ -135,6 +137,8 @@ def _load(model: nn.Module, weights: str) -> Constants | None:
 
 def _sizes(content: Any) -> set[int]:
     """First dimensions of all tensors, however deep they lie."""
+    from torch import Tensor
+
     if isinstance(content, Tensor):
         return set(content.shape[:1])
     values = content.values() if isinstance(content, dict) else ()

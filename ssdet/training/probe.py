@@ -10,18 +10,9 @@ from torch.nn import functional as F
 from ssdet.data.frames import FrameReader, dense_targets
 from ssdet.data.manifest import Manifest
 from ssdet.data.video import CorruptVideo
-from ssdet.training.extraction import FEATURES, video_rows
-from ssdet.training.inference import Network, PredictRecipe
-
-
-@dataclass(frozen=True)
-class ProbeRecipe:
-    """Logistic regression on frozen features."""
-
-    predict: PredictRecipe = PredictRecipe()
-    l2: float = 1e-3
-    """Weight of half the squared norm of the weights, against the mean loss."""
-    iterations: int = 200
+from ssdet.training.extraction import video_rows
+from ssdet.training.inference import Network
+from ssdet.training.recipe import FEATURES, PredictRecipe, ProbeRecipe
 
 
 @dataclass

@@ -2,17 +2,20 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
-
-from ssdet.data.clips import LATER, ClipRecipe
+from ssdet.data.recipes import LATER, ClipRecipe, Dtype
 from ssdet.training.origin import fingerprint
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 ASIDE = {"aside": True}
 """Metadata of a field that decides nothing by itself: it is left out of JSON."""
 FILE = {**LATER, "file": True}
 """Metadata of a later field that may name a file: its JSON says what the file holds."""
+FEATURES = "features"
+"""Name of the only tensor of a network that gives one."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,8 @@ class TrainRecipe:
     """Whether clips must be normalised as the weights that training starts from are used to, or
     (published code) are by constants of their own."""
     multigrid: bool = field(default=False, metadata=LATER)
-    """Pretraining: larger batches of shorter, smaller clips for most steps (MODELS.md 2.4)."""
+    """Pretraining: larger batches of shorter, smaller clips for most steps, as X3D's published
+    code does."""
 
     def __post_init__(self) -> None:
         if self.readout == "clip" and self.augment != "none":
@@ -141,8 +145,79 @@ class TrainRecipe:
         return classes + (self.task == "pretrain" and self.background == "class")
 
 
+@dataclass(frozen=True)
+class PredictRecipe:
+    """How a network is slid over whole videos."""
+
+    clip: ClipRecipe = field(default_factory=ClipRecipe)
+    window: int = 256
+    """Most clip frames in one pass; longer videos are cut into equal parts."""
+    overlap: bool = field(default=False, metadata=LATER)
+    """Let each pass read as far beyond its part as the network sees (its `temporal_context`): the
+    scores are then those of one pass. A network that sees everything, or does not say how far, gets
+    an eighth of the window: no part then ends in padding, but its scores depend on the window."""
+
+
+@dataclass(frozen=True)
+class ExtractRecipe:
+    """How videos become features; `fresh` is the network's where no stage has trained it."""
+
+    predict: PredictRecipe
+    dtype: Dtype = "float16"
+    fresh: TrainRecipe | None = None
+    pyramid: int = field(default=0, metadata=LATER)
+    """Side of the maps of every stage that are kept instead, for two-stream networks; 0: the
+    network's features, one vector a step."""
+
+
+@dataclass(frozen=True)
+class HeadRecipe:
+    """A model of features and how it is trained; the defaults are those of the
+    published Super-Events."""
+
+    model: ModelRecipe = ModelRecipe("linear")
+    """A registered model `(features_BDT, lengths_B) -> logits_BKT`; `in_features` comes from the
+    features."""
+    optim: OptimRecipe = field(
+        default_factory=lambda: OptimRecipe(
+            steps=2000, batch=16, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="plateau",
+            patience=3,
+        )
+    )  # fmt: skip
+    tensor: str = FEATURES
+    """Which of the named tensors it reads."""
+    padding: Literal["masked", "counted"] = "masked"
+    """Whether steps that only fill up a batch add to the loss, as they do in the published code."""
+    validations: int = 40
+    validate_on: Literal["val", "test"] = "val"
+    """As in `TrainRecipe`."""
+    seed: int = 0
+    crop: int = field(default=0, metadata=LATER)
+    """Train on random stretches of this many steps, shorter videos padded to it; 0: whole videos,
+    padded to the longest of a batch. What is scored is always whole."""
+    heat_map: float = field(default=0.0, metadata=LATER)
+    """Weight of the focal loss between a model's heat map and that of the actions (MS-TCT); the
+    model must have `with_heat_map`."""
+    skip_empty: bool = field(default=False, metadata=LATER)
+    """Leave videos without actions out of training."""
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.heat_map < 0:
+            raise ValueError(f"crop {self.crop}, heat_map {self.heat_map}: expected at least 0")
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """Logistic regression on frozen features."""
+
+    predict: PredictRecipe = PredictRecipe()
+    l2: float = 1e-3
+    """Weight of half the squared norm of the weights, against the mean loss."""
+    iterations: int = 200
+
+
 Recipe = TypeVar("Recipe")
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+_ADAPTERS: dict[type, "TypeAdapter[Any]"] = {}
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
@@ -155,8 +230,10 @@ def to_json(recipe: Any) -> dict[str, Any]:
     return values
 
 
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: type) -> "TypeAdapter[Any]":
     """Building one takes longer than using it: a plan has thousands of recipes of few kinds."""
+    from pydantic import TypeAdapter
+
     if kind not in _ADAPTERS:
         _ADAPTERS[kind] = TypeAdapter(kind)
     return _ADAPTERS[kind]

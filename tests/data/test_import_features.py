@@ -15,7 +15,8 @@ from ssdet.data.frames import dense_targets
 from ssdet.data.import_features import Rate, UsageError, import_features
 from ssdet.data.video_names import VideoNames
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
-from ssdet.training.heads import HeadRecipe, Stretches, fit_head, head, predict_head
+from ssdet.training.heads import Stretches, fit_head, head, predict_head
+from ssdet.training.recipe import HeadRecipe
 
 SECONDS = {"a": 10.0, "b": 7.5, "c": 20.0}
 STEPS = {"a": 20, "b": 15, "c": 40}

@@ -26,7 +26,7 @@ def loaded(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def study():
-    return loaded("real_videos")
+    return loaded("feature_heads")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def test_a_group_is_never_trained_on(study):
 
 
 def test_heads_learn_what_is_there_and_the_table_says_so(study, made, tmp_path):
-    options = study.Options(Path(), "", Path(), "", pretrain_steps=10, finetune_steps=40)
+    steps = {"pretrain_steps": 10, "finetune_steps": 40}
+    options = loaded("real_videos").Options(Path(), "", Path(), "", **steps)
     runs = {
         arm: [study.cross_validated(made, options, arm, "day", seed) for seed in (0, 1)]
         for arm in ("cls", "mixup")

@@ -111,7 +111,8 @@ def test_it_names_no_folder_machine_or_user(finished, tmp_path) -> None:
 def test_equal_results_are_equal_bytes(made, packed, tmp_path) -> None:
     root = tmp_path / "elsewhere"
     shutil.copytree(made.store.root, root)
-    (root / "index.jsonl").unlink()
+    for path in root.glob("index-*.parquet"):
+        path.unlink()
     opened = results.open(root)
     write_record(opened.store, made.plan)  # run again later: nothing changes but the time
     out = write_bundle(results.open(root), "ablate_cutmix", tmp_path / "again.zip")

@@ -20,8 +20,7 @@ from ssdet.data.video import read_clip
 from ssdet.models import create
 from ssdet.results.detector import Detector
 from ssdet.results.members import NO_NAMES, Member, load_members
-from ssdet.training.inference import PredictRecipe
-from ssdet.training.recipe import ModelRecipe, TrainRecipe, to_json
+from ssdet.training.recipe import ModelRecipe, PredictRecipe, TrainRecipe, to_json
 
 CLASSES = ("left", "right", "naïve 切")
 CLIP = ClipRecipe(size=16, short_side=(16, 16))

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ssdet import results
 from ssdet.cli.__main__ import main
 from ssdet.evaluation import paired_bootstrap
 from ssdet.results.cleaning import collect
+from ssdet.results.stage_files import TICK
 from ssdet.results.tables import result_table
 from ssdet.studies import Arm, Table, augmented, classification, plan
 from ssdet.studies.record import write_record
@@ -213,6 +215,33 @@ def test_opening_needs_no_ray_and_importing_needs_nothing(made) -> None:
         f"assert len(r.open({str(made.store.root)!r}).runs) == 21; assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_listing_and_ranking_import_no_framework(finished) -> None:
+    root = str(finished.store.root)
+    time.sleep(2 * TICK / 1e9)  # what has just been written is read once more
+    results.open(root)
+    for command in ("ls", "best"):
+        code = (
+            "import sys; from ssdet.cli.__main__ import main\n"
+            f"assert main(['results', {command!r}, '--store', {root!r}, '--json']) == 0\n"
+            "print(*{'torch', 'ray', 'pandas', 'matplotlib', 'av', 'pydantic'} & {*sys.modules},"
+            " file=sys.stderr)"
+        )
+        ran = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, text=True,
+                             capture_output=True)  # fmt: skip
+        assert json.loads(ran.stdout) and not ran.stderr.strip()
+
+
+def test_a_table_lists_the_runs_that_finished_last(made, capsys) -> None:
+    store = str(made.store.root)
+    times = results.open(store).runs.set_index("id")["finished"]
+    rows = json.loads(told(capsys, "results", "ls", "--limit", "3", "--json", "--store", store))
+    assert [row["id"] for row in rows] == list(times.sort_values(kind="stable").index[-3:])
+    text = told(capsys, "results", "ls", "--limit", "3", "--store", store)
+    assert "the last 3 of 21 runs, 36 finished stages; studies: ablate_cutmix" in text
+    assert sum("│ predict-" in line or "│ ensemble-" in line for line in text.splitlines()) == 3
+    assert "21 runs" in told(capsys, "results", "ls", "--limit", "0", "--store", store)
 
 
 def told(capsys, *arguments: str) -> str:

@@ -26,11 +26,9 @@ from ssdet.studies.identity import Stage, data_fingerprint, stored_stage
 from ssdet.studies.presets import preset
 from ssdet.studies.stages import FEATURES, Job, run_stage
 from ssdet.studies.store import Store
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.heads import HeadRecipe
 from ssdet.training.inference import passes
 from ssdet.training.loop import network
-from ssdet.training.recipe import OptimRecipe
+from ssdet.training.recipe import ExtractRecipe, HeadRecipe, OptimRecipe
 
 CPU = torch.device("cpu")
 OPTIM = OptimRecipe(steps=60, batch=4, lr=0.01, optimizer="adamw", weight_decay=0.0)

@@ -38,8 +38,7 @@ from ssdet.studies.searching import Means, run_chain
 from ssdet.studies.session import Resources
 from ssdet.studies.stages import Job, run_stage
 from ssdet.studies.tuning import search_of, with_choices
-from ssdet.training.extraction import ExtractRecipe
-from ssdet.training.recipe import OptimRecipe
+from ssdet.training.recipe import ExtractRecipe, OptimRecipe
 
 TRAINED = ["pretrain", "finetune"]
 ON_FEATURES = [*TRAINED, "extract", "fit_head"]

@@ -24,8 +24,7 @@ from ssdet.studies import (
 )
 from ssdet.studies.identity import FrozenProbe, Stage
 from ssdet.studies.record import record_of
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import TrainRecipe
+from ssdet.training.recipe import ProbeRecipe, TrainRecipe
 
 ARMS = (
     Arm("scratch", scratch),

@@ -45,7 +45,7 @@ def test_results_are_asked_from_a_third_machine(finished, on) -> None:
     bucket, planned = finished
     on("third")
     results = Results.open(bucket.uri("runs"))
-    assert len(results.entries) == len(planned.stages)
+    assert len(results.stages) == len(planned.stages)
     assert not [*results.store.root.rglob("*.pt"), *results.store.root.rglob("*.f16")]
     run = results.best("dense_map")
     assert isinstance(run.predictions("test"), PredictionSet) and run.load_model()

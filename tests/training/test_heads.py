@@ -13,7 +13,6 @@ from ssdet.data.features import FeatureSet, FeatureWriter
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads import (
     HeadBatch,
-    HeadRecipe,
     Stretches,
     batch_loss,
     fit_head,
@@ -22,7 +21,7 @@ from ssdet.training.heads import (
     width_of,
 )
 from ssdet.training.losses import head_loss
-from ssdet.training.recipe import from_json, to_json
+from ssdet.training.recipe import HeadRecipe, from_json, to_json
 
 STRIDE, FPS = 4, 10.0
 LENGTHS = {"a": 30, "b": 41, "c": 12, "d": 22, "e": 33, "gone": 20}

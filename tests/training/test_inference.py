@@ -13,15 +13,8 @@ from ssdet.data.clips import ClipRecipe
 from ssdet.data.clock import Clock
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.models import accelerate, create
-from ssdet.training.inference import (
-    PredictRecipe,
-    frame_targets,
-    passes,
-    predict,
-    score_video,
-    stream_logits,
-)
-from ssdet.training.recipe import to_json
+from ssdet.training.inference import frame_targets, passes, predict, score_video, stream_logits
+from ssdet.training.recipe import PredictRecipe, to_json
 
 CPU = torch.device("cpu")
 CLIP = ClipRecipe(size=4, short_side=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -12,8 +12,9 @@ from torch import Tensor
 from ssdet.data import CorruptVideo, Manifest, Segment, Video
 from ssdet.data.clips import ClipRecipe
 from ssdet.data.clock import Clock
-from ssdet.training.inference import PredictRecipe, score_video
-from ssdet.training.probe import ProbeRecipe, extract, fit
+from ssdet.training.inference import score_video
+from ssdet.training.probe import extract, fit
+from ssdet.training.recipe import PredictRecipe, ProbeRecipe
 
 CPU = torch.device("cpu")
 CLIP = ClipRecipe(size=2, short_side=(2, 2), mean=(0.5,) * 3, std=(0.2,) * 3)

@@ -6,8 +6,7 @@ import pytest
 
 from ssdet.studies.identity import FrozenProbe
 from ssdet.studies.presets import preset
-from ssdet.training.probe import ProbeRecipe
-from ssdet.training.recipe import OptimRecipe, TrainRecipe, from_json, to_json
+from ssdet.training.recipe import OptimRecipe, ProbeRecipe, TrainRecipe, from_json, to_json
 
 
 @pytest.mark.parametrize("name", ["smoke", "tiny", "science", "small", "paper", "released"])
