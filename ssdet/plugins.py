@@ -25,6 +25,10 @@ class PluginError(ValueError):
     """A plugin that may have what was asked for cannot be imported."""
 
 
+class UsageError(ValueError):
+    """Options that are missing or exclude each other; commands exit with status 2."""
+
+
 class Unknown(KeyError, ValueError):
     """A name that nothing is registered under."""
 

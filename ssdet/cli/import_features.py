@@ -1,26 +1,22 @@
 """`ssdet data import-features`: feature files of other tools as the project's own shards."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.data.feature_files import ID, find_features
-from ssdet.data.import_features import (
-    ImportReport,
-    Layout,
-    Rate,
-    UsageError,
-    import_features,
-)
-from ssdet.data.manifest import load_manifest
-from ssdet.data.recipes import Dtype
-from ssdet.data.video_names import VideoNames
-from ssdet.plugins import Unknown
+from ssdet.data.recipes import Dtype, Layout
+from ssdet.data.video_names import ID, VideoNames
+from ssdet.plugins import Unknown, UsageError
+
+if TYPE_CHECKING:
+    from ssdet.data.import_features import ImportReport
 
 MAX_SHOWN = 20
 SECTIONS = {
@@ -83,6 +79,10 @@ def import_files(
         raise UsageError("give a folder with feature files, or files")
     if bool(annotation) != bool(format):
         raise UsageError("--annotation and --format go together")
+    from ssdet.data.feature_files import find_features
+    from ssdet.data.import_features import Rate, import_features
+    from ssdet.data.manifest import load_manifest
+
     timing = Rate(stride, fps, rate)
     manifest = load_manifest(format, annotation) if annotation else None
     known = VideoNames(v.id for v in manifest.videos) if manifest else None

@@ -1,5 +1,7 @@
 """`ssdet weights`: published weights and the user's own, by name."""
 
+from __future__ import annotations
+
 import json
 import sys
 from collections.abc import Callable
@@ -163,5 +165,5 @@ def _described(name: str) -> tuple[Path, list[str], str | None, int | None]:
     return Path(name), [], None, None
 
 
-def _shape(tensor: "Tensor") -> str:
+def _shape(tensor: Tensor) -> str:
     return "×".join(map(str, tensor.shape)) or "number"

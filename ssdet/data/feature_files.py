@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from ssdet.data.numpy_pickle import read_tree
-from ssdet.data.video_names import VideoNames
+from ssdet.data.video_names import ID, VideoNames
 
 Array = np.ndarray[Any, Any]
 LIMIT = 1 << 34
 """Bytes of one array: a small file can claim to hold any number."""
 NUMBERS = "fiub"
 """Kinds of numpy's types that features may be of."""
-ID = "{id}"
 Load = Callable[[], Array]
 
 

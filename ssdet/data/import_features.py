@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +15,14 @@ from ssdet.data.clock import Clock
 from ssdet.data.feature_files import FeatureArray
 from ssdet.data.features import FeatureWriter
 from ssdet.data.manifest import Manifest
-from ssdet.data.recipes import Dtype
+from ssdet.data.recipes import Dtype, Layout
 from ssdet.data.video_names import VideoNames
+from ssdet.plugins import UsageError
 
 Array = np.ndarray[Any, Any]
-Layout = Literal["td", "dt"]
 TENSOR = "features"
 """Name under which heads look for features."""
 MAX_LISTED = 10
-
-
-class UsageError(ValueError):
-    """Options that do not go together, or one that is missing; the message names them."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Literal
 
 Dtype = Literal["float16", "float32"]
 """How features are stored."""
+Layout = Literal["td", "dt"]
+"""Axes of feature arrays of other tools: [T, D] or [D, T]."""
 
 LATER = {"later": True}
 """Metadata of a field that recipes have gained since results were first kept: at its default it is

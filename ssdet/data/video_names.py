@@ -6,6 +6,9 @@ from collections.abc import Iterable, Iterator
 from ssdet.data.files import EXTENSIONS
 from ssdet.data.text import clean
 
+ID = "{id}"
+"""Placeholder of the video id in a pattern of file names."""
+
 PREFIX = "v_"
 """ActivityNet's and HACS' files are named `v_ID`; their annotations use `ID`."""
 

@@ -12,8 +12,9 @@ from ssdet.data import Manifest, Segment, Video
 from ssdet.data.feature_files import find_features
 from ssdet.data.features import FeatureSet
 from ssdet.data.frames import dense_targets
-from ssdet.data.import_features import Rate, UsageError, import_features
+from ssdet.data.import_features import Rate, import_features
 from ssdet.data.video_names import VideoNames
+from ssdet.plugins import UsageError
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads import Stretches, fit_head, head, predict_head
 from ssdet.training.recipe import HeadRecipe
