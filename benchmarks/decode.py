@@ -22,8 +22,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-import ssdet.data.frame_index as frame_index
-from ssdet.data.video import read_clip
+import ssdet.data.video.frame_index as frame_index
+from ssdet.data.video.reader import read_clip
 
 FRAMES, STRIDE, RATE, SECONDS, WIDTH, HEIGHT = 16, 5, 30, 10, 340, 256
 Reader = Callable[[str, list[int]], object]

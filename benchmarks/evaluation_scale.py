@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from ssdet.data.manifest import Manifest, Segment, Video
+from ssdet.data.datasets.manifest import Manifest, Segment, Video
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
-from ssdet.evaluation.charades_official import localization, official_points, truth_of
-from ssdet.evaluation.views import frame_labels
+from ssdet.evaluation.lazy_rows import frame_labels
+from ssdet.evaluation.protocols.charades_official import localization, official_points, truth_of
 
 CLASSES, FPS = 157, 24.0
 VIDEOS, SECONDS = 1863, 28.71

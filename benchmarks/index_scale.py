@@ -109,7 +109,7 @@ def write_stage(store: Path, stage: str, values: Mapping[str, Any], number: int)
 
 def write_study(store: Path, name: str, stages: Mapping[str, dict]) -> None:
     """The record of a study with these stages."""
-    from ssdet.studies.record import RunRecord, StudyRecord
+    from ssdet.studies.graph.record import RunRecord, StudyRecord
 
     finals = [s for s in stages if s.startswith("predict-")]
     arms = tuple({"name": f"arm{k}"} for k in range(4))
@@ -140,7 +140,7 @@ def make_store(folder: Path, runs: int) -> Path:
 def measured(store: Path, task: str) -> tuple[float, float]:
     """Wall and CPU seconds of a task in a process of its own."""
     code = (
-        "import time, sys; from ssdet.results.query import Results\n"
+        "import time, sys; from ssdet.results.queries.results import Results\n"
         "import pandas, pyarrow.parquet\n"
         "open, uri = Results.open, sys.argv[1]\n"
         f"wall, cpu = time.perf_counter(), time.process_time(); {TASKS[task]}\n"

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssdet.data.detections import Detections
+from ssdet.data.features.detections import Detections
 from ssdet.models import accelerate, create
 
 Case = tuple[dict[str, Any], tuple[int, ...]]

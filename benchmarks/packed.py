@@ -16,7 +16,7 @@ import numpy as np
 from decode import FRAMES, RATE, SECONDS, SPAN, STRIDE, make_video
 
 from ssdet.data import Video, read_clip
-from ssdet.data.convert import Options, convert_video
+from ssdet.data.maintenance.convert import Options, convert_video
 
 TARGETS = "hold the pack to 2.7 to 4.8 x the original (82-87 against 18-30 clips/s/core)"
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from ssdet.cli.experiment import Options, resolve
 from ssdet.studies import Arm, Experiment, Study, plan, pretraining
 from ssdet.studies.experiment import Change
-from ssdet.studies.record import record_of
+from ssdet.studies.graph.record import record_of
 
 STAGES_OF_A_RUN = 4
 SHARES = (8, 4, 2, 1)

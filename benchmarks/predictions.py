@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ssdet.evaluation import PredictionSet, PredictionWriter
-from ssdet.evaluation.ensemble import mean_probability
+from ssdet.evaluation.ensembling.combination import mean_probability
 
 FRAMES, CLASSES, FPS = 690, 157, 24.0
 Scores = dict[str, np.ndarray]

@@ -27,9 +27,10 @@ import torch
 from decode import make_video
 from ray.cluster_utils import Cluster
 
-from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
-from ssdet.data.frames import Decoder
-from ssdet.data.manifest import Manifest, Video
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.loading.batches import Batch, batches
+from ssdet.data.loading.clips import ClipRecipe, Clips
+from ssdet.data.loading.frame_readers import Decoder
 
 START, VIDEOS, STORE = 4, 4, 800_000_000
 RECIPE = ClipRecipe(frames=16, stride=5, size=224, short_side=(224, 256))

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from ssdet.cli.experiment import Options, resolve
 from ssdet.cli.study import load
+from ssdet.execution.session import connect
 from ssdet.studies import Store, run
-from ssdet.studies.session import connect
 
 FILE = Path(__file__).parents[1] / "experiments" / "ablate_combination.py"
 

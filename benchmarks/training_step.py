@@ -18,13 +18,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ssdet import augment
-from ssdet.data.clips import Clips, batches, normalise
-from ssdet.data.manifest import Manifest, Video
-from ssdet.models.norm import set_splits, splits_for
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.loading.batches import batches
+from ssdet.data.loading.clips import Clips, normalise
+from ssdet.models.layers.sub_batch_norm import set_splits, splits_for
 from ssdet.studies.presets import preset
 from ssdet.training import losses
 from ssdet.training.loop import mix, network
-from ssdet.training.optim import optimizer_for
+from ssdet.training.optimiser import optimizer_for
 from ssdet.training.recipe import TrainRecipe
 
 

@@ -8,7 +8,7 @@ The paper finds that classification pretraining gains more from wide ones than d
 
 from ssdet.cli import experiment
 from ssdet.studies import Arm, Study, Table, two_stream
-from ssdet.studies.systems import PRETRAININGS
+from ssdet.studies.paper_detectors import PRETRAININGS
 
 WAYS = {"cls": "cls", "vc": "cutmix"}
 DIVISORS = (32, 16, 8)

@@ -8,7 +8,7 @@ finds that Coarse-Fine loses where its fine stream is pretrained for detection.
 
 from ssdet.cli import experiment
 from ssdet.studies import Arm, Study, Table, finetuned_as, two_stream
-from ssdet.studies.systems import MEMBERS, PRETRAININGS
+from ssdet.studies.paper_detectors import MEMBERS, PRETRAININGS
 
 CLS, VC = (PRETRAININGS[name][1] for name in ("cls", "cutmix"))
 SINGLE = tuple(

@@ -16,7 +16,7 @@ from ssdet.cli import experiment
 from ssdet.studies import Arm, Plan, Store, Study, Table, augmented, classification
 
 if TYPE_CHECKING:
-    from ssdet.results.breakdown import Quote
+    from ssdet.results.figures.breakdown import Quote
 
 STUDY = Study(
     "breakdown",
@@ -50,7 +50,7 @@ SOURCE = (
 
 def quoted() -> dict[str, Quote]:
     """The paper's numbers by arm."""
-    from ssdet.results.breakdown import Quote
+    from ssdet.results.figures.breakdown import Quote
 
     return {
         **{k: Quote(value=dict(zip(STRATA, v, strict=True))) for k, v in BASELINE.items()},
@@ -60,7 +60,7 @@ def quoted() -> dict[str, Quote]:
 
 def also(planned: Plan, store: Store, out: Console) -> None:
     """Print and write the breakdown of a finished study."""
-    from ssdet.results.breakdown import breakdown, show_breakdown, write_breakdown
+    from ssdet.results.figures.breakdown import breakdown, show_breakdown, write_breakdown
 
     table = breakdown(planned, store, quoted(), SOURCE)
     show_breakdown(table, out)

@@ -10,7 +10,7 @@ detector after classification pretraining.
 
 from ssdet.cli import experiment
 from ssdet.studies import Study
-from ssdet.studies.systems import compared
+from ssdet.studies.paper_detectors import compared
 
 ARMS, TABLE = compared(
     {

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdet import augment
-from ssdet.data.clips import normalise
-from ssdet.data.frames import Decoder, dense_targets
-from ssdet.data.manifest import Manifest, Video, load_manifest
-from ssdet.data.moving_shapes import default_cache
-from ssdet.data.recipes import ClipRecipe
-from ssdet.data.sampling import generator_for
-from ssdet.data.video import probe, read_clip
+from ssdet.data.datasets.load import load_manifest
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.datasets.moving_shapes import default_cache
+from ssdet.data.loading.clips import normalise
+from ssdet.data.loading.frame_readers import Decoder, dense_targets
+from ssdet.data.loading.recipe import ClipRecipe
+from ssdet.data.loading.sampling import generator_for
+from ssdet.data.video.reader import probe, read_clip
 from ssdet.evaluation import (
     dense_map,
     detectable_difference,
@@ -29,10 +30,11 @@ from ssdet.evaluation import (
     paired_sd,
     verdict,
 )
-from ssdet.models import published
-from ssdet.training.losses import interpolate, localisation_loss, pretrain_targets
+from ssdet.models.layers.resampling import interpolate
+from ssdet.models.weights import published
+from ssdet.training.heads.probe import fit
+from ssdet.training.losses import localisation_loss, pretrain_targets
 from ssdet.training.losses import soft_cross_entropy as cross_entropy
-from ssdet.training.probe import fit
 from ssdet.training.recipe import ProbeRecipe
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ for a GPU, or for a few steps (--pretrain-steps, --finetune-steps). docs/real_vi
 from dataclasses import replace
 
 from ssdet.cli import experiment
-from ssdet.data.recipes import ClipRecipe
+from ssdet.data.loading.recipe import ClipRecipe
 from ssdet.studies import Arm, Study, Table, augmented, classification, scratch
 from ssdet.studies.experiment import Change, Experiment, declared, declaring, unchanged
 from ssdet.training.recipe import ModelRecipe, TrainRecipe

@@ -24,8 +24,8 @@ from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.cli.streams import standard_streams
-from ssdet.console import plain_console
 from ssdet.studies import Plan, Store, plan
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def split(annotation: Path, fold: int, folds: int, folder: Path) -> Path:
 
 def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
     """Scores of the test videos of all folds, by seed."""
-    from ssdet.results.tables import predictions
+    from ssdet.results.tables.result_table import predictions
 
     found: dict[int, Scores] = {}
     for fold in planned:
@@ -76,7 +76,7 @@ def report(planned: list[Plan], store: Store, out: Console) -> None:
     import numpy as np
 
     from ssdet.evaluation import dense_map, holm, paired_bootstrap
-    from ssdet.training.inference import frame_targets
+    from ssdet.inference.scoring import frame_targets
 
     folds: list[Scores] = []
     for fold in planned:

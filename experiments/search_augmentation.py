@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from ssdet.cli.search import search_experiment
+from ssdet.search.space import Search
 from ssdet.studies.changes import pretraining
 from ssdet.studies.experiment import Change, Experiment
-from ssdet.studies.search import Search
 
 
 def space(trial: Any) -> Change:

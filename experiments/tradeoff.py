@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ssdet.cli import experiment
 from ssdet.studies import Plan, Store, Study, Table
-from ssdet.studies.systems import DETECTORS, detector
+from ssdet.studies.paper_detectors import DETECTORS, detector
 
 SHOWN = ("x3d", "slowfast", "cf")
 ARMS = tuple(arm for name in SHOWN for arm in detector(name))
@@ -31,9 +31,9 @@ STUDY = Study(
 
 def also(planned: Plan, store: Store, out: Console) -> None:
     """Draw the finished study's detectors."""
-    from ssdet.results.figures import write_tradeoff
-    from ssdet.results.series import track
-    from ssdet.results.tables import result_table
+    from ssdet.results.figures.figure_data import track
+    from ssdet.results.figures.study_figures import write_tradeoff
+    from ssdet.results.tables.result_table import result_table
 
     table = result_table(planned, store)
     tracks = [

@@ -8,8 +8,8 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PARTS = ("augment", "data", "evaluation", "models", "results", "studies", "training")
-_NAMES = {"Detector": "ssdet.results.detector"}
+_PARTS = ("augment", "data", "evaluation", "models", "detection", "results", "studies", "training")
+_NAMES = {"Detector": "ssdet.detection.detector"}
 
 
 def __getattr__(name: str) -> Any:

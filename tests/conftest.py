@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures of all tests; those of one kind are in `fixtures`."""
 
 import importlib.util
 import logging
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+pytest_plugins = ["fixtures.finished_study", "fixtures.studies", "fixtures.videos"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +48,7 @@ S3_KEYS = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a very small Moving Shapes, in a cache of its own."""
-    from ssdet.data.moving_shapes import prepare
+    from ssdet.data.datasets.moving_shapes import prepare
     from ssdet.studies.presets import preset
 
     cache = tmp_path_factory.mktemp("cache")
@@ -57,7 +59,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one."""
-    from ssdet.studies.session import connect
+    from ssdet.execution.session import connect
 
     os.environ |= S3_KEYS  # its processes inherit them, whether a server was there before or not
     with connect("local"):

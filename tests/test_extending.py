@@ -14,15 +14,16 @@ from types import ModuleType
 import pytest
 
 import ssdet.augment.registry
-import ssdet.evaluation.registry  # parts whose names are forgotten afterwards
+import ssdet.evaluation.protocols.registry  # parts whose names are forgotten afterwards
 from ssdet import plugins
 from ssdet.data import load_manifest
-from ssdet.data.manifest import Manifest
+from ssdet.data.datasets.manifest import Manifest
 from ssdet.evaluation import Material, PredictionSet, score_all
-from ssdet.evaluation.views import frame_labels
+from ssdet.evaluation.lazy_rows import frame_labels
 from ssdet.models import create
+from ssdet.stages.job import Job
+from ssdet.stages.kinds import run_stage
 from ssdet.studies import Data, Source, Store, plan, preset
-from ssdet.studies.stages import Job, run_stage
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -127,4 +128,4 @@ def test_what_it_says_of_the_four_modules_holds() -> None:
     for name in re.findall(r"`(ssdet\.\w+\.registry)\.register`", PAGE):
         module = importlib.import_module(name)
         assert module.register and module.available("*")
-    assert ssdet.augment.registry.available() and ssdet.evaluation.registry.available()
+    assert ssdet.augment.registry.available() and ssdet.evaluation.protocols.registry.available()

@@ -25,21 +25,21 @@ SIDEWAYS = {("results", "studies"), ("models", "data")}
 """Tables read plans; published weights name the clips that they are used to."""
 
 KNOW_RAY = {
-    "ssdet/data/decoders.py": {"ray"},
+    "ssdet/execution/decoding.py": {"ray"},
     "ssdet/training/distributed.py": {
         "ray.train",
         "ray.tune.integration.ray_train",
         "ray.util",
         "ray.get_runtime_context",
     },
-    "ssdet/studies/session.py": {"ray"},
-    "ssdet/studies/runner.py": {"ray.tune"},
-    "ssdet/studies/graph.py": {"ray.tune", "ray.air.integrations"},
-    "ssdet/studies/telemetry.py": {"ray", "ray.util.metrics"},
-    "ssdet/studies/proposals.py": {"ray.tune"},
-    "ssdet/studies/feature_stream.py": {"ray"},
-    "ssdet/studies/doctor.py": {"ray"},
-    "ssdet/studies/searching.py": {"ray.tune", "ray.get", "ray.remote"},
+    "ssdet/execution/session.py": {"ray"},
+    "ssdet/execution/runner.py": {"ray.tune"},
+    "ssdet/execution/tuner.py": {"ray.tune", "ray.air.integrations"},
+    "ssdet/execution/telemetry.py": {"ray", "ray.util.metrics"},
+    "ssdet/execution/searcher.py": {"ray.tune"},
+    "ssdet/execution/feature_stream.py": {"ray"},
+    "ssdet/execution/doctor/checks.py": {"ray"},
+    "ssdet/execution/search_driver.py": {"ray.tune", "ray.get", "ray.remote"},
 }
 
 

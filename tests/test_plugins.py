@@ -12,13 +12,13 @@ import pytest
 from ssdet import augment, plugins
 from ssdet.augment import registry as augmentations
 from ssdet.data import load_manifest
-from ssdet.data import registry as formats
+from ssdet.data.datasets import registry as formats
 from ssdet.evaluation import PROTOCOLS, Material, score_all
-from ssdet.evaluation import registry as protocols
+from ssdet.evaluation.protocols import registry as protocols
 from ssdet.models import available, create
 from ssdet.models import registry as models
 from ssdet.plugins import PluginError
-from ssdet.studies.provenance import Attempt, provenance
+from ssdet.stages.provenance import Attempt, provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 REGISTRIES = (models, augmentations, formats, protocols)
@@ -33,8 +33,8 @@ def {name}(num_classes, *, width=3):
     return nn.Linear(width, num_classes)
 """
 DATA_SET = """
-from ssdet.data.manifest import Manifest, Video
-from ssdet.data.registry import register
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.datasets.registry import register
 
 @register
 def {name}(paths, videos):
@@ -49,7 +49,7 @@ def {name}(*, mask="half"):
     return VolumeMixUp(mask)
 """
 PROTOCOL = '''
-from ssdet.evaluation.registry import Reading, register
+from ssdet.evaluation.protocols.registry import Reading, register
 
 @register
 def {name}(material):
@@ -161,17 +161,17 @@ def test_the_error_of_a_plugin_with_a_broken_syntax(install: Install) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "owner"),
     [
-        ("net", "x3d_tiny", "ssdet.models.x3d"),
-        ("set", "charades", "ssdet.data.charades"),
+        ("net", "x3d_tiny", "ssdet.models.networks.x3d"),
+        ("set", "charades", "ssdet.data.datasets.charades"),
         ("mix", "mixup", "ssdet.augment.mixup"),
-        ("score", "dense", "ssdet.evaluation.registry"),
+        ("score", "dense", "ssdet.evaluation.protocols.registry"),
     ],
 )
 def test_names_of_ssdet_cannot_be_taken(install: Install, kind, name, owner) -> None:
     own = install(named(**{kind: name}))
     with pytest.raises(PluginError, match=rf"{name!r} is registered twice, by {owner} and {own}"):
         create("acme_net", 5)
-    assert type(create("x3d_tiny", 2)).__module__ == "ssdet.models.x3d"
+    assert type(create("x3d_tiny", 2)).__module__ == "ssdet.models.networks.x3d"
     assert augment.create("mixup") == augment.VolumeMixUp()
 
 

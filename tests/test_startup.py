@@ -12,7 +12,7 @@ import pytest
 
 import ssdet
 from ssdet.cli.__main__ import COMMANDS
-from ssdet.quiet import quiet_dependencies
+from ssdet.system.quiet import quiet_dependencies
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = {
@@ -129,7 +129,7 @@ def test_only_warnings_of_dependencies_are_hidden(monkeypatch) -> None:
                 issued(FutureWarning, module)
                 issued(UserWarning, module)
             assert not shown
-            for module in ("ssdet.results.query", "torchmetrics", "my_plugin"):
+            for module in ("ssdet.results.queries.results", "torchmetrics", "my_plugin"):
                 issued(UserWarning, module)
             issued(RuntimeWarning, "numpy")
             assert len(shown) == 4

@@ -11,8 +11,8 @@ import av
 import numpy as np
 from matplotlib.figure import Figure
 
-from ssdet.data.frames import Decoder, dense_targets
-from ssdet.data.manifest import Manifest, Segment, Video
+from ssdet.data.datasets.manifest import Manifest, Segment, Video
+from ssdet.data.loading.frame_readers import Decoder, dense_targets
 
 START, END, DURATION = 7.0, 9.0, 12.0
 # A phone: six seconds at 10 frames a second in light, then six at 4 in the dark.

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ssdet.lazy import attach
+from ssdet.system.lazy import attach
 
 if TYPE_CHECKING:
     from ssdet.cli.experiment import experiment
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 attach(
     __name__,
     {
-        "experiment": ["experiment"],
+        "ssdet.cli.experiment": ["experiment"],
     },
 )

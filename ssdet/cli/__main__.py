@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 from ssdet.cli.streams import standard_streams
-from ssdet.quiet import quiet_dependencies
+from ssdet.system.quiet import quiet_dependencies
 
 COMMANDS = {
     "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),

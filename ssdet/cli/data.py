@@ -19,14 +19,14 @@ from ssdet.cli.data_stats import command as stats_command
 from ssdet.cli.data_stats import stats
 from ssdet.cli.import_features import command as import_command
 from ssdet.cli.import_features import import_files
-from ssdet.console import plain_console
-from ssdet.data.files import quarantine_file
-from ssdet.data.remote import is_remote
+from ssdet.data.storage.filesystem import is_remote
+from ssdet.data.storage.folders import quarantine_file
 from ssdet.plugins import Unknown
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.data.check import Report
-    from ssdet.data.convert import Conversion
+    from ssdet.data.maintenance.check import Report
+    from ssdet.data.maintenance.convert import Conversion
 
 Annotation = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -92,8 +92,8 @@ def check(
         thorough: Decode every frame and look for zeros in place of data, which some decoders show
             as pictures; read whole files to know whether they have changed.
     """
-    from ssdet.data.check import check as check_files
-    from ssdet.data.manifest import load_manifest
+    from ssdet.data.datasets.load import load_manifest
+    from ssdet.data.maintenance.check import check as check_files
 
     manifest = load_manifest(format, path, videos=videos, quarantine=False)
     if quarantine is None and is_remote(path[0]):
@@ -143,9 +143,9 @@ def convert(
         seconds: A video that makes no headway for so long has failed.
         strict: Exit status 1 if any video is missing or failed.
     """
-    from ssdet.data.convert import Options
-    from ssdet.data.convert import convert as convert_files
-    from ssdet.data.manifest import load_manifest
+    from ssdet.data.datasets.load import load_manifest
+    from ssdet.data.maintenance.convert import Options
+    from ssdet.data.maintenance.convert import convert as convert_files
 
     manifest = load_manifest(format, path, videos=videos)
     options = Options(short_side, gop, crf, packed)

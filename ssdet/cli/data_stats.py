@@ -11,13 +11,13 @@ import tyro
 from rich.progress import track
 from rich.table import Table
 
-from ssdet.console import plain_console
 from ssdet.plugins import Unknown
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.data.clock import Clock
-    from ssdet.data.manifest import Manifest
-    from ssdet.data.statistics import FrameRule, SplitStatistics
+    from ssdet.data.datasets.manifest import Manifest
+    from ssdet.data.datasets.statistics import FrameRule, SplitStatistics
+    from ssdet.data.video.clock import Clock
 
 Named = Annotated[str, tyro.conf.Positional]
 SPLITS = ("train", "val", "test")
@@ -59,8 +59,8 @@ def stats(
             (MultiTHUMOS).
         min_frames: Leave shorter videos out of the dense counts (published code: 162).
     """
-    from ssdet.data.manifest import load_manifest
-    from ssdet.data.statistics import FrameRule, split_statistics
+    from ssdet.data.datasets.load import load_manifest
+    from ssdet.data.datasets.statistics import FrameRule, split_statistics
 
     thumos = format == "multithumos"
     rule = FrameRule(
@@ -85,8 +85,8 @@ def stats(
 
 def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
     """Clock of each file by video id, and why of those that cannot be read."""
-    from ssdet.data.frames import Decoder
-    from ssdet.data.video import CorruptVideo
+    from ssdet.data.loading.frame_readers import Decoder
+    from ssdet.data.video.reader import CorruptVideo
 
     clocks: dict[str, Clock] = {}
     broken: dict[str, str] = {}
@@ -150,7 +150,7 @@ def _print_classes(manifest: Manifest, found: Mapping[str, SplitStatistics]) -> 
 def _print_splits(
     manifest: Manifest, rule: FrameRule, found: Mapping[str, SplitStatistics], in_files: bool
 ) -> None:
-    from ssdet.data.statistics import POINTS
+    from ssdet.data.datasets.statistics import POINTS
 
     told = {split: dict(_flat(part.summary())) for split, part in found.items()}
     rows = [

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssdet.console import plain_console
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.studies.doctor_findings import Finding
+    from ssdet.execution.doctor.findings import Finding
 
 COLUMNS = 6
 """Machines that the table has room for; those with a problem come first."""
@@ -69,9 +69,9 @@ def command(arguments: list[str]) -> int:
 def _found(options: Options) -> "list[Finding]":
     """ValueError for what cannot be asked, ConnectionError where no cluster answers, ImportError
     where a package of this machine is missing or broken."""
-    from ssdet.data.remote import is_remote
-    from ssdet.studies.doctor import examine
-    from ssdet.studies.session import connect
+    from ssdet.data.storage.filesystem import is_remote
+    from ssdet.execution.doctor.checks import examine
+    from ssdet.execution.session import connect
 
     if options.timeout <= 0:
         raise ValueError(f"--timeout {options.timeout:g}: expected seconds above 0")

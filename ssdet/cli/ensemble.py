@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.conditions import conditions
-from ssdet.console import plain_console
-from ssdet.evaluation.choices import Method, Videos
+from ssdet.evaluation.ensembling.choices import Method, Videos
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
     from ssdet.evaluation import BootstrapResult
-    from ssdet.results.ensembles import Ensemble, EnsembleResult, Query
+    from ssdet.results.queries.ensembles import Ensemble, EnsembleResult, Query
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet ensemble", config=config)
-    from ssdet.results.ensembles import Query, build
-    from ssdet.results.query import Results
-    from ssdet.results.rows import COLUMNS
+    from ssdet.results.queries.ensembles import Query, build
+    from ssdet.results.queries.results import Results
+    from ssdet.results.queries.run_frame import COLUMNS
 
     try:
         where = conditions(options.where, COLUMNS)

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 from rich.table import Table
 
-from ssdet.console import plain_console
 from ssdet.plugins import Unknown
 from ssdet.studies.data import Source
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.data.manifest import Manifest
+    from ssdet.data.datasets.manifest import Manifest
     from ssdet.evaluation import Material, PredictionSet, Reading
-    from ssdet.evaluation.file_kinds import Recognised
+    from ssdet.evaluation.files.kinds import Recognised
 
 Style = Literal["table", "json", "csv", "markdown"]
 TITLES = ("protocol", "value", "videos", "frames", "classes", "empty classes", "notes")
@@ -73,7 +73,7 @@ def command(arguments: list[str]) -> int:
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet evaluate", config=config)
     from ssdet.evaluation import score_all
-    from ssdet.evaluation.file_kinds import UnusableFile
+    from ssdet.evaluation.files.kinds import UnusableFile
 
     try:
         if wrong := _wrong_usage(options):
@@ -119,11 +119,11 @@ def _names(options: Options, material: Material) -> Sequence[str]:
 
 
 def _material(options: Options) -> Material:
-    from ssdet.data.manifest import load_manifest
+    from ssdet.data.datasets.load import load_manifest
     from ssdet.evaluation import Material
-    from ssdet.evaluation.file_kinds import recognise
-    from ssdet.results.query import Results
-    from ssdet.results.rescore import official_truth, run_material
+    from ssdet.evaluation.files.kinds import recognise
+    from ssdet.results.queries.rescore import official_truth, run_material
+    from ssdet.results.queries.results import Results
 
     if options.store:
         return run_material(Results.open(options.store), options.predictions, options.split)
@@ -147,9 +147,9 @@ def _material(options: Options) -> Material:
 
 def _prediction_set(folder: Path, split: str) -> PredictionSet:
     """The prediction set in a folder, or of a split in the folder of a finished stage."""
-    from ssdet.data.files import split_name
+    from ssdet.data.storage.folders import split_name
     from ssdet.evaluation import PredictionSet
-    from ssdet.evaluation.file_kinds import describe_folder
+    from ssdet.evaluation.files.kinds import describe_folder
 
     of_stage = folder / "predictions" / split_name(split, "--split")
     folder = of_stage if of_stage.is_dir() else folder
@@ -159,8 +159,8 @@ def _prediction_set(folder: Path, split: str) -> PredictionSet:
 
 
 def _dense(material: Material, predictions: PredictionSet, options: Options) -> Material:
-    from ssdet.data.manifest import load_manifest
-    from ssdet.evaluation.views import frame_labels
+    from ssdet.data.datasets.load import load_manifest
+    from ssdet.evaluation.lazy_rows import frame_labels
 
     manifest = material.annotated
     if predictions.classes != manifest.num_classes:
@@ -176,7 +176,7 @@ def _dense(material: Material, predictions: PredictionSet, options: Options) -> 
 
 
 def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
-    from ssdet.data.video import probe
+    from ssdet.data.video.reader import probe
 
     for video in manifest.videos:
         if video.id not in predictions:
@@ -191,7 +191,7 @@ def _check_frames(manifest: Manifest, predictions: PredictionSet) -> None:
 
 def _submission(material: Material, path: Path) -> Material:
     from ssdet.evaluation import read_submission
-    from ssdet.evaluation.charades_official import truth_of
+    from ssdet.evaluation.protocols.charades_official import truth_of
 
     truth = material.truth or truth_of(material.annotated)
     read = read_submission(path, truth.hits.keys(), truth.classes)
@@ -207,7 +207,7 @@ def _detections(
     material: Material, path: Path, file: Recognised, whole: Manifest, first_class: int | None
 ) -> Material:
     """Material with the detections of a file; notes on the error stream say what did not match."""
-    from ssdet.evaluation.detection_files import match_detections
+    from ssdet.evaluation.files.detections import match_detections
 
     manifest, format = material.annotated, material.format
     read = match_detections(path, file, manifest, format, first_class)
@@ -232,7 +232,7 @@ def _detections(
 
 def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
     """How many videos belong to which other split."""
-    from ssdet.data.video_names import VideoNames
+    from ssdet.data.datasets.video_names import VideoNames
 
     names = VideoNames(video.id for video in whole.videos)
     splits = {video.id: video.split for video in whole.videos}
@@ -249,7 +249,7 @@ def _report_unmatched(path: Path, what: str, names: Sequence[str], more: str = "
 
 def _submit(material: Material, path: Path) -> None:
     from ssdet.evaluation import official_points, write_submission
-    from ssdet.evaluation.charades_official import truth_of
+    from ssdet.evaluation.protocols.charades_official import truth_of
 
     truth = material.truth or truth_of(material.annotated)
     scores = material.submitted
@@ -261,7 +261,7 @@ def _submit(material: Material, path: Path) -> None:
 def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) -> None:
     """Print readings, values in percent but for JSON and CSV; why others do not apply, to the
     error stream (in JSON inside)."""
-    from ssdet.evaluation.registry import to_json
+    from ssdet.evaluation.protocols.registry import to_json
 
     if style == "json":
         output = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
@@ -290,7 +290,7 @@ def _cells(reading: Reading) -> tuple[str, ...]:
 
 
 def _markdown(readings: Sequence[Reading]) -> Iterator[str]:
-    from ssdet.results.render import markdown_text
+    from ssdet.results.tables.render import markdown_text
 
     yield f"| {' | '.join(TITLES)} |"
     yield f"|{'---|' * len(TITLES)}"

@@ -14,11 +14,11 @@ from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
 from ssdet.cli.streams import standard_streams
-from ssdet.console import plain_console
-from ssdet.quiet import quiet_dependencies
+from ssdet.system.console import plain_console
+from ssdet.system.quiet import quiet_dependencies
 
 if TYPE_CHECKING:
-    from ssdet.results.tables import ResultTable
+    from ssdet.results.tables.result_table import ResultTable
     from ssdet.studies import Data, Experiment, Plan, Preset, Store, Study
     from ssdet.studies.experiment import Change
     from ssdet.training.recipe import TrainRecipe
@@ -27,7 +27,7 @@ SMOKE_STEPS, SMOKE_VIDEOS = 2, 8
 
 
 def _workers(words: list[str]) -> int | str:
-    from ssdet.studies.session import Workers
+    from ssdet.execution.session import Workers
 
     found = Workers.of(words[0])
     return words[0] if found.elastic else found.low
@@ -128,12 +128,12 @@ def main(
 ) -> int:
     """Run a study with these options; returns the exit status."""
     from ssdet.cli.plan import assumed, show_plan
-    from ssdet.results.report import write_report
-    from ssdet.results.tables import result_table
+    from ssdet.execution.runner import BudgetSpent, StagesFailed, run
+    from ssdet.execution.session import folder_for_ray
+    from ssdet.results.report.writer import write_report
+    from ssdet.results.tables.result_table import result_table
     from ssdet.studies import plan
-    from ssdet.studies.audit import audit
-    from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-    from ssdet.studies.session import folder_for_ray
+    from ssdet.studies.graph.audit import audit
 
     out = console or plain_console()
     try:
@@ -274,8 +274,8 @@ def _count(done: int, total: int) -> None:
 
 def show_table(table: ResultTable, out: Console) -> None:
     """Print a table and its footnotes, as wide as the terminal, elsewhere as wide as it needs."""
-    from ssdet.results.layout import footnotes
-    from ssdet.results.render import console_table
+    from ssdet.results.tables.formatted import footnotes
+    from ssdet.results.tables.render import console_table
 
     wide = out if out.is_terminal else plain_console(200, file=out.file)
     wide.print(console_table(table))
@@ -285,9 +285,9 @@ def show_table(table: ResultTable, out: Console) -> None:
 
 def write_results(table: ResultTable, store: Store) -> Path:
     """Write `table.md`, `.csv`, `.tex`, `.html` and `figure.png`; returns their folder."""
-    from ssdet.results.figures import write_figure
-    from ssdet.results.render import write_html, write_latex, write_markdown
-    from ssdet.results.tables import write_csv
+    from ssdet.results.figures.study_figures import write_figure
+    from ssdet.results.tables.render import write_html, write_latex, write_markdown
+    from ssdet.results.tables.result_table import write_csv
 
     folder = store.table_folder(table.study)
     write_markdown(table, folder / "table.md")

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.data.recipes import ClipRecipe, Dtype
+from ssdet.data.loading.recipe import ClipRecipe, Dtype
+from ssdet.execution.session import Session, connect
+from ssdet.inference.recipe import PredictRecipe
+from ssdet.store.base import Store
 from ssdet.studies.data import Data, Source
 from ssdet.studies.presets import DOWNSTREAM
-from ssdet.studies.session import Session, connect
-from ssdet.studies.store import Store
-from ssdet.training.origin import used_to
-from ssdet.training.recipe import ExtractRecipe, ModelRecipe, PredictRecipe, TrainRecipe
+from ssdet.training.pretrained_weights import used_to
+from ssdet.training.recipe import ExtractRecipe, ModelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
+    from ssdet.stages.job import Job, Result
     from ssdet.studies.plan import Stage
-    from ssdet.studies.stages import Job, Result
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ def command(arguments: list[str]) -> int:
     wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet extract", config=config)
-    from ssdet.studies.stages import FEATURES, Job
+    from ssdet.stages.job import FEATURES, Job
 
     try:
         if options.ray or options.address:
-            from ssdet.studies.session import folder_for_ray
+            from ssdet.execution.session import folder_for_ray
 
             folder_for_ray(options.address)
         data = data_of(options)
@@ -100,16 +101,24 @@ def command(arguments: list[str]) -> int:
 
 def run(job: Job, options: Options) -> Result:
     """The extraction in this process, or on Ray."""
-    from ssdet.studies.feature_stages import StreamJob
-    from ssdet.studies.stages import run_stage
+    from ssdet.stages.features import StreamJob
+    from ssdet.stages.kinds import run_stage
 
     if not (options.ray or options.address):
         return run_stage(job, told)
+    from ssdet.execution.executor import RayExecutor
+
     with connect(options.address) as session:
         print(session.summary(), file=sys.stderr)
         actors, decoders, gpus = shares(session, options)
         streamed = StreamJob(
-            job.stage, job.store, job.data, actors=actors, decoders=decoders, gpus_per_actor=gpus
+            job.stage,
+            job.store,
+            job.data,
+            executor=RayExecutor(),
+            actors=actors,
+            decoders=decoders,
+            gpus_per_actor=gpus,
         )
         return run_stage(streamed, told)
 
@@ -148,9 +157,9 @@ def data_of(options: Options) -> Data:
 
 def stage_of(options: Options, data: Data) -> Stage:
     """The extraction. ValueError for options that do not go together."""
-    from ssdet.studies.graph_builder import StageGraph
-    from ssdet.studies.identity import stored_stage
-    from ssdet.studies.stages import LAST
+    from ssdet.stages.job import LAST
+    from ssdet.studies.graph.builder import StageGraph
+    from ssdet.studies.graph.identity import stored_stage
 
     if bool(options.run) == bool(options.checkpoint):
         raise ValueError("give --run (of --store), or --checkpoint: one of them")
@@ -182,7 +191,7 @@ def _foreign(options: Options) -> ExtractRecipe:
     if found is None:
         raise ValueError(
             f"checkpoint {options.checkpoint!r}: nothing tells how its pictures were normalised; "
-            "use `ssdet.training.extraction` from Python, with a clip recipe of your own"
+            "use `ssdet.inference.extraction` from Python, with a clip recipe of your own"
         )
     predict = _predict(replace(clip, mean=found[0], std=found[1]), options)
     return ExtractRecipe(predict, options.dtype, TrainRecipe("finetune", model, predict.clip))

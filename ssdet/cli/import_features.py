@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.data.recipes import Dtype, Layout
-from ssdet.data.video_names import ID, VideoNames
+from ssdet.data.datasets.video_names import ID, VideoNames
+from ssdet.data.loading.recipe import Dtype, Layout
 from ssdet.plugins import Unknown, UsageError
 
 if TYPE_CHECKING:
-    from ssdet.data.import_features import ImportReport
+    from ssdet.data.features.importing import ImportReport
 
 MAX_SHOWN = 20
 SECTIONS = {
@@ -79,9 +79,9 @@ def import_files(
         raise UsageError("give a folder with feature files, or files")
     if bool(annotation) != bool(format):
         raise UsageError("--annotation and --format go together")
-    from ssdet.data.feature_files import find_features
-    from ssdet.data.import_features import Rate, import_features
-    from ssdet.data.manifest import load_manifest
+    from ssdet.data.datasets.load import load_manifest
+    from ssdet.data.features.foreign_files import find_features
+    from ssdet.data.features.importing import Rate, import_features
 
     timing = Rate(stride, fps, rate)
     manifest = load_manifest(format, annotation) if annotation else None

@@ -15,9 +15,9 @@ import tyro
 from ssdet.cli.streams import standard_streams
 
 if TYPE_CHECKING:
-    from ssdet.results.detector import Detector
-    from ssdet.results.findings import Findings
-    from ssdet.results.segments import Rule
+    from ssdet.detection.detector import Detector
+    from ssdet.detection.output_files import Findings
+    from ssdet.detection.segments import SegmentRule
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -65,13 +65,13 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed (of several videos: any), 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet infer", config=config)
-    from ssdet.results.detector import Detector
-    from ssdet.results.segments import Rule
+    from ssdet.detection.detector import Detector
+    from ssdet.detection.segments import SegmentRule
 
     names = [options.checkpoint or "", *(options.ensemble or "").split(",")]
     given = [name.strip() for name in names if name.strip()]
     try:
-        rule = Rule(options.threshold, options.merge, options.min_length, options.low)
+        rule = SegmentRule(options.threshold, options.merge, options.min_length, options.low)
         if not options.videos or not given or options.top < 1:
             raise ValueError("give videos, --checkpoint or --ensemble, and a --top of at least 1")
     except ValueError as error:
@@ -87,7 +87,7 @@ def command(arguments: list[str]) -> int:
     return _all(detector, rule, options)
 
 
-def _all(detector: "Detector", rule: "Rule", options: Options) -> int:
+def _all(detector: "Detector", rule: "SegmentRule", options: Options) -> int:
     """Write the files of every video and print its results; return the exit status."""
     taken: set[Path] = set()
     with standard_streams():
@@ -101,15 +101,15 @@ def _all(detector: "Detector", rule: "Rule", options: Options) -> int:
 
 
 def _one(
-    detector: "Detector", rule: "Rule", options: Options, video: str, taken: set[Path]
+    detector: "Detector", rule: "SegmentRule", options: Options, video: str, taken: set[Path]
 ) -> dict[str, Any]:
     """Write the files of one video; return its entry in the JSON output.
 
     Without --json the results are printed here. `taken`: folders of the videos before, to which
     this one's is added.
     """
-    from ssdet.data.video import CorruptVideo
-    from ssdet.results.findings import folder_for, write_findings
+    from ssdet.data.video.reader import CorruptVideo
+    from ssdet.detection.output_files import folder_for, write_findings
 
     try:
         folder = folder_for(video, options.out, taken)
@@ -132,7 +132,7 @@ def _progress(name: str) -> Iterator[Callable[[float, float], None]]:
     from rich.markup import escape
     from rich.progress import Progress
 
-    from ssdet.console import plain_console
+    from ssdet.system.console import plain_console
 
     console = plain_console(stderr=True)
     if console.is_terminal:
@@ -152,7 +152,7 @@ def _progress(name: str) -> Iterator[Callable[[float, float], None]]:
 
 
 def _json(found: "Findings") -> dict[str, Any]:
-    from ssdet.results.detections import plain
+    from ssdet.detection.records import plain
 
     segments = [plain(one) for one in found.segments]
     return {**vars(found), "folder": str(found.folder), "segments": segments}

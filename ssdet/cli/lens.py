@@ -43,7 +43,7 @@ class Options:
 def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     options = tyro.cli(Options, args=arguments, prog="ssdet lens")
-    from ssdet.results.lens import lens, sample
+    from ssdet.results.figures.augmentation_lens import lens, sample
     from ssdet.studies import preset
 
     try:

@@ -10,14 +10,21 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.tree import Tree
 
-from ssdet.studies.assume import Assumed, figures, read_nodes, repeated, schedule, speeds
-from ssdet.studies.estimate import Estimate, detectable, estimate, makespan, slots_here
-from ssdet.studies.identity import Stage
+from ssdet.execution.planning.cluster_simulation import (
+    Assumed,
+    figures,
+    read_nodes,
+    repeated,
+    schedule,
+    speeds,
+)
+from ssdet.execution.planning.estimate import Estimate, detectable, estimate, makespan, slots_here
+from ssdet.execution.session import Workers
+from ssdet.store.base import Store
+from ssdet.studies.graph.identity import Stage
+from ssdet.studies.graph.record import record_of
 from ssdet.studies.plan import Plan
-from ssdet.studies.progress import duration
-from ssdet.studies.record import record_of
-from ssdet.studies.session import Workers
-from ssdet.studies.store import Store
+from ssdet.system.console import duration
 
 if TYPE_CHECKING:
     from ssdet.cli.experiment import Options

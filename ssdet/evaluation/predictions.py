@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ssdet.data.clock import Clock
+from ssdet.data.video.clock import Clock
 from ssdet.evaluation.average_precision import INFINITY, SIGN, Array
 
 FORMAT = "ssdet-predictions/2"

@@ -4,16 +4,16 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssdet.results.query import Results
+    from ssdet.results.queries.results import Results
 
 __all__ = ["open"]
 
 
 def open(uri: str | os.PathLike[str]) -> "Results":
-    """What the store at a path or file:// URI holds now; needs no Ray session.
+    """Open the store at a path or URI for queries; needs no Ray session.
 
-    FileNotFoundError where there is no store, ValueError for other schemes.
+    FileNotFoundError where there is no store, ValueError for unknown schemes.
     """
-    from ssdet.results.query import Results
+    from ssdet.results.queries.results import Results
 
     return Results.open(uri)

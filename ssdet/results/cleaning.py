@@ -8,10 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssdet.results.index import load
-from ssdet.studies.record import folder, read_records
-from ssdet.studies.store import STAGE_ID, Store, locked
-from ssdet.studies.trials import searches, stages_in_use
+from ssdet.results.queries.index import load
+from ssdet.search.trials import searches, stages_in_use
+from ssdet.store.base import STAGE_ID, Store, locked
+from ssdet.studies.graph.record import folder, read_records
 
 STALE = 3600.0
 """Seconds after which a partial file that no lock protects is nobody's work any more."""

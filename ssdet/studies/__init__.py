@@ -1,15 +1,24 @@
-"""Ablations: arms and seeds, the graph of their stages, and the runner that finishes it."""
+"""Ablations: arms and seeds over a base experiment, and the plan of their stages."""
 
 from typing import TYPE_CHECKING
 
-from ssdet.lazy import attach
+from ssdet.system.lazy import attach
 
 if TYPE_CHECKING:
+    from ssdet.execution.runner import (
+        BudgetSpent,
+        StagesFailed,
+        run,
+    )
+    from ssdet.execution.tuning import Tuning
+    from ssdet.search.space import Search
+    from ssdet.store.base import Store
     from ssdet.studies.changes import (
         augmented,
         classification,
         coarser,
         finetuned_as,
+        finetuning,
         from_checkpoint,
         lasting,
         on_features,
@@ -17,24 +26,40 @@ if TYPE_CHECKING:
         scratch,
         two_stream,
     )
-    from ssdet.studies.data import Data, Source
+    from ssdet.studies.data import (
+        Data,
+        Source,
+        moving_shapes,
+    )
     from ssdet.studies.experiment import Experiment
-    from ssdet.studies.plan import Plan, Stage, plan
-    from ssdet.studies.presets import Preset, preset
-    from ssdet.studies.runner import BudgetSpent, StagesFailed, run
-    from ssdet.studies.search import Search
-    from ssdet.studies.store import Store
-    from ssdet.studies.study import Arm, Study, Table
-    from ssdet.studies.tuning import Tuning
+    from ssdet.studies.graph.identity import Stage
+    from ssdet.studies.plan import (
+        Plan,
+        plan,
+    )
+    from ssdet.studies.presets import (
+        Preset,
+        preset,
+    )
+    from ssdet.studies.study import (
+        Arm,
+        Study,
+        Table,
+    )
 
 attach(
     __name__,
     {
-        "changes": [
+        "ssdet.execution.runner": ["BudgetSpent", "StagesFailed", "run"],
+        "ssdet.search.space": ["Search"],
+        "ssdet.execution.tuning": ["Tuning"],
+        "ssdet.store.base": ["Store"],
+        "ssdet.studies.changes": [
             "augmented",
             "classification",
             "coarser",
             "finetuned_as",
+            "finetuning",
             "from_checkpoint",
             "lasting",
             "on_features",
@@ -42,14 +67,11 @@ attach(
             "scratch",
             "two_stream",
         ],
-        "data": ["Data", "Source"],
-        "experiment": ["Experiment"],
-        "plan": ["Plan", "Stage", "plan"],
-        "presets": ["Preset", "preset"],
-        "runner": ["BudgetSpent", "StagesFailed", "run"],
-        "search": ["Search"],
-        "store": ["Store"],
-        "study": ["Arm", "Study", "Table"],
-        "tuning": ["Tuning"],
+        "ssdet.studies.data": ["Data", "Source", "moving_shapes"],
+        "ssdet.studies.experiment": ["Experiment"],
+        "ssdet.studies.graph.identity": ["Stage"],
+        "ssdet.studies.plan": ["Plan", "plan"],
+        "ssdet.studies.presets": ["Preset", "preset"],
+        "ssdet.studies.study": ["Arm", "Study", "Table"],
     },
 )

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from ssdet.data.recipes import ClipRecipe
+from ssdet.data.loading.recipe import ClipRecipe
 from ssdet.studies.experiment import Change, Experiment, declared, declaring, unchanged
-from ssdet.training.head_recipes import published_head
+from ssdet.training.heads.published_recipes import published_head
 from ssdet.training.recipe import TrainRecipe
 
 EVERY_STEP = 1_000_000
@@ -35,6 +35,16 @@ def pretraining(**fields: Any) -> Change:
         if experiment.pretrain is None:
             raise ValueError(f"pretraining({fields}): this experiment has no pretraining to change")
         return replace(experiment, pretrain=replace(experiment.pretrain, **fields))
+
+    return change
+
+
+def finetuning(**fields: Any) -> Change:
+    """Change these fields of the fine-tuning recipe."""
+
+    @declaring(*(f"finetune.{name}" for name in fields))
+    def change(experiment: Experiment) -> Experiment:
+        return replace(experiment, finetune=replace(experiment.finetune, **fields))
 
     return change
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssdet.data.frames import FrameReader
-    from ssdet.data.manifest import Manifest
-    from ssdet.data.moving_shapes import Config
+    from ssdet.data.datasets.manifest import Manifest
+    from ssdet.data.datasets.moving_shapes import Config
+    from ssdet.data.loading.frame_readers import FrameReader
 
 ROLES = ("upstream", "downstream")
 Progress = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class Data:
     @cached_property
     def manifests(self) -> "dict[str, Manifest]":
         """Manifest by role."""
-        from ssdet.data.manifest import load_manifest
+        from ssdet.data.datasets.load import load_manifest
 
         sources = {"upstream": self.upstream, "downstream": self.downstream}
         loaded = {
@@ -72,13 +72,13 @@ class Data:
 
     def reader(self, role: str, progress: Progress = silent) -> "FrameReader":
         """Frames of one role's videos; fills the cache first where one is used."""
-        from ssdet.data.grid import on_grid
+        from ssdet.data.loading.frame_rate import on_grid
 
         return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)
 
     def _stored(self, role: str, progress: Progress) -> "FrameReader":
-        from ssdet.data.frames import Decoder, open_cache
-        from ssdet.data.moving_shapes import default_cache
+        from ssdet.data.datasets.moving_shapes import default_cache
+        from ssdet.data.loading.frame_readers import Decoder, open_cache
 
         if not self.cache:
             return Decoder(self.decode_size)
@@ -107,7 +107,7 @@ def moving_shapes(
     progress: Progress = silent,
 ) -> Data:
     """The embedded data set, rendered first where it is not there yet."""
-    from ssdet.data.moving_shapes import prepare
+    from ssdet.data.datasets.moving_shapes import prepare
 
     root = prepare(config, progress=progress)
     clips, videos = root / "upstream", root / "downstream"

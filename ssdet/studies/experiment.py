@@ -4,16 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ssdet.data.recipes import ClipRecipe
-from ssdet.training.recipe import (
-    ASIDE,
-    LATER,
-    HeadRecipe,
-    OptimRecipe,
-    PredictRecipe,
-    ProbeRecipe,
-    TrainRecipe,
-)
+from ssdet.data.loading.recipe import ClipRecipe
+from ssdet.inference.recipe import PredictRecipe
+from ssdet.system.recipe_json import EXCLUDED_FROM_ID
+from ssdet.training.recipe import HeadRecipe, OptimRecipe, ProbeRecipe, TrainRecipe
 
 
 @dataclass(frozen=True)
@@ -48,11 +42,11 @@ class Experiment:
     """Second read-out, a linear classifier on the frozen pretrained features; None for none."""
     start: TrainRecipe | None = None
     """An earlier pretraining whose end `pretrain` starts from, with a fresh classifier."""
-    head: HeadRecipe | None = field(default=None, metadata=LATER)
+    head: HeadRecipe | None = None
     """A model of the fine-tuned network's features, whose scores are the result; None: its own."""
-    guide: "Experiment | None" = field(default=None, metadata=LATER)
+    guide: "Experiment | None" = None
     """The fine stream of a two-stream network, trained first: `finetune` reads its features."""
-    kit: Kit = field(default=Kit(), compare=False, metadata=ASIDE)
+    kit: Kit = field(default=Kit(), compare=False, metadata=EXCLUDED_FROM_ID)
 
     def __post_init__(self) -> None:
         if self.start is not None and self.pretrain is None:

@@ -6,11 +6,11 @@ from functools import cached_property
 
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
-from ssdet.studies.graph_builder import StageGraph
-from ssdet.studies.identity import Stage
+from ssdet.studies.graph.builder import StageGraph
+from ssdet.studies.graph.identity import Stage
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Study
-from ssdet.training.origin import starting_weights
+from ssdet.training.pretrained_weights import starting_weights
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,30 @@ def _check_start(base: Experiment, data: Data) -> None:
     if base.pretrainings:
         first = base.pretrainings[0]
         starting_weights(first, first.head_classes(data.manifests["upstream"].num_classes))
+
+
+def stage_labels(plan: Plan) -> dict[str, tuple[str, list[str], int]]:
+    """Kind, arms and seed by stage id."""
+    labels: dict[str, tuple[str, list[str], int]] = {}
+
+    def visit(stage: Stage, arm: str, seed: int) -> None:
+        _, arms, _ = labels.setdefault(stage.id, (stage.kind, [], seed))
+        if arm not in arms:
+            arms.append(arm)
+        if stage.kind != "ensemble":
+            for parent in stage.parents:
+                visit(parent, arm, seed)
+
+    for run in plan.runs:
+        for stage in (run.predict, run.probe):
+            if stage is not None:
+                visit(stage, run.arm, run.seed)
+    return labels
+
+
+def stage_titles(plan: Plan) -> dict[str, str]:
+    """Readable name of each stage: kind, the arms that use it, seed."""
+    return {
+        stage: f"{kind} {'+'.join(arms)} seed {seed}"
+        for stage, (kind, arms, seed) in stage_labels(plan).items()
+    }

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ssdet.data.recipes import ClipRecipe
+from ssdet.data.loading.recipe import ClipRecipe
+from ssdet.inference.recipe import PredictRecipe
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.experiment import Experiment, Kit
 from ssdet.studies.study import Study
-from ssdet.training.origin import CONSTANTS
-from ssdet.training.recipe import ModelRecipe, OptimRecipe, PredictRecipe, ProbeRecipe, TrainRecipe
+from ssdet.training.pretrained_weights import CONSTANTS
+from ssdet.training.recipe import ModelRecipe, OptimRecipe, ProbeRecipe, TrainRecipe
 
 if TYPE_CHECKING:
-    from ssdet.data.moving_shapes import Config as MovingShapes
+    from ssdet.data.datasets.moving_shapes import Config as MovingShapes
 
 KINETICS_MEAN, KINETICS_STD = CONSTANTS["facebook"]
 HEADS = OptimRecipe(
@@ -43,7 +44,7 @@ class Preset:
 
 def _shapes(**changed: int) -> "MovingShapes":
     """The embedded data set, with these fields changed."""
-    from ssdet.data.moving_shapes import Config
+    from ssdet.data.datasets.moving_shapes import Config
 
     return Config(**changed)
 

@@ -3,9 +3,10 @@
 import pickle
 from collections.abc import Sequence
 
-from ssdet.data.check import examine
-from ssdet.data.frames import Decoder, dense_targets
-from ssdet.data.manifest import AnyPath, Manifest, Video, load_manifest
+from ssdet.data.datasets.load import load_manifest
+from ssdet.data.datasets.manifest import AnyPath, Manifest, Video
+from ssdet.data.loading.frame_readers import Decoder, dense_targets
+from ssdet.data.maintenance.check import examine
 from ssdet.testing.expect import expect
 
 SPLITS = ("train", "val", "test")

@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from ssdet.data.manifest import Manifest, Segment, Video
+from ssdet.data.datasets.manifest import Manifest, Segment, Video
 from ssdet.evaluation import PROTOCOLS, Material, PredictionSet, PredictionWriter, Reading
 from ssdet.evaluation.average_precision import Array
-from ssdet.evaluation.registry import Protocol, to_json
-from ssdet.evaluation.views import frame_labels
+from ssdet.evaluation.lazy_rows import frame_labels
+from ssdet.evaluation.protocols.registry import Protocol, to_json
 from ssdet.testing.expect import expect
 
 FPS = 24.0

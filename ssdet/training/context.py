@@ -6,6 +6,10 @@ from pathlib import Path
 
 import torch
 
+from ssdet.data.loading.batches import Decode
+
+WORKERS_RESULT = "workers.json"
+"""File in which the first of several workers leaves its result."""
 Report = Callable[[Mapping[str, float]], None]
 
 
@@ -34,8 +38,8 @@ class Context:
     """Seconds between two checkpoints of a run that goes on."""
     loaders: int = 0
     """Processes that decode ahead."""
-    decoders: int = 0
-    """Instead of them, tasks of Ray that decode ahead on CPUs of any node."""
+    decode: Decode | None = None
+    """Decodes ahead elsewhere, in place of loader processes."""
 
     def checkpoint(self, name: str) -> Path:
         """Path of checkpoint `last` or `best`."""

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from ssdet import augment
 from ssdet.augment.checks import needs_gradient
-from ssdet.data.clips import Batch, Clips, batches, normalise
-from ssdet.data.sampling import generator_for
+from ssdet.data.loading.batches import Batch, batches
+from ssdet.data.loading.clips import Clips, normalise
+from ssdet.data.loading.sampling import generator_for
+from ssdet.inference.fine_features import Guide
 from ssdet.models import create
-from ssdet.models.fast import accelerate
-from ssdet.models.norm import SubBatchNorm3d, set_splits, splits_for
-from ssdet.models.pyramid import FineFeatures
+from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d, set_splits, splits_for
+from ssdet.models.networks.pyramid import FineFeatures
+from ssdet.models.networks.x3d_cpu import accelerate
 from ssdet.training import losses, multigrid
 from ssdet.training.context import Context
 from ssdet.training.distributed import parallel, share_dropout
-from ssdet.training.guide import Guide
-from ssdet.training.optim import set_lr
+from ssdet.training.optimiser import set_lr
 from ssdet.training.recipe import TrainRecipe
 from ssdet.training.state import Progress, State, Validate
 
@@ -51,11 +52,11 @@ def train(
     scored = parallel(Readout(model, recipe.readout), context)
     mixing = augmentation(recipe)
     if recipe.multigrid:
-        data = multigrid.batches(clips, recipe, state.step, context.loaders, context.decoders)
+        data = multigrid.batches(clips, recipe, state.step, context.loaders, context.decode)
     else:
         data = batches(
             clips, optim.batch, state.step, optim.steps, context.rank, context.world,
-            context.loaders, context.decoders,
+            context.loaders, context.decode,
         )  # fmt: skip
 
     def backward(step: int) -> tuple[float, int]:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssdet.augment import Components
+from ssdet.models.layers.resampling import interpolate
 
 
 def pretrain_targets(
@@ -87,10 +88,3 @@ def head_loss(
     if padding == "masked":
         loss_BKT = loss_BKT.masked_fill(~mask_BT.unsqueeze(1), 0)
     return loss_BKT.sum() / mask_BT.sum()
-
-
-def interpolate(logits_BKT: Tensor, frames: int, align_corners: bool = False) -> Tensor:
-    """Linear interpolation in time to `frames` columns."""
-    if logits_BKT.shape[2] == frames:
-        return logits_BKT
-    return F.interpolate(logits_BKT, size=frames, mode="linear", align_corners=align_corners)

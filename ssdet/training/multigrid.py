@@ -13,9 +13,10 @@ from math import isqrt
 from torch import nn, randint
 from torch.utils.data import Dataset
 
-from ssdet.data.clips import Batch, ClipRecipe, Clips, load
-from ssdet.data.sampling import generator_for
-from ssdet.models.norm import set_splits, splits_for
+from ssdet.data.loading.batches import Batch, Decode, load
+from ssdet.data.loading.clips import ClipRecipe, Clips
+from ssdet.data.loading.sampling import generator_for
+from ssdet.models.layers.sub_batch_norm import set_splits, splits_for
 from ssdet.training.recipe import TrainRecipe
 
 PHASES = (0, 40, 65, 85, 100)
@@ -119,11 +120,11 @@ class _Sized(Dataset):
 
 
 def batches(
-    clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0, decoders: int = 0
+    clips: Clips, recipe: TrainRecipe, start: int, loaders: int = 0, decode: Decode | None = None
 ) -> Iterator[Batch]:
     """Batches of steps `start` to the last, each of its own shape; `loaders` processes decode, or
     `decoders` tasks of Ray."""
-    return load(_Sized(clips), _places(recipe, start), loaders, decoders)
+    return load(_Sized(clips), _places(recipe, start), loaders, decode)
 
 
 def _places(recipe: TrainRecipe, start: int) -> Iterator[list[tuple[int, ClipRecipe]]]:

@@ -1,9 +1,8 @@
-"""Notices that a process must go: SIGTERM, and Ray's word that its node is being drained."""
+"""Notices that a process must stop: SIGTERM, and signs that the platform gives."""
 
 import ctypes
 import logging
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -52,22 +51,6 @@ def notices(*signs: Sign) -> Iterator[Sign]:
     finally:
         ended.set()
         _in_main_thread(forget)
-
-
-def drained(node: str = "") -> Sign:
-    """The sign that Ray drains a node (hex id; without one that of this process): its owner
-    announced that it goes away. Never shows where Ray is not in use."""
-    ray: Any = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return lambda: ""
-    node = node or ray.get_runtime_context().get_node_id()
-
-    def sign() -> str:
-        # The public call says it to Ray Train's workers only, not to a trial of Ray Tune.
-        known = ray._private.state.state.get_draining_nodes()
-        return f"node {node} is being drained" if node in known else ""
-
-    return sign
 
 
 def _look(signs: tuple[Sign, ...], told: list[str], ended: threading.Event) -> None:

@@ -1,21 +1,13 @@
 """Training recipes: frozen, typed, the same in Python, in JSON and in a hash."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ssdet.data.recipes import LATER, ClipRecipe, Dtype
-from ssdet.training.origin import fingerprint
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-
-ASIDE = {"aside": True}
-"""Metadata of a field that decides nothing by itself: it is left out of JSON."""
-FILE = {**LATER, "file": True}
-"""Metadata of a later field that may name a file: its JSON says what the file holds."""
-FEATURES = "features"
-"""Name of the only tensor of a network that gives one."""
+from ssdet.data.loading.recipe import FEATURES, ClipRecipe, Dtype
+from ssdet.inference.recipe import PredictRecipe
+from ssdet.models.weights.source import fingerprint
+from ssdet.system.recipe_json import named_by
 
 
 @dataclass(frozen=True)
@@ -26,12 +18,12 @@ class ModelRecipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_group: int = 8
     """Samples that share batch statistics, whatever the batch and the number of workers."""
-    norm_start: Literal["running", "pooled"] = field(default="running", metadata=LATER)
+    norm_start: Literal["running", "pooled"] = "running"
     """What the statistics of each group start from: those of the whole, or (published code) those
     stretched over all groups by adaptive pooling, which gives channels those of neighbours."""
-    weights: str = field(default="", metadata=FILE)
+    weights: str = field(default="", metadata=named_by(fingerprint))
     """Where a network that no earlier stage has trained starts: a name of
-    `ssdet.models.published`, or the path of a checkpoint; empty for fresh weights."""
+    `ssdet.models.weights.published`, or the path of a checkpoint; empty for fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,8 @@ class OptimRecipe:
     """`plateau` (published fine-tuning) lowers the rate when the validation loss stops falling."""
     milestones: tuple[float, ...] = (0.8,)
     """Shares of all steps at which `step` multiplies the learning rate by `decay`."""
-    decay: float = field(default=0.1, metadata=LATER)
-    patience: int = field(default=10, metadata=LATER)
+    decay: float = 0.1
+    patience: int = 10
     """Validations without a lower loss that `plateau` lets pass before it multiplies by `decay`."""
     warmup: int = 0
     """Steps of linear warm-up."""
@@ -87,30 +79,30 @@ class TrainRecipe:
     """Pretraining: score every frame (detection) or the clip's average (classification)."""
     loss: Literal["soft_ce", "bce", "released"] = "soft_ce"
     """Pretraining loss; fine-tuning always takes localisation and classification BCE."""
-    localisation: Literal["ssdet", "coarse_fine"] = field(default="ssdet", metadata=LATER)
+    localisation: Literal["ssdet", "coarse_fine"] = "ssdet"
     """Form of the fine-tuning loss: absent frames left out (that of SSDet where none are), or as
     Coarse-Fine Networks' code masks probabilities."""
-    align_corners: bool = field(default=False, metadata=LATER)
+    align_corners: bool = False
     """How fine-tuning interpolates logits to the labels' rate (Coarse-Fine's code: True)."""
     augment: str = "none"
     augment_options: Mapping[str, Any] = field(default_factory=dict)
-    mix_depth: Literal["input", "random"] = field(default="input", metadata=LATER)
+    mix_depth: Literal["input", "random"] = "input"
     """Where clips are mixed: as they are, or at a random level of the network, drawn per batch."""
     background: Literal["class", "zero", "class0"] = "class"
     """Frozen frames: an extra class 0, no class at all, or (as released) the first action."""
     validations: int = 2
     """How often the validation split is scored, evenly spaced, the last time at the end."""
-    validation_clips: int = field(default=1, metadata=LATER)
+    validation_clips: int = 1
     """Clips of each validation video of pretraining, evenly spaced, whose scores are averaged."""
-    validate_on: Literal["val", "test"] = field(default="val", metadata=LATER)
+    validate_on: Literal["val", "test"] = "val"
     """Split of these scores; `test` is what published code does, and what tunes on test videos."""
-    guide_steps: int = field(default=0, metadata=LATER)
+    guide_steps: int = 0
     """Second stage of a two-stream network: the first so many clip frames of each video whose
     features the fine stream gives; 0 for a network that reads clips alone."""
-    constants: Literal["as_weights", "own"] = field(default="as_weights", metadata=LATER)
+    constants: Literal["as_weights", "own"] = "as_weights"
     """Whether clips must be normalised as the weights that training starts from are used to, or
     (published code) are by constants of their own."""
-    multigrid: bool = field(default=False, metadata=LATER)
+    multigrid: bool = False
     """Pretraining: larger batches of shorter, smaller clips for most steps, as X3D's published
     code does."""
 
@@ -146,26 +138,13 @@ class TrainRecipe:
 
 
 @dataclass(frozen=True)
-class PredictRecipe:
-    """How a network is slid over whole videos."""
-
-    clip: ClipRecipe = field(default_factory=ClipRecipe)
-    window: int = 256
-    """Most clip frames in one pass; longer videos are cut into equal parts."""
-    overlap: bool = field(default=False, metadata=LATER)
-    """Let each pass read as far beyond its part as the network sees (its `temporal_context`): the
-    scores are then those of one pass. A network that sees everything, or does not say how far, gets
-    an eighth of the window: no part then ends in padding, but its scores depend on the window."""
-
-
-@dataclass(frozen=True)
 class ExtractRecipe:
     """How videos become features; `fresh` is the network's where no stage has trained it."""
 
     predict: PredictRecipe
     dtype: Dtype = "float16"
     fresh: TrainRecipe | None = None
-    pyramid: int = field(default=0, metadata=LATER)
+    pyramid: int = 0
     """Side of the maps of every stage that are kept instead, for two-stream networks; 0: the
     network's features, one vector a step."""
 
@@ -192,13 +171,13 @@ class HeadRecipe:
     validate_on: Literal["val", "test"] = "val"
     """As in `TrainRecipe`."""
     seed: int = 0
-    crop: int = field(default=0, metadata=LATER)
+    crop: int = 0
     """Train on random stretches of this many steps, shorter videos padded to it; 0: whole videos,
     padded to the longest of a batch. What is scored is always whole."""
-    heat_map: float = field(default=0.0, metadata=LATER)
+    heat_map: float = 0.0
     """Weight of the focal loss between a model's heat map and that of the actions (MS-TCT); the
     model must have `with_heat_map`."""
-    skip_empty: bool = field(default=False, metadata=LATER)
+    skip_empty: bool = False
     """Leave videos without actions out of training."""
 
     def __post_init__(self) -> None:
@@ -214,56 +193,3 @@ class ProbeRecipe:
     l2: float = 1e-3
     """Weight of half the squared norm of the weights, against the mean loss."""
     iterations: int = 200
-
-
-Recipe = TypeVar("Recipe")
-_ADAPTERS: dict[type, "TypeAdapter[Any]"] = {}
-
-
-def to_json(recipe: Any) -> dict[str, Any]:
-    """Recipe as plain JSON values, without `LATER` fields that are at their default.
-
-    A file is named by what it holds, wherever it lies. FileNotFoundError where it is not there.
-    """
-    values = _adapter(type(recipe)).dump_python(recipe, mode="json")
-    _settle(recipe, values)
-    return values
-
-
-def _adapter(kind: type) -> "TypeAdapter[Any]":
-    """Building one takes longer than using it: a plan has thousands of recipes of few kinds."""
-    from pydantic import TypeAdapter
-
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-def _settle(recipe: Any, values: dict[str, Any]) -> None:
-    for entry in fields(recipe):
-        value = getattr(recipe, entry.name)
-        unset = entry.metadata.get("later") and value == entry.default
-        if unset or entry.metadata.get("aside"):
-            del values[entry.name]
-        elif entry.metadata.get("file"):
-            values[entry.name] = fingerprint(value)
-        elif is_dataclass(value):
-            _settle(value, values[entry.name])
-
-
-def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
-    """Recipe from `to_json` values; unknown or ill-typed fields raise ValueError naming them."""
-    recipe: Recipe = _adapter(kind).validate_python(values)
-    if unknown := _unknown(asdict(recipe), values):  # type: ignore[call-overload]
-        raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")
-    return recipe
-
-
-def _unknown(known: Mapping[str, Any], values: Mapping[str, Any], at: str = "") -> list[str]:
-    found = []
-    for name, value in values.items():
-        if name not in known:
-            found.append(at + name)
-        elif isinstance(value, Mapping) and not name.endswith("options"):
-            found += _unknown(known[name], value, f"{at}{name}.")
-    return found

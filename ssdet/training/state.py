@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ssdet.models.norm import aggregate_splits, gather_splits, scatter_splits
+from ssdet.models.layers.sub_batch_norm import aggregate_splits, gather_splits, scatter_splits
+from ssdet.system.recipe_json import to_json
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
 from ssdet.training.distributed import agree, any_of, average, barrier
-from ssdet.training.optim import optimizer_for, plateau_drops
+from ssdet.training.optimiser import optimizer_for, plateau_drops
 from ssdet.training.preemption import Preempted
-from ssdet.training.recipe import OptimRecipe, to_json
+from ssdet.training.recipe import OptimRecipe
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 """What a network in evaluation mode reaches: `validation`, higher is better, and perhaps

@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssdet.studies.session import connect, plan_resources
+from ssdet.execution.session import connect, plan_resources
 
 
 def visit() -> dict[str, Any]:

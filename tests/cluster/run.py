@@ -91,7 +91,7 @@ def check_jobs(lab: Lab) -> None:
 
 
 def check_refusals(lab: Lab) -> None:
-    driver = "python -c 'from ssdet.studies.session import connect as c;c().__enter__();print(1)'"
+    driver = "python -c 'from ssdet.execution.session import connect as c;c().__enter__();print(1)'"
     driver = f"export RAY_ADDRESS={ADDRESSES['head']}:6379; {driver}"
     with step("a driver on a node, with the token"):
         expect(lab.run("worker1", driver), "1\n")

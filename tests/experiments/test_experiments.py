@@ -65,7 +65,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(
     name: str, shapes, tmp_path, monkeypatch
 ) -> None:
     path = ROOT / "experiments" / f"{name}.py"
-    monkeypatch.setattr("ssdet.studies.estimate.STEPS", 2)
+    monkeypatch.setattr("ssdet.execution.planning.estimate.STEPS", 2)
     status, text = run(declared(path), store=str(tmp_path), dry_run=True)
     assert status == 0
     assert "sharing saves" in text and "s a step of pretrain" in text

@@ -27,7 +27,7 @@ import av
 import numpy as np
 
 from ssdet.data import CorruptVideo, probe, read_clip
-from ssdet.data.stream import clock
+from ssdet.data.video.stream import video_clock
 
 WIDTH, HEIGHT, RATE = 64, 48, 25
 FRAMES = 40
@@ -178,7 +178,7 @@ def compare(path: Path) -> str:
     """How reading a whole file differs from what `ffmpeg` shows; empty where it does not."""
     expected, times = shown_by_ffmpeg(path)
     try:
-        info, read_times = probe(path), clock(path).times_T
+        info, read_times = probe(path), video_clock(path).times_T
         clip = read_clip(path, range(info.frames))
         backwards = read_clip(path, [info.frames - 1, info.frames // 2, 0])
     except CorruptVideo as error:

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssdet.data.clips import ClipRecipe
+from ssdet.data.loading.clips import ClipRecipe
 from ssdet.models import create
-from ssdet.training.recipe import ModelRecipe, TrainRecipe, to_json
+from ssdet.system.recipe_json import to_json
+from ssdet.training.recipe import ModelRecipe, TrainRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, RATE, MIB = 157, 25, 1 << 20

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.export import Dim, export
 
-from ssdet.data.detections import Detections
+from ssdet.data.features.detections import Detections
 from ssdet.models import available, create, registry
 from ssdet.testing import check_model
 from ssdet.testing.models import CLASSES, Arguments, Inputs, inputs_of

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from dataclasses import replace
 
 import pytest
@@ -22,9 +21,7 @@ from ssdet.studies import (
     pretraining,
     scratch,
 )
-from ssdet.studies.identity import FrozenProbe, Stage
-from ssdet.studies.record import record_of
-from ssdet.training.recipe import ProbeRecipe, TrainRecipe
+from ssdet.studies.graph.record import record_of
 
 ARMS = (
     Arm("scratch", scratch),
@@ -86,22 +83,6 @@ def test_everything_that_decides_a_result_is_in_the_id(study) -> None:
         {"optim": replace(study.base.pretrain.optim, lr=0.051)},
     ):
         assert not changed(**fields) & ids, fields
-
-
-def test_stages_keep_the_names_that_results_are_stored_under(monkeypatch) -> None:
-    """Names given by format 2 of an earlier version: a new field of a recipe must not change them
-    while it is at its default (`ssdet.training.recipe.LATER`)."""
-    monkeypatch.setattr(sys.modules["ssdet.studies.identity"], "FORMAT", 2)
-    monkeypatch.setattr(sys.modules["ssdet.studies.identity"], "REVISED", {})
-    recipe = TrainRecipe("pretrain", augment="mixup", augment_options={"mask": "half"}, seed=3)
-    pretrained = Stage("pretrain", recipe, (), "files")
-    tuned = Stage("finetune", TrainRecipe("finetune"), (pretrained,), "files")
-    probe = Stage("probe", FrozenProbe(ProbeRecipe(), TrainRecipe("finetune")), (), "files")
-    assert pretrained.id == "pretrain-98b6cda6b223eefb"
-    assert tuned.id == "finetune-a2c66cb8130a5100"
-    assert probe.id == "probe-aa1b5b155a313347"
-    deep = replace(recipe, mix_depth="random")
-    assert Stage("pretrain", deep, (), "files").id != pretrained.id
 
 
 def test_a_checkpoint_is_the_stage_of_the_arm_that_trains_it(study) -> None:

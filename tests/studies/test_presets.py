@@ -12,12 +12,15 @@ from rich.console import Console
 
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.data import Segment, Video
-from ssdet.data.clock import Clock
-from ssdet.data.frames import dense_targets
-from ssdet.data.grid import Grid, on_grid
-from ssdet.data.manifest import Manifest
-from ssdet.data.moving_shapes import write_video
+from ssdet.data.datasets.manifest import Manifest
+from ssdet.data.datasets.moving_shapes import write_video
+from ssdet.data.loading.frame_rate import Grid, on_grid
+from ssdet.data.loading.frame_readers import dense_targets
+from ssdet.data.video.clock import Clock
+from ssdet.execution.planning.estimate import Estimate
 from ssdet.models import create
+from ssdet.stages.job import Job
+from ssdet.stages.kinds import run_stage
 from ssdet.studies import (
     Arm,
     Study,
@@ -30,11 +33,9 @@ from ssdet.studies import (
     scratch,
 )
 from ssdet.studies.data import moving_shapes
-from ssdet.studies.estimate import Estimate
-from ssdet.studies.identity import Stage
+from ssdet.studies.graph.identity import Stage
 from ssdet.studies.presets import preset
-from ssdet.studies.stages import Job, run_stage
-from ssdet.training.origin import CONSTANTS
+from ssdet.training.pretrained_weights import CONSTANTS
 
 ARMS = (Arm("cls", classification), Arm("scratch", scratch), Arm("mixup", augmented("mixup")))
 STUDY = Study("paper", ARMS, seeds=(0,), table=Table(baseline="cls"))

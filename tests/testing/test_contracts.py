@@ -15,11 +15,11 @@ from ssdet import plugins
 from ssdet.augment import VolumeMixUp
 from ssdet.augment import registry as augmentations
 from ssdet.data import CorruptVideo, load_manifest
-from ssdet.data import registry as formats
-from ssdet.data.manifest import Manifest, Segment
+from ssdet.data.datasets import registry as formats
+from ssdet.data.datasets.manifest import Manifest, Segment
 from ssdet.evaluation import PROTOCOLS
-from ssdet.evaluation import registry as protocols
-from ssdet.evaluation.registry import Reading
+from ssdet.evaluation.protocols import registry as protocols
+from ssdet.evaluation.protocols.registry import Reading
 from ssdet.models import registry as models
 from ssdet.testing import check_augmentation, check_data_set, check_model, check_protocol
 

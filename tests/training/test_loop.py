@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ssdet.data import load_manifest
-from ssdet.data.clips import Batch, ClipRecipe, Clips, batches
-from ssdet.data.frames import Decoder
-from ssdet.data.sampling import generator_for
-from ssdet.models.norm import SubBatchNorm3d
+from ssdet.data.loading.batches import Batch, batches
+from ssdet.data.loading.clips import ClipRecipe, Clips
+from ssdet.data.loading.frame_readers import Decoder
+from ssdet.data.loading.sampling import generator_for
+from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, losses, train
 from ssdet.training.loop import (
     Readout,

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from ssdet.data import load_manifest
-from ssdet.data.clips import ClipRecipe, Clips
-from ssdet.data.frames import Decoder
-from ssdet.models.norm import SubBatchNorm3d
+from ssdet.data.loading.clips import ClipRecipe, Clips
+from ssdet.data.loading.frame_readers import Decoder
+from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
+from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
 from ssdet.training.loop import share
 from ssdet.training.multigrid import Shape, batches, lr_scale, samples_before, shape_at, shaped
-from ssdet.training.recipe import from_json, to_json
 
 MODEL = ModelRecipe("x3d_tiny", {"dropout": 0.3})
 RECIPE = TrainRecipe(

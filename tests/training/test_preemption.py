@@ -16,18 +16,20 @@ import torch
 from torch import nn
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.execution.workers import drained
+from ssdet.stages.job import Job
+from ssdet.stages.kinds import run_stage
 from ssdet.studies import Arm, Study, augmented
-from ssdet.studies.identity import Stage
-from ssdet.studies.stages import Job, run_stage
+from ssdet.studies.graph.identity import Stage
 from ssdet.training import OptimRecipe, checkpoint
 from ssdet.training.context import Context
 from ssdet.training.distributed import share_dropout
-from ssdet.training.preemption import Preempted, drained, notices
+from ssdet.training.preemption import Preempted, notices
 
 STEPS = 15
 IN_A_THREAD = """
 import pickle, sys, threading
-from ssdet.studies.stages import run_stage
+from ssdet.stages.kinds import run_stage
 from ssdet.training.preemption import Preempted
 
 def work():

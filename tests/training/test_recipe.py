@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from ssdet.studies.identity import FrozenProbe
 from ssdet.studies.presets import preset
-from ssdet.training.recipe import OptimRecipe, ProbeRecipe, TrainRecipe, from_json, to_json
+from ssdet.system.recipe_json import from_json, to_json
+from ssdet.training.recipe import OptimRecipe, TrainRecipe
 
 
 @pytest.mark.parametrize("name", ["smoke", "tiny", "science", "small", "paper", "released"])
@@ -43,18 +43,6 @@ def test_recipes_that_make_no_sense_are_refused() -> None:
         OptimRecipe(decay=1.5)
     with pytest.raises(ValueError, match="does not divide"):
         OptimRecipe(batch=10, accumulate=4)
-
-
-def test_a_later_field_shows_only_where_it_is_not_at_its_default() -> None:
-    plain = TrainRecipe("pretrain", augment="mixup")
-    deep = TrainRecipe("pretrain", augment="mixup", mix_depth="random")
-    assert "mix_depth" not in to_json(plain) and to_json(deep)["mix_depth"] == "random"
-    assert {**to_json(deep), "mix_depth": "input"} == {**to_json(plain), "mix_depth": "input"}
-    for recipe in (plain, deep):
-        assert from_json(TrainRecipe, to_json(recipe)) == recipe
-    # Inside another recipe, as a probe of a fresh network holds one.
-    assert "mix_depth" not in to_json(FrozenProbe(ProbeRecipe(), plain))["fresh"]
-    assert to_json(FrozenProbe(ProbeRecipe(), deep))["fresh"]["mix_depth"] == "random"
 
 
 def test_background_adds_a_class_to_pretraining_alone() -> None:

@@ -1,0 +1,69 @@
+"""Loading of manifests in any registered format, with quarantine and remote folders."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ssdet.data.datasets.manifest import AnyPath, Manifest
+from ssdet.data.datasets.registry import FORMATS
+from ssdet.data.storage.cache import origin, stand_in
+from ssdet.data.storage.filesystem import is_remote
+from ssdet.data.storage.folders import quarantine_beside, read_quarantine
+
+
+def load_manifest(
+    format: str,
+    path: AnyPath | Sequence[AnyPath],
+    videos: AnyPath | None = None,
+    split: str | None = None,
+    quarantine: AnyPath | bool = True,
+) -> Manifest:
+    """Annotations in one of the known formats, joined with the files in the folder `videos`.
+
+    | format | path |
+    |---|---|
+    | segments | JSON `id: {subset, duration, actions: [[class, start, end], ...]}` |
+    | charades | the official CSV files, the folder with both, or the JSON |
+    | multithumos | the JSON, classes from 1 |
+    | tsu | the JSON of Toyota Smarthome Untrimmed, times in frames |
+    | activitynet | JSON `database: id: {subset, duration, annotations: [{segment, label}]}` |
+    | kinetics | published CSV files, CSV `file,label[,split]`, lists of `path number`, the folder
+      with such lists, or `[split/]class/` folders |
+    | moving_shapes | the rendered folder; `split` is `upstream` or `downstream` |
+
+    Others are registered with `ssdet.data.datasets.registry` (docs/extending.md).
+
+    Paths may be URIs such as `s3://bucket/folder` (docs/storage.md); their videos are files. Else
+    a video is a file or a folder of numbered JPEG files. Without `videos`, kinetics looks beside
+    the annotation and the others load annotation alone (empty paths). `split` keeps the train, val
+    or test videos. Videos that `quarantine.json` beside the annotation names (or the file given as
+    `quarantine`; False: none) count as missing, with its reasons, where files are looked for.
+
+    Raises ValueError, naming file, video and field, for an annotation that does not hold together.
+    """
+    given = [path] if isinstance(path, str | os.PathLike) else list(path)
+    deep = format == "kinetics"
+    paths = [stand_in(part, deep) for part in given]
+    if not paths:
+        raise ValueError("no annotation given, expected a file or folder")
+    if format == "moving_shapes" and split is not None:
+        from ssdet.data.datasets import moving_shapes
+
+        return moving_shapes.manifest(paths[0], split)
+    folder = None if videos is None else stand_in(videos, deep=True)
+    manifest = FORMATS[format](paths, folder)
+    if any(is_remote(os.fspath(part)) for part in [*given, *([videos] if videos else [])]):
+        named = tuple(replace(video, path=origin(video.path)) for video in manifest.videos)
+        manifest = replace(manifest, videos=named)
+    if any(video.path for video in manifest.videos):
+        manifest = manifest.without(_quarantined(paths[0], quarantine))
+    return manifest if split is None else manifest.split(split)
+
+
+def _quarantined(annotation: Path, given: AnyPath | bool) -> dict[str, str]:
+    if given is False:
+        return {}
+    if given is not True:
+        return read_quarantine(Path(given))
+    return quarantine_beside(annotation)

@@ -1,0 +1,231 @@
+"""Statistics of annotations: videos, instances, labels a frame, changes of the labels."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.video.clock import Clock
+
+POINTS = 25
+RADII = (0, 1, 3)
+"""Frames on both sides of a change of the labels that count as boundary (Table A.1g)."""
+
+
+@dataclass(frozen=True)
+class FrameRule:
+    """Which moments of a video are labelled, and which videos count (specification 3 and 5)."""
+
+    fps: float = 24.0
+    times: Literal["frames", "grid"] = "frames"
+    """frames: frame f of the n of a file is shown at f · duration / n, as in the dense protocol;
+    grid: at f / fps, as MultiTHUMOS' 10 a second are. Times on the border of an action tell them
+    apart: annotations are in tenths of a second."""
+    min_frames: int = 0
+    """Videos with fewer frames are left out; the published code asks for 162."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fps < 1e6 or self.min_frames < 0:
+            raise ValueError(
+                f"{self.fps} frames a second, at least {self.min_frames}: expected > 0 and >= 0"
+            )
+
+    def frames(self, video: Video) -> int:
+        """Frames of a video by its annotated duration: duration · fps to the nearest number.
+
+        That is what reproduces the measured counts (Charades' test split from 162 frames on:
+        1,282,247 frames; rounding down gives 1,281,493, up 1,282,990). 0 without a duration.
+        """
+        return round((video.duration or 0.0) * self.fps)
+
+    def targets(self, manifest: Manifest, video: Video, frames: int) -> np.ndarray:
+        """Labels bool [K, frames], strictly inside each action."""
+        by_file = self.times == "frames" and video.duration
+        rate = frames / video.duration if by_file and video.duration else self.fps
+        return manifest.frame_targets(video, frames, rate)
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Labels over the frames, or points in time, of some videos."""
+
+    videos: int
+    labels: np.ndarray
+    """[3] frames with no, one and several labels."""
+    near: np.ndarray
+    """Frames that lie at most 0, 1 and 3 frames from a change of the labels."""
+    positives: np.ndarray
+    """[K] frames of each class."""
+
+    def __add__(self, other: "LabelCounts") -> "LabelCounts":
+        return LabelCounts(
+            self.videos + other.videos,
+            self.labels + other.labels,
+            self.near + other.near,
+            self.positives + other.positives,
+        )
+
+    @property
+    def frames(self) -> int:
+        return int(self.labels.sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and, as fractions of the frames, shares; no shares without frames."""
+        counts = {"videos": self.videos, "frames": self.frames, "labels": int(self.positives.sum())}
+        if not self.frames:
+            return counts
+        none, one, several = (self.labels / self.frames).tolist()
+        return counts | {
+            "labels_per_frame": counts["labels"] / self.frames,
+            "share_by_labels": {"none": none, "one": one, "several": several},
+        }
+
+    def changes(self) -> dict[str, Any]:
+        """Changes of the labels, and shares of the frames near one by distance; JSON."""
+        shares = (self.near / max(self.frames, 1)).tolist()
+        near = dict(zip(map(str, RADII), shares, strict=True))
+        return {"changes": int(self.near[0]), "share_near_change": near}
+
+
+def no_labels(classes: int) -> LabelCounts:
+    """The counts of no video."""
+    return LabelCounts(0, np.zeros(3, int), np.zeros(len(RADII), int), np.zeros(classes, int))
+
+
+def count_labels(targets_KT: np.ndarray) -> LabelCounts:
+    """Counts of one video's labels, bool [K, T].
+
+    A change is at a frame whose labels differ from those of the frame before, in any class
+    (specification 6).
+    """
+    seen = targets_KT.any(1)
+    active = targets_KT[seen]  # a few of the classes
+    changed = np.zeros(targets_KT.shape[1], bool)
+    changed[1:] = (active[:, 1:] != active[:, :-1]).any(0)
+    positives = np.zeros(len(targets_KT), int)
+    positives[seen] = active.sum(1)
+    labels = np.bincount(np.minimum(active.sum(0), 2), minlength=3)
+    near = [int(_within(changed, radius).sum()) for radius in RADII]
+    return LabelCounts(1, labels, np.array(near), positives)
+
+
+def _within(changed_T: np.ndarray, radius: int) -> np.ndarray:
+    near = changed_T.copy()
+    for step in range(1, radius + 1):
+        near[step:] |= changed_T[:-step]
+        near[:-step] |= changed_T[step:]
+    return near
+
+
+def point_targets(manifest: Manifest, video: Video, points: int = POINTS) -> np.ndarray:
+    """Labels bool [K, points] at duration · j / points, j = 0 …, borders included.
+
+    This is the official localisation protocol of Charades (specification 1.1). ValueError for a
+    video without a duration.
+    """
+    if video.duration is None:
+        raise ValueError(f"{manifest.name}: video {video.id!r} has no duration")
+    times = np.arange(points) / points * video.duration
+    targets = np.zeros((manifest.num_classes, points), bool)
+    for segment in video.segments:
+        targets[segment.label] |= (segment.start <= times) & (times <= segment.end)
+    return targets
+
+
+@dataclass(frozen=True)
+class SplitStatistics:
+    """What one split of a data set holds."""
+
+    videos: int
+    missing: int
+    """Annotated videos without a file that is to be read."""
+    quarantined: int
+    """Those of the missing that have a file."""
+    unlabelled: int
+    """Videos without a label."""
+    instances: int
+    """Annotated actions, with those left out; of clips with one label each one."""
+    left_out: int
+    """Instances that end before they start."""
+    late: int
+    """Instances that end after the video, without those left out."""
+    mean_length: float | None
+    """Seconds, of the videos with a duration."""
+    classes_per_video: float
+    instances_per_class: np.ndarray
+    """[K], without those left out."""
+    videos_per_class: np.ndarray
+    points: LabelCounts | None
+    """At 25 points of each video (specification 1); None for clips with one label each."""
+    dense: LabelCounts | None
+    """At every frame (specification 3 or 5); None for clips with one label each."""
+
+    def summary(self) -> dict[str, Any]:
+        """JSON: counts, means and, as fractions, shares."""
+        names = ("videos", "missing", "quarantined", "unlabelled", "instances", "left_out", "late")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "mean_length": self.mean_length,
+            "classes_per_video": self.classes_per_video,
+            "points": self.points and self.points.summary(),
+            "dense": self.dense and {**self.dense.summary(), **self.dense.changes()},
+        }
+
+
+def split_statistics(
+    manifest: Manifest, rule: FrameRule | None = None, clocks: Mapping[str, Clock] | None = None
+) -> SplitStatistics:
+    """Statistics of the videos of a manifest, usually those of one split.
+
+    `clocks` are those of the files by video id, of those that can be read: the others have no dense
+    labels. Without them frames are counted by the annotated durations.
+    """
+    videos = manifest.videos
+    labels = [[s.label for s in v.segments] if v.label is None else [v.label] for v in videos]
+    lengths = [video.duration for video in videos if video.duration is not None]
+    clips = any(video.label is not None for video in videos)
+    return SplitStatistics(
+        videos=len(videos),
+        missing=len(manifest.missing),
+        quarantined=len(manifest.quarantined),
+        unlabelled=sum(not found for found in labels),
+        instances=sum(map(len, labels)) + sum(video.left_out for video in videos),
+        left_out=sum(video.left_out for video in videos),
+        late=sum(s.end > (v.duration or np.inf) for v in videos for s in v.segments),
+        mean_length=float(np.mean(lengths)) if lengths else None,
+        classes_per_video=float(np.mean([len(set(found)) for found in labels])) if videos else 0.0,
+        instances_per_class=_per_class(manifest, [k for found in labels for k in found]),
+        videos_per_class=_per_class(manifest, [k for found in labels for k in set(found)]),
+        points=None if clips else _points(manifest),
+        dense=None if clips else _dense(manifest, rule or FrameRule(), clocks),
+    )
+
+
+def _per_class(manifest: Manifest, labels: list[int]) -> np.ndarray:
+    counts = Counter(labels)
+    return np.array([counts[code] for code in range(manifest.num_classes)], int)
+
+
+def _points(manifest: Manifest) -> LabelCounts:
+    timed = (video for video in manifest.videos if video.duration is not None)
+    counts = (count_labels(point_targets(manifest, video)) for video in timed)
+    return sum(counts, no_labels(manifest.num_classes))
+
+
+def _dense(manifest: Manifest, rule: FrameRule, clocks: Mapping[str, Clock] | None) -> LabelCounts:
+    total = no_labels(manifest.num_classes)
+    for video in manifest.videos:
+        clock = None if clocks is None else clocks.get(video.id)
+        if clocks is not None and clock is None:
+            continue
+        if clock is not None and rule.times == "frames":
+            count, targets = clock.frames, manifest.targets_at(video, clock.times_T)
+        else:
+            count = rule.frames(video)
+            targets = rule.targets(manifest, video, count)
+        if count >= max(rule.min_frames, 1):
+            total += count_labels(targets)
+    return total

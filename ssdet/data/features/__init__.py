@@ -1,0 +1,1 @@
+"""Stored features of videos and object detections."""

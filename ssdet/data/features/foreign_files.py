@@ -1,0 +1,322 @@
+"""Feature files of other tools: arrays by video, from .npy, .npz, .h5, .pkl and .pt files."""
+
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+
+from ssdet.data.datasets.video_names import ID, VideoNames
+from ssdet.data.storage.numpy_pickle import read_tree
+
+Array = np.ndarray[Any, Any]
+LIMIT = 1 << 34
+"""Bytes of one array: a small file can claim to hold any number."""
+NUMBERS = "fiub"
+"""Kinds of numpy's types that features may be of."""
+Load = Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One array of a file, read when it is needed."""
+
+    shape: tuple[int, ...]
+    load: Load
+
+
+Tree = Leaf | Mapping[str, Any]
+"""An array, or a mapping of names to trees; other values of a file are left out."""
+
+
+@dataclass(frozen=True)
+class FeatureArray:
+    """Features of one video as a file has them."""
+
+    name: str
+    """As the file or its entry is named."""
+    where: str
+    """File and entry, for messages."""
+    leaf: Leaf
+    fault: str = ""
+    """Why the file cannot be read."""
+
+
+def find_features(
+    sources: Sequence[Path], key: str = "", pattern: str = ID, names: VideoNames | None = None
+) -> tuple[list[FeatureArray], list[str]]:
+    """Arrays of features in files and folders, and where others are that do not fit `pattern`.
+
+    Each file of a folder, of its subfolders too, is one video; a file that is given by itself holds
+    a mapping from videos to arrays, or one array. ``key`` names the array of a video that has
+    several (`a/b` for nested ones), ``pattern`` is how names hold the id (`{id}_rgb`). Files of
+    the operating system are passed over.
+
+    Raises ValueError naming the file at fault (of a folder, damaged files become faults of their
+    arrays), FileNotFoundError for a source that is not there, ImportError for HDF5 without h5py.
+    """
+    if ID not in pattern:
+        raise ValueError(f"pattern {pattern!r}, expected {ID} in it, such as {ID}_rgb")
+    arrays: list[FeatureArray] = []
+    others: list[str] = []
+    for source in sources:
+        if source.is_dir():
+            paths = [p for p in sorted(source.rglob("*")) if p.is_file()]
+            paths = [p for p in paths if not _is_noise(p.relative_to(source))]
+            others += [str(p) for p in paths if p.suffix.lower() not in READERS]
+            arrays += [
+                _of_one_video(p, p.relative_to(source).with_suffix("").as_posix(), key)
+                for p in paths
+                if p.suffix.lower() in READERS
+            ]
+        else:
+            arrays += _of_file(source, key, names)
+    fitting = [array for array in arrays if _id_in(array.name, pattern) is not None]
+    if not fitting:
+        raise ValueError(
+            f"{', '.join(map(str, sources))}: no feature files ({', '.join(READERS)}) here"
+            + (f" that are named {pattern}" if pattern != ID else "")
+        )
+    others += [a.where for a in arrays if _id_in(a.name, pattern) is None]
+    return [replace(array, name=str(_id_in(array.name, pattern))) for array in fitting], others
+
+
+def _is_noise(path: Path) -> bool:
+    """Whether a file is the operating system's (`._a.npy`, `.DS_Store`, `__MACOSX/…`)."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts) or (
+        path.name.lower() in ("thumbs.db", "desktop.ini")
+    )
+
+
+def _of_one_video(path: Path, name: str, key: str) -> FeatureArray:
+    """Features of a file, which is read again when they are needed, so that memory holds one."""
+
+    def chosen() -> Leaf:
+        return _chosen(read(path), key, str(path))
+
+    try:
+        tree = read(path)
+    except ValueError as error:
+        return FeatureArray(name, str(path), Leaf((), lambda: np.zeros(0)), str(error))
+    shape = _chosen(tree, key, str(path)).shape
+    return FeatureArray(name, str(path), Leaf(shape, lambda: chosen().load()))
+
+
+def _of_file(path: Path, key: str, names: VideoNames | None) -> Iterator[FeatureArray]:
+    tree = read(path)
+    of_one_video = isinstance(tree, Leaf) or (
+        names is not None
+        and names.find(path.stem) is not None
+        and not any(names.find(name) for name in tree)
+    )
+    if of_one_video:
+        yield FeatureArray(path.stem, str(path), _chosen(tree, key, str(path)))
+        return
+    for name, part in cast(Mapping[str, Tree], tree).items():
+        where = f"{path}: {name!r}"
+        yield FeatureArray(name, where, _chosen(part, key, where))
+
+
+def _id_in(name: str, pattern: str) -> str | None:
+    """The id, with its folder, that the name of a file holds; None for a name of another kind."""
+    before, _, after = pattern.partition(ID)
+    folder, slash, last = name.rpartition("/")
+    if pattern == ID:
+        return name
+    if not (last.startswith(before) and last.endswith(after)):
+        return None
+    return folder + slash + last[len(before) : len(last) - len(after)]
+
+
+def _chosen(tree: Tree, key: str, where: str) -> Leaf:
+    """The array of features of a video: that named by `key`, or the only one with two axes."""
+    if isinstance(tree, Leaf):
+        return tree
+    arrays = dict(_flat(tree, ""))
+    if key:
+        if key not in arrays:
+            raise ValueError(f"{where}: no array {key!r}, there are: {', '.join(arrays) or 'none'}")
+        return arrays[key]
+    matrices = {name: leaf for name, leaf in arrays.items() if len(leaf.shape) > 1}
+    if len(matrices) != 1:
+        listed = ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in arrays.items())
+        raise ValueError(
+            f"{where}: {len(matrices)} arrays of features ({listed or 'none'}), expected one a "
+            "video: name it with --key"
+        )
+    return next(iter(matrices.values()))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Leaf]]:
+    for name, part in tree.items():
+        if isinstance(part, Leaf):
+            yield prefix + name, part
+        else:
+            yield from _flat(part, f"{prefix}{name}/")
+
+
+def read(path: Path) -> Tree:
+    """The arrays of a file. Nothing in it is run; ValueError naming a file that is damaged."""
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    if suffix not in READERS:
+        raise ValueError(f"{path}: no feature file, expected one of {', '.join(READERS)}")
+    return READERS[suffix](path)
+
+
+def _leaf(shape: Sequence[int], bytes_each: int, load: Load, where: str) -> Leaf:
+    claimed = math.prod(shape) * bytes_each
+    if claimed > LIMIT:
+        raise ValueError(f"{where}: an array {list(shape)} of {claimed} bytes, at most {LIMIT}")
+    return Leaf(tuple(shape), load)
+
+
+def _numbers(array: Array, where: str) -> Array:
+    _check_type(array.dtype, where)
+    return array
+
+
+def _check_type(dtype: np.dtype[Any], where: str) -> None:
+    if dtype.hasobject:
+        raise ValueError(
+            f"{where}: Python objects (a pickle inside), which are not opened: if you trust the "
+            "file, write its arrays with numpy.savez(path, **arrays)"
+        )
+    if dtype.kind not in NUMBERS:
+        raise ValueError(f"{where}: an array of {dtype}, expected numbers")
+
+
+def _npy(path: Path) -> Tree:
+    try:
+        with open(path, "rb") as file:
+            shape, dtype = _header(file)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
+    _check_type(dtype, str(path))
+    return _leaf(shape, dtype.itemsize, partial(_load_npy, path), str(path))
+
+
+def _load_npy(path: Path) -> Array:
+    try:
+        array: Array = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
+    return array
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in numpy's format."""
+    first = np.lib.format.read_magic(file) == (1, 0)
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _npz(path: Path) -> Tree:
+    leaves: dict[str, Leaf] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                with archive.open(member) as file:
+                    shape, dtype = _header(file)
+                name = member.removesuffix(".npy")
+                where = f"{path}: {name!r}"
+                if dtype.kind in NUMBERS or dtype.hasobject:
+                    _check_type(dtype, where)
+                    load = partial(_load_npz, path, name)
+                    leaves[name] = _leaf(shape, dtype.itemsize, load, where)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    return leaves
+
+
+def _load_npz(path: Path, name: str) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array: Array = archive[name]
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    return array
+
+
+def _hdf5(path: Path) -> Tree:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(
+            f"{path}: HDF5 files are read by h5py, which is not installed: pip install 'ssdet[h5]'"
+        ) from error
+
+    def load(name: str) -> Array:
+        with h5py.File(path, "r") as file:
+            return np.asarray(file[name][()])
+
+    def tree(group: Any) -> dict[str, Any]:
+        """Without links to other files, which a file from elsewhere could point anywhere."""
+        parts: dict[str, Any] = {}
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                continue
+            part = group[name]
+            if isinstance(part, h5py.Group):
+                parts[name] = tree(part)
+            elif part.dtype.kind in NUMBERS and not (part.is_virtual or part.external):
+                where, size = f"{path}: {part.name!r}", part.dtype.itemsize
+                parts[name] = _leaf(part.shape, size, partial(load, part.name), where)
+        return parts
+
+    try:
+        with h5py.File(path, "r") as file:
+            return tree(file)
+    except (OSError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
+
+
+def _pickle(path: Path) -> Tree:
+    return _in_memory(read_tree(path), str(path))
+
+
+def _torch(path: Path) -> Tree:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever damaged bytes happen to mean
+        raise ValueError(
+            f"{path}: damaged, or holds more than tensors and could run code, so it is not loaded "
+            f"({str(error).splitlines()[0][:120]}): save tensors alone"
+        ) from error
+    return _in_memory(content, str(path))
+
+
+def _in_memory(content: Any, where: str) -> Tree:
+    if isinstance(content, torch.Tensor):
+        # numpy has no bfloat16
+        content = content.float() if content.dtype == torch.bfloat16 else content
+        content = content.detach().to_dense().numpy()
+    if isinstance(content, np.ndarray):
+        array = _numbers(content, where)
+        return Leaf(array.shape, lambda: array)
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise ValueError(f"{where}: holds a {kind}, expected an array or arrays by video")
+    kinds = (np.ndarray, torch.Tensor, Mapping)
+    return {
+        str(name): _in_memory(part, f"{where}: {name!r}")
+        for name, part in content.items()
+        if isinstance(part, kinds)
+    }
+
+
+READERS: Mapping[str, Callable[[Path], Tree]] = {
+    ".npy": _npy, ".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".pkl": _pickle, ".pickle": _pickle,
+    ".pt": _torch, ".pth": _torch,
+}  # fmt: skip
+"""How each kind of file is read, by the ending of its name."""

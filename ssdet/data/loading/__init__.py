@@ -1,0 +1,1 @@
+"""Frame readers, clip sampling and batches."""

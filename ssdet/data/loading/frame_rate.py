@@ -1,0 +1,58 @@
+"""Videos on a common rate: as if their frames had been extracted at so many a second."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssdet.data.datasets.manifest import Video
+from ssdet.data.loading.frame_readers import FrameReader
+from ssdet.data.video.clock import Clock
+
+
+def on_grid(reader: FrameReader, fps: float) -> FrameReader:
+    """The reader's videos at `fps` frames a second; 0 leaves them at their own rates."""
+    return ResampledReader(reader, fps) if fps else reader
+
+
+class ResampledReader:
+    """Frames at `rate` a second: number i is the frame whose time is nearest to i / rate, counted
+    from the first frame.
+
+    A video has round(duration · rate) of them, about what `ffmpeg -r` extracts.
+    """
+
+    def __init__(self, reader: FrameReader, rate: float) -> None:
+        self.reader, self.rate = reader, rate
+
+    def frames(self, video: Video) -> int:
+        clock = self.reader.clock(video)
+        if clock.rate is None:
+            return len(clock.grid(self.rate))
+        return max(1, round(self.reader.frames(video) * self.rate / self.reader.fps(video)))
+
+    def fps(self, video: Video) -> float:
+        return self.rate
+
+    def clock(self, video: Video) -> Clock:
+        """At a constant rate the frames are spread evenly over the duration, else each is at the
+        time of its grid point."""
+        clock, frames = self.reader.clock(video), self.frames(video)
+        if clock.rate is None:
+            times_T = clock.times_T[0] + np.arange(frames) / self.rate
+            return Clock(times_T, max(clock.end, float(times_T[-1]) + 0.5 / self.rate))
+        if not video.duration or clock.rate != clock.frames / video.duration:
+            return Clock.regular(frames, self.rate)
+        return Clock.regular(frames, frames / video.duration)
+
+    def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
+        clock = self.reader.clock(video)
+        if clock.rate is None:
+            return self.reader.read(video, clock.grid(self.rate)[list(indices)].tolist())
+        last, pitch = self.reader.frames(video) - 1, self.reader.fps(video) / self.rate
+        # Rounded to nine digits: rates such as 30000/1001 are not exact.
+        at = (math.floor(round(index * pitch, 9) + 0.5) for index in indices)
+        return self.reader.read(video, [min(frame, last) for frame in at])
+
+
+Grid = ResampledReader

@@ -1,0 +1,1 @@
+"""Local and remote files, their cache, and readers of untrusted text and pickles."""

@@ -1,0 +1,120 @@
+"""Any trained network, or several, on any video: `Detector("i3d-kinetics400").detect(path)`."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssdet.data.loading.frame_readers import shrunk
+from ssdet.data.video.stream import Clock, stream_frames, video_clock
+from ssdet.detection.records import Detections
+from ssdet.detection.segments import Rows
+from ssdet.inference.scoring import stream_logits
+from ssdet.inference.windows import retime
+from ssdet.stages.checkpoint_loader import NO_NAMES, Member, Name, load_members
+from ssdet.training.context import default_device
+
+
+class Detector:
+    """Scores every frame of a video with one network, or with the mean probability of several.
+
+    checkpoint: a stage or run id of `store`, a stage's folder, a checkpoint file with its
+    `recipe.json` beside it or in the folder above, the name of published weights, a `Member`, or
+    several of these. An ensemble's id stands for its members. Each network reads a video at its
+    own size and rate; its scores are brought to the video's frames.
+
+    `window`: most clip frames in one pass, by default as recipes say. A network that sees a
+    limited stretch (`temporal_context`) scores a video as in one pass, whatever its length;
+    squeeze-excitation averages over a pass. ValueError, or FileNotFoundError, names what is wrong
+    with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Name | Member | Sequence[Name | Member],
+        store: Name | None = None,
+        device: str | torch.device | None = None,
+        window: int | None = None,
+    ) -> None:
+        several = not isinstance(checkpoint, (str, os.PathLike, Member))
+        given: Sequence[Any] = checkpoint if several else [checkpoint]  # type: ignore[assignment]
+        self.sources = tuple("" if isinstance(one, Member) else os.fspath(one) for one in given)
+        self.device = default_device() if device is None else torch.device(device)
+        members = [member for one in given for member in load_members(one, store)]
+        self.members = tuple(_ready(member, window, self.device) for member in members)
+        if not self.members:
+            raise ValueError("a detector needs at least one checkpoint")
+        self.classes = _common_classes(self.members)
+        self.notes = tuple(dict.fromkeys(note for one in self.members for note in one.notes))
+
+    def stream(self, path: Name) -> Iterator[Rows]:
+        """Scores block after block, in bounded memory however long the video.
+
+        Raises CorruptVideo (also on the way, after blocks that stand), FileNotFoundError, and
+        ValueError where a network gives NaN.
+        """
+        times, done = video_clock(path), 0
+        for scores_NK in _mean(partial(self._scores, one, path, times) for one in self.members):
+            if bool(scores_NK.isnan().any()):
+                raise ValueError(f"video {os.fspath(path)!r}: scores hold NaN: repair the model")
+            stop = done + len(scores_NK)
+            yield Rows(done, times.times_T[done:stop], times.ends(done, stop), scores_NK.numpy())
+            done = stop
+
+    def detect(self, path: Name) -> Detections:
+        """Scores of all frames at once. Raises as `stream`."""
+        times = video_clock(path)
+        scores_TK = np.concatenate([rows.probabilities_NK for rows in self.stream(path)])
+        video = os.fspath(path)
+        return Detections(video, self.classes, times.times_T, times.end, scores_TK, self.notes)
+
+    def _scores(self, member: Member, path: Name, times: Clock) -> Iterator[Tensor]:
+        numbers = times.grid(member.fps) if member.fps else np.arange(len(times.times_T))
+        wanted = numbers[:: member.recipe.clip.stride].tolist()
+        pictures = stream_frames(path, wanted, shrunk(os.fspath(path), member.decode_size))
+        blocks = stream_logits(
+            member.model, pictures, len(numbers), member.recipe, self.device, member.readout
+        )
+        scores = (member.probabilities(logits_NK) for logits_NK in blocks)
+        if not member.fps:
+            return scores
+        return retime(scores, (times.times_T - times.times_T[0]) * member.fps)
+
+
+def _mean(streams: Any) -> Iterator[Tensor]:
+    """Mean of blocks [n, K] of several streams that cut the same rows differently."""
+    waiting = [stream() for stream in streams]
+    held = [next(stream) for stream in waiting]
+    while True:
+        rows = min(map(len, held))
+        total = torch.stack([block[:rows] for block in held]).mean(0)
+        yield total
+        held = [block[rows:] for block in held]
+        for place, stream in enumerate(waiting):
+            if not len(held[place]):
+                following = next(stream, None)
+                if following is None:
+                    return
+                held[place] = following
+
+
+def _ready(member: Member, window: int | None, device: torch.device) -> Member:
+    recipe = replace(member.recipe, overlap=True, window=window or member.recipe.window)
+    return replace(member, model=member.model.to(device).eval(), recipe=recipe)
+
+
+def _common_classes(members: Sequence[Member]) -> tuple[str, ...]:
+    named = [one.classes for one in members if NO_NAMES not in one.notes]
+    first = (named or [members[0].classes])[0]
+    for other in [*named, *(one.classes for one in members)]:
+        if len(other) != len(first):
+            raise ValueError(f"members have {len(first)} and {len(other)} classes: take one task's")
+        if other in named and other != first:
+            differing = next(pair for pair in zip(first, other, strict=True) if len(set(pair)) > 1)
+            raise ValueError(f"members differ in their classes: {differing[0]!r}, {differing[1]!r}")
+    return first

@@ -1,0 +1,1 @@
+"""Ensembles of prediction sets: alignment, combination, selection of members."""

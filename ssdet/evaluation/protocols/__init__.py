@@ -1,0 +1,1 @@
+"""Protocols: how predictions become a score, one file each."""

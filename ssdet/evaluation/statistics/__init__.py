@@ -1,0 +1,1 @@
+"""Uncertainty of scores and of their differences."""

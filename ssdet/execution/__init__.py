@@ -1,0 +1,1 @@
+"""Running stages on Ray: the only package that imports it."""

@@ -1,0 +1,1 @@
+"""Time, cost and simulated clusters of a plan, before it runs."""

@@ -1,0 +1,240 @@
+"""Runs a search: trials of Ray Tune, proposed by its OptunaSearch, each a chain of stages."""
+
+import os
+import shutil
+import traceback
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from ray import tune
+
+from ssdet.execution.executor import RayExecutor
+from ssdet.execution.runner import TRAINING, fill_caches, hush, members
+from ssdet.execution.searcher import Proposals, Stopping
+from ssdet.execution.session import Resources, connect, plan_resources
+from ssdet.execution.tuner import PreemptionRetries
+from ssdet.search.ledger import Ledger, open_ledger
+from ssdet.search.progress import Lines
+from ssdet.search.space import Chain, Search
+from ssdet.search.trials import SearchResult
+from ssdet.stages.job import Job
+from ssdet.stages.kinds import run_stage
+from ssdet.store.base import Store
+from ssdet.studies.data import Data, check_decoders
+from ssdet.studies.graph.lineage import experiment_of, scored
+from ssdet.studies.network_costs import macs
+from ssdet.studies.presets import completed
+from ssdet.studies.study import Arm, Study
+from ssdet.training.context import Report
+from ssdet.training.preemption import Preempted
+
+Evaluate = Callable[[Chain, Report], Mapping[str, Any]]
+"""Values of a trial's objectives, and the reason as `diverged` where training came to nothing. It
+may report `rung` (from 1), `rungs` (how many) and `map`."""
+
+
+def run_search(
+    search: Search,
+    store: str | os.PathLike[str] | Store,
+    address: str | None = None,
+    workers: int | str = 1,
+    gpus_per_worker: float = 0,
+    concurrent: int | None = None,
+    loaders: int = 0,
+    checkpoint_every: float = 20.0,
+    evaluate: Evaluate | None = None,
+    decoders: int = 0,
+) -> SearchResult:
+    """Bring a search to its number of trials, and return what it found.
+
+    The same call after a crash goes on: trials that ended are kept, those that were under way are
+    failed in Optuna and their values tried again, which finds their stages where they stopped. A
+    trial that fails is recorded and counted, and stops no other. Raises ValueError for a name that
+    belongs to another declaration, data without a validation split, or a cluster that cannot hold
+    one trial. `evaluate` takes the place of training.
+    """
+    store = store if isinstance(store, Store) else Store.open(store)
+    study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
+    search = replace(search, base=study.base, data=study.data)
+    check_decoders(study.data, loaders, decoders)
+    if not study.data.split("downstream", "val").videos:
+        raise ValueError(
+            f"search {search.name!r}: the untrimmed videos have no validation split ('val') to "
+            "score trials on: give some of the training videos that split"
+        )
+    with open_ledger(search, store) as ledger:
+        lines = Lines(search, ledger.trials)
+        if ledger.left <= 0:
+            return ledger.result()
+        if evaluate is None:
+            fill_caches(search.data, lines.count)
+        with connect(address) as session:
+            cluster = session.capacity
+            resources = plan_resources(
+                workers, gpus_per_worker, concurrent, cluster=cluster, decoders=decoders
+            )
+            lines.start(session.summary(), resources.concurrent)
+            means = Means(
+                store.uri, search.data, resources, loaders, checkpoint_every,
+                "macs" in search.objectives,
+            )  # fmt: skip
+            _fit(search, ledger, resources, evaluate or partial(run_chain, means), lines)
+        return ledger.result()
+
+
+@dataclass(frozen=True)
+class Means:
+    """How trials run their stages."""
+
+    store: str
+    data: Data
+    resources: Resources
+    loaders: int
+    checkpoint_every: float
+    macs: bool
+
+
+def run_chain(means: Means, stages: Chain, report: Report) -> dict[str, Any]:
+    """Run the stages of a trial, or take what the store has of them, and return its values.
+
+    A training that diverged has mAP 0, the worst there is, so that the sampler keeps away.
+    """
+    costs = cost(means, stages)
+    try:
+        return {"map": _map(means, stages, report), **costs}
+    except FloatingPointError as error:
+        return {"map": 0.0, **costs, "diverged": str(error)}
+
+
+def _map(means: Means, stages: Chain, report: Report) -> float:
+    result: dict[str, Any] = {}
+    last = scored(stages.stages[-1])
+    for stage in stages.stages:
+        training = stage.kind in TRAINING
+        job = Job(
+            stage,
+            means.store,
+            means.data,
+            **members(stage, means.resources),
+            loaders=means.loaders,
+            checkpoint_every=means.checkpoint_every,
+            executor=RayExecutor(),
+            ranked=stage.id == last.id,
+        )
+        alone = training or not means.resources.drives
+        result = run_stage(job, report) if alone else _elsewhere(job)
+    return float(result["scores"]["val"]["value"])
+
+
+def _elsewhere(job: Job) -> dict[str, Any]:
+    """Run a stage outside the trial's process, which has nothing to compute with where it only
+    drives several workers; they have ended, so there is room."""
+    from ray import get, remote
+
+    asked = job.worker_resources
+    options = {"num_cpus": asked["CPU"], "num_gpus": asked.get("GPU", 0)}
+    # Else the task would have to fit into the trial's own share.
+    task = remote(run_stage).options(scheduling_strategy="DEFAULT", **options)
+    return get(task.remote(job))
+
+
+def cost(means: Means, stages: Chain) -> dict[str, float]:
+    """Multiply-adds of all that scores a clip, where they are an objective."""
+    experiment = experiment_of(stages.stages[-1]) if means.macs else None
+    if experiment is None:
+        return {}
+    return {"macs": float(macs(experiment, means.data.manifests["downstream"].num_classes))}
+
+
+def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
+    """Ray Tune's trainable: one trial. What its own code raises is reported, not raised: see
+    `ssdet.execution.runner.trial`."""
+    import torch
+
+    if config["error"]:
+        tune.report({"error": config["error"]})
+        return
+    try:
+        values = evaluate(config["chain"], lambda metrics: tune.report(dict(metrics)))
+    except Preempted as error:
+        tune.report({"preempted": str(error)})
+        os._exit(1)
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+        tune.report({"error": reason})
+        if torch.cuda.is_initialized():
+            os._exit(1)  # a broken CUDA context would fail every trial that this process gets next
+    else:
+        tune.report({"finished": True, **values})
+
+
+def _fit(
+    search: Search,
+    ledger: Ledger,
+    resources: Resources,
+    evaluate: Evaluate,
+    lines: Lines,
+) -> None:
+    hush(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
+    proposals = Proposals(search, ledger)
+    asked = tune.PlacementGroupFactory([resources.trial])
+    # Tune's notes for a resume that is never asked for; a killed driver leaves its own.
+    notes = ledger.folder / "ray"
+    shutil.rmtree(notes, ignore_errors=True)
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trial, evaluate=evaluate), asked),
+        tune_config=tune.TuneConfig(
+            search_alg=proposals,
+            scheduler=Stopping(proposals),
+            num_samples=ledger.left,
+            max_concurrent_trials=resources.concurrent,
+            # A trial that only drives workers is not at an end before they are.
+            reuse_actors=not resources.drives,
+        ),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=str(notes),
+            failure_config=tune.FailureConfig(max_failures=3),
+            callbacks=[Told(lines), PreemptionRetries(lines.line)],
+            verbose=0,
+        ),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="optuna")
+        tuner.fit()
+    shutil.rmtree(notes, ignore_errors=True)
+    lines.stop()
+    if ledger.left > 0:
+        raise KeyboardInterrupt  # Tune stops quietly
+
+
+class Told(tune.Callback):
+    """Tells the user what trials report."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks to a file for restoring, which is never done."""
+        return {}
+
+    def on_trial_result(
+        self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
+    ) -> None:
+        """A trial reported a step; others may have ended."""
+        self.lines.ended()
+        if "loss" in result:
+            self.lines.step(trial.trial_id, result)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial ended."""
+        self.lines.ended()
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial's process died for good."""
+        self.lines.ended()

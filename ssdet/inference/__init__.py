@@ -1,0 +1,1 @@
+"""A network slid over whole videos: scores and features of every frame."""

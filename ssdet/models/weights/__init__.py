@@ -1,0 +1,1 @@
+"""Weights from files: layouts, published weights, download, import."""

@@ -1,0 +1,1 @@
+"""Queries of a store: index, runs, comparison, ensembles."""

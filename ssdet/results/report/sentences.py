@@ -1,0 +1,191 @@
+"""A study in words: what was compared, what came out, and what a reader must be warned of."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ssdet.results.tables.formatted import difference_text, label_against
+from ssdet.results.tables.result_table import READOUTS, ResultTable
+from ssdet.store.base import Store
+from ssdet.studies.graph.audit import Audit
+from ssdet.studies.graph.identity import Stage
+from ssdet.studies.graph.lineage import ancestry
+from ssdet.studies.plan import Plan
+
+TRIAL_STEPS = 10
+"""A training of so few steps only shows that everything runs."""
+SHORT_PASSES = 10.0
+"""Passes over the training data below which a schedule is called short: on Moving Shapes 3 and 9
+passes of pretraining rank the arms differently; the paper's takes some 80."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came out for one arm."""
+
+    label: str
+    difference: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The arms of one read-out by what may be said of them."""
+
+    readout: str
+    better: tuple[Finding, ...]
+    worse: tuple[Finding, ...]
+    undecided: tuple[Finding, ...]
+    detectable: tuple[float, float] | None
+    """Smallest and largest of the rows' detectable differences, in points."""
+
+    @property
+    def power(self) -> str:
+        """The detectable differences; mAP ends at 100, what few seeds would need does not."""
+        if self.detectable is None:
+            return ""
+        low, high = (f"{x:.1f}" if x <= 100 else "more than 100" for x in self.detectable)
+        return low if low == high else f"{low} to {high}"
+
+    @property
+    def sentence(self) -> str:
+        groups = {"better": self.better, "worse": self.worse, "undecided": self.undecided}
+        return ", ".join(f"{len(found)} {name}" for name, found in groups.items())
+
+
+def compared(plan: Plan, table: ResultTable) -> list[str]:
+    """What was compared, and how."""
+    study = plan.study
+    ensembles = sum(row.ensemble for row in table.rows)
+    arms = _count(len(table.rows) - ensembles, "arm")
+    if ensembles:
+        arms += f" and {_count(ensembles, 'ensemble')}"
+    seeds = ", ".join(map(str, study.seeds))
+    base = next(row.label for row in table.rows if row.arm == table.baseline)
+    data = study.data
+    return [
+        f"{arms}, {_count(len(study.seeds), 'seed')} ({seeds}), compared with the baseline "
+        f"“{base}”.",
+        *_others(table),
+        f"Protocol {table.protocol} on the test split: {table.videos_scored:,} of "
+        f"{table.videos_expected:,} videos, {table.frames:,} frames, "
+        f"{data.manifests['downstream'].num_classes} classes. Trained on "
+        f"{len(data.split('upstream', 'train').videos):,} clips of "
+        f"{data.manifests['upstream'].num_classes} classes (pretraining) and "
+        f"{len(data.split('downstream', 'train').videos):,} videos (fine-tuning).",
+        f"Intervals: paired bootstrap, {table.resamples:,} resamples of videos and seeds; p-values "
+        "after Holm's correction over the rows of a read-out"
+        f"{', whatever they are compared with' if table.several_baselines else ''}.",
+        *_schedules(plan),
+    ]
+
+
+def _others(table: ResultTable) -> Iterator[str]:
+    """The arms that are compared with another one than the baseline."""
+    for other in table.rows:
+        rows = [row.label for row in table.rows if row.against == other.arm]
+        if rows and other.arm != table.baseline:
+            yield f"Compared with “{other.label}” in place of the baseline: {'; '.join(rows)}."
+
+
+def outcomes(table: ResultTable) -> list[Outcome]:
+    """What came out in each read-out in which something is compared."""
+    found = []
+    for readout, name in READOUTS.items():
+        rows = [row for row in table.rows if readout in row.cells]
+        cells = [(label_against(table, row), row.cells[readout]) for row in rows]
+        told = [Finding(n, difference_text(c), c.verdict) for n, c in cells if c.difference]
+        if told:
+            better, worse = (
+                tuple(one for one in told if one.verdict == word) for word in ("better", "worse")
+            )
+            left = tuple(one for one in told if one not in (*better, *worse))
+            spans = [100 * c.detectable for _, c in cells if c.detectable is not None]
+            span = (min(spans), max(spans)) if spans else None
+            found.append(Outcome(name, better, worse, left, span))
+    return found
+
+
+def warnings(plan: Plan, table: ResultTable, audit: Audit, store: Store) -> list[str]:
+    """What makes the numbers worth less than they look, the worst first; empty for nothing."""
+    study = plan.study
+    found = list(_schedule_faults(plan))
+    if len(study.seeds) == 1:
+        found.append("One seed: no difference can be told from the noise between seeds.")
+    if study.data.limit is not None:
+        found.append(f"Only the first {study.data.limit} videos of each split were used.")
+    if not audit.fair:
+        found.append(
+            f"Not a fair comparison: {_count(len(audit.notes), 'difference')} between arms that "
+            f"they do not declare, such as: {audit.notes[0]}."
+        )
+    if table.videos_scored < table.videos_expected:
+        gone = table.videos_expected - table.videos_scored
+        found.append(f"{gone:,} of {table.videos_expected:,} test videos have no score.")
+    if table.unreadable:
+        found.append(f"{_count(len(table.unreadable), 'video')} could not be read.")
+    found += [f"{row.label}: not run, it needs {row.needs}." for row in table.rows if row.needs]
+    known = [store.provenance(stage) or {} for stage in plan.stages]
+    if any(str(how.get("revision")).endswith("+changes") for how in known):
+        found.append("Some stages ran with code that differs from its recorded revision.")
+    return found
+
+
+def passes(plan: Plan, stage: Stage) -> float:
+    """How often a training sees each clip or video of its split."""
+    role = "upstream" if stage.kind == "pretrain" else "downstream"
+    optim = stage.recipe.optim
+    return float(
+        optim.steps * optim.batch / max(1, len(plan.study.data.split(role, "train").videos))
+    )
+
+
+def _trainings(plan: Plan) -> dict[tuple[str, int, float], list[str]]:
+    """Labels of the arms by kind, steps and passes of their trainings."""
+    found: dict[tuple[str, int, float], list[str]] = {}
+    for run in plan.runs:
+        if run.predict.kind == "ensemble":
+            continue
+        for stage in ancestry(run.predict):
+            if stage.kind in ("pretrain", "finetune"):
+                key = stage.kind, stage.recipe.optim.steps, passes(plan, stage)
+                arms = found.setdefault(key, [])
+                label = plan.study.arm(run.arm).label
+                arms += [] if label in arms else [label]
+    return found
+
+
+def _schedules(plan: Plan) -> list[str]:
+    trainings = _trainings(plan)
+    told = []
+    for kind, name in (("pretrain", "pretraining"), ("finetune", "fine-tuning")):
+        ways = sorted({(steps, seen) for found, steps, seen in trainings if found == kind})
+        if ways:
+            listed = " or ".join(f"{steps:,} steps ({seen:.3g} passes)" for steps, seen in ways)
+            told.append(f"{name} {listed}")
+    return [f"Schedules: {'; '.join(told)}."]
+
+
+def _schedule_faults(plan: Plan) -> Iterator[str]:
+    trainings = _trainings(plan)
+    fewest = min((steps for _, steps, _ in trainings), default=0)
+    if fewest <= TRIAL_STEPS:
+        yield (
+            f"Trial run: trainings of {fewest} steps show that everything works. The numbers mean "
+            "nothing."
+        )
+        return
+    short = {key: arms for key, arms in trainings.items() if key[2] < SHORT_PASSES}
+    for (kind, steps, seen), arms in short.items():
+        yield (
+            f"Short schedule: {kind} of {steps:,} steps sees its data {seen:.2g} times "
+            f"({_listed(arms)}). Longer schedules may change the order of arms."
+        )
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")

@@ -1,0 +1,165 @@
+"""Data of the timeline viewer: truth and scores of some test videos, small pictures."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.loading.frame_readers import FrameReader, dense_targets
+from ssdet.data.video.reader import CorruptVideo
+from ssdet.evaluation import PredictionSet
+from ssdet.results.report.stage_entries import labels
+from ssdet.results.tables.result_table import predictions
+from ssdet.store.base import Store
+from ssdet.studies.plan import Plan
+
+STEPS = 256
+"""Most frames of a video that are shown; of longer ones every n-th."""
+CLASSES = 16
+"""Most classes of a video that are shown."""
+THUMBS, SIDE = 24, 96
+"""Most pictures of a video, and most pixels of their height."""
+QUALITY = 70
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What the viewer is given, and what of the test split it does not show."""
+
+    data: Mapping[str, Any]
+    videos: int
+    of: int
+    """Videos that have scores."""
+    for_size: int
+    """Videos that were asked for but did not fit."""
+    without_pictures: int
+    """Videos shown whose pictures did not fit, or could not be read."""
+    stepped: int
+    """Videos of which not every frame is shown."""
+    classes_left_out: int
+    """Videos of which not every class is shown."""
+
+
+def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer:
+    """Scores of all runs in `videos` test videos, evenly spread over the sorted ids, in at most
+    `room` bytes: scores first, then pictures. What is shown first is `arm` beside its baseline.
+
+    Scores are quantised to 1/255. The last videos that do not fit are left out.
+    """
+    data = plan.study.data
+    manifest, reader = data.split("downstream", "test"), data.reader("downstream")
+    runs, sets = _runs(plan, store)
+    scored = sorted(set.intersection(*(set(one) for one in sets)))
+    wanted = [scored[i * len(scored) // videos] for i in range(videos)] if videos else []
+    wanted = list(dict.fromkeys(wanted))
+    by_id = {video.id: video for video in manifest.videos}
+    shown: list[dict[str, Any]] = []
+    for name in wanted:
+        entry = _scores(by_id[name], manifest, reader, sets)
+        room -= _size(entry)
+        if room < 0:
+            break
+        shown.append(entry)
+    room = max(0, room) if len(shown) == len(wanted) else 0
+    for entry in shown:
+        pictures = _pictures(by_id[entry["id"]], reader, entry)
+        if pictures is not None and (size := len(pictures["uri"])) <= room:
+            entry["pictures"], room = pictures, room - size
+    called = labels(plan.study)
+    base = plan.study.baseline_of(arm) or arm
+    first = {"arm": called[arm], "baseline": called[base]}
+    return Viewer(
+        {"classes": list(manifest.classes), "runs": runs, "videos": shown, **first},
+        len(shown), len(scored), len(wanted) - len(shown),
+        sum(entry["pictures"] is None for entry in shown),
+        sum(entry["step"] > 1 for entry in shown),
+        sum(len(entry["classes"]) < manifest.num_classes for entry in shown),
+    )  # fmt: skip
+
+
+def _runs(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], list[PredictionSet]]:
+    """Every arm and seed with the places of an ensemble's members, and the predictions."""
+    runs: list[dict[str, Any]] = []
+    sets: list[PredictionSet] = []
+    called = labels(plan.study)
+    for arm in plan.study.arms:
+        predicted = predictions(plan, store, arm.name, "finetuned")
+        for run in plan.of(arm.name):
+            members = run.predict.parents if run.predict.kind == "ensemble" else ()
+            runs.append({
+                "arm": called[arm.name], "seed": run.seed, "id": run.predict.id,
+                "members": [parent.id for parent in members],
+            })  # fmt: skip
+            sets.append(predicted[run.seed])
+    at = {run["id"]: place for place, run in reversed([*enumerate(runs)])}
+    for values in runs:
+        values["members"] = sorted(at[name] for name in values["members"])
+    return runs, sets
+
+
+def _scores(
+    video: Video, manifest: Manifest, reader: FrameReader, sets: Sequence[PredictionSet]
+) -> dict[str, Any]:
+    truth_TK = dense_targets(manifest, video, reader).T
+    scores_RTK = [np.asarray(one[video.id], np.float32) for one in sets]
+    kept = _kept(truth_TK, scores_RTK)
+    step = -(-len(truth_TK) // STEPS)
+    clock = reader.clock(video)
+    return {
+        "id": video.id,
+        "times": [round(float(time), 3) for time in clock.times_T[::step]],
+        "end": round(clock.end, 3),
+        "frames": len(truth_TK),
+        "step": step,
+        "classes": kept,
+        "truth": _text(truth_TK[::step][:, kept].astype(np.uint8)),
+        "scores": [_text(quantised(scores_TK[::step][:, kept])) for scores_TK in scores_RTK],
+        "pictures": None,
+    }
+
+
+def _kept(truth_TK: np.ndarray, scores_RTK: Sequence[np.ndarray]) -> list[int]:
+    """Classes to show: those of the truth, then those that some run scores highest."""
+    top_K = np.max([scores_TK.max(0) for scores_TK in scores_RTK], axis=0)
+    order = sorted(range(len(top_K)), key=lambda k: (not truth_TK[:, k].any(), -top_K[k], k))
+    return sorted(order[:CLASSES])
+
+
+def quantised(scores_TK: np.ndarray) -> np.ndarray:
+    """Probabilities as uint8: nearest of 0/255 … 255/255."""
+    return np.rint(np.clip(scores_TK, 0, 1) * 255).astype(np.uint8)
+
+
+def _text(values_TK: np.ndarray) -> str:
+    """Bytes class by class, in base 64."""
+    return base64.b64encode(np.ascontiguousarray(values_TK.T).tobytes()).decode()
+
+
+def _size(entry: Mapping[str, Any]) -> int:
+    return 200 + len(entry["truth"]) + sum(map(len, entry["scores"]))
+
+
+def _pictures(video: Video, reader: FrameReader, entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Pictures side by side in one JPEG; None for a file that cannot be read."""
+    from PIL import Image
+
+    count = min(THUMBS, entry["frames"])
+    indices = [i * entry["frames"] // count for i in range(count)]
+    try:
+        frames_THWC = reader.read(video, indices)
+    except CorruptVideo:
+        return None
+    small = [Image.fromarray(np.ascontiguousarray(frame)) for frame in frames_THWC]
+    height = min(SIDE, small[0].height)
+    width = max(1, round(small[0].width * height / small[0].height))
+    strip = Image.new("RGB", (width * count, height))
+    for place, picture in enumerate(small):
+        strip.paste(picture.resize((width, height), Image.Resampling.BOX), (place * width, 0))
+    file = io.BytesIO()
+    strip.save(file, "JPEG", quality=QUALITY)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"uri": uri, "count": count, "width": width, "height": height}

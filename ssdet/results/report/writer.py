@@ -1,0 +1,202 @@
+"""The report of a finished study: one HTML page that needs nothing but itself."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from markupsafe import Markup
+
+from ssdet.execution.tuning import SUFFIX, Choice, choices
+from ssdet.results.figures.breakdown import (
+    breakdown,
+    breakdown_header,
+    breakdown_notes,
+    breakdown_rows,
+)
+from ssdet.results.report.costs import costs, of_node
+from ssdet.results.report.images import best_row, pictures
+from ssdet.results.report.page import render
+from ssdet.results.report.plan_drawing import BOX, HEIGHT, draw, nodes
+from ssdet.results.report.sentences import compared, outcomes, warnings
+from ssdet.results.report.stage_entries import labels, run_entries, stage_entries, utc
+from ssdet.results.report.viewer import Viewer, viewer
+from ssdet.results.tables.render import html
+from ssdet.results.tables.result_table import Cell, ResultTable, result_table
+from ssdet.store.base import Store
+from ssdet.studies.graph.audit import audit
+from ssdet.studies.graph.record import record_of
+from ssdet.studies.plan import Plan
+from ssdet.system.console import duration
+
+BREAKDOWN_SCORES = 20_000_000
+"""Most scores of a study whose breakdown is made for the page; beyond it would take minutes."""
+
+
+PLANNED = ("stages", "done", "at_once", "work_seconds", "wall_seconds")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A report, and what did not fit into it."""
+
+    path: Path
+    bytes: int
+    viewer: Viewer
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """An arm as it is beside the arm with its own nuisance knobs; scores in percent."""
+
+    label: str
+    untuned: str
+    tuned: str
+    gain: float
+    choice: Choice | None
+    """None where the store no longer says what was chosen."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """Average precision of one class, in percent; mean over seeds."""
+
+    name: str
+    scores: Mapping[str, float | None]
+    """By label of the arm."""
+
+
+def write_report(
+    plan: Plan,
+    store: Store,
+    path: Path,
+    videos: int = 12,
+    megabytes: float = 4.0,
+    resamples: int | None = None,
+    planned: Path | None = None,
+) -> Written:
+    """Write the page of a finished study: the same store gives the same bytes.
+
+    videos: test videos in the timeline viewer, fewer where the page would grow beyond `megabytes`
+    (10⁶ bytes); its other parts are never cut. planned: what `ssdet plan --json` printed before
+    the run, to be shown beside what it took; by default what a plan left in the store. ValueError
+    where there is no table: see `result_table`.
+    """
+    if videos < 0 or megabytes <= 0:
+        raise ValueError(f"videos={videos}, megabytes={megabytes}: expected 0 or more, above 0")
+    kept = store.estimate(record_of(plan, 0.0).digest)
+    estimate = kept if planned is None else _planned(planned)
+    table = result_table(plan, store, resamples)
+    values = _values(plan, store, table) | {"planned": estimate}
+    best = best_row(table)
+    arm = plan.study.baseline if best is None else best.arm
+    rest = len(render(**values, viewer=viewer(plan, store, arm, 0, 0)).encode())
+    shown = viewer(plan, store, arm, videos, int(1e6 * megabytes) - rest)
+    page = render(**values, viewer=shown).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(page)
+    return Written(path, len(page), shown)
+
+
+def _values(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any]:
+    """What the template shows."""
+    checked = audit(plan, store)
+    boxes = nodes(plan)
+    return {
+        "plan": plan,
+        "table": table,
+        "table_html": _scrolling(html(table)),
+        "compared": compared(plan, table),
+        "outcomes": outcomes(table),
+        "warnings": warnings(plan, table, checked, store),
+        "tuned": _tuned(plan, store, table),
+        "pictures": pictures(plan, store, table),
+        "classes": _classes(plan, store),
+        "breakdown": _breakdown(plan, store, table),
+        "drawing": draw(plan, boxes),
+        "box": (BOX, HEIGHT),
+        "nodes": [(node, of_node(node, store)) for node in boxes],
+        "audit": checked,
+        "labels": labels(plan.study),
+        "costs": costs(plan, store),
+        "runs": run_entries(plan, store),
+        "stages": stage_entries(plan, store),
+        "duration": duration,
+        "utc": utc,
+    }
+
+
+def _planned(path: Path) -> dict[str, Any]:
+    """An earlier plan's costs; ValueError for another file."""
+    try:
+        found = json.loads(path.read_bytes())
+        return {
+            name: float(found[name]) if "seconds" in name else int(found[name]) for name in PLANNED
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: expected what `ssdet plan EXPERIMENT --json` prints ({error!r})"
+        ) from error
+
+
+def _scrolling(figure: str) -> Markup:
+    """The table of a figure in a box that scrolls by itself, as its notes must not."""
+    box = '<div class="scroll" role="region" tabindex="0" aria-label="results">'
+    opened = figure.replace("<table>", f"{box}<table>", 1)
+    return Markup(opened.replace("</table>", "</table></div>", 1))
+
+
+def _tuned(plan: Plan, store: Store, table: ResultTable) -> list[Tuned]:
+    """Arms that have a tuned counterpart in the study."""
+    rows = {row.arm: row for row in table.rows}
+    try:
+        known = {c.arm: c for c in choices(store, plan.study.name.removesuffix("_tuned"))}
+    except FileNotFoundError:
+        known = {}
+    found = []
+    for name, row in rows.items():
+        other = rows.get(f"{name}{SUFFIX}")
+        if other is not None and "finetuned" in row.cells.keys() & other.cells.keys():
+            before, after = row.cells["finetuned"], other.cells["finetuned"]
+            gain = 100 * (after.mean - before.mean)
+            found.append(Tuned(row.label, _score(before), _score(after), gain, known.get(name)))
+    return found
+
+
+def _score(cell: Cell) -> str:
+    return f"{100 * cell.mean:.2f}" + ("" if cell.sd is None else f" ± {100 * cell.sd:.2f}")
+
+
+def _classes(plan: Plan, store: Store) -> list[ClassScore]:
+    """Every class by arm, fine-tuned."""
+    scores: dict[str, list[list[float | None]]] = {}
+    called = labels(plan.study)
+    for arm in plan.study.arms:
+        for run in plan.of(arm.name):
+            result = store.result(run.predict.id) or {}
+            scores.setdefault(called[arm.name], []).append(result["scores"]["test"]["per_class"])
+    return [
+        ClassScore(name, {label: _mean([one[k] for one in of]) for label, of in scores.items()})
+        for k, name in enumerate(plan.study.data.manifests["downstream"].classes)
+    ]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    """In percent; None for a class without a positive."""
+    known = [value for value in values if value is not None]
+    return 100 * fmean(known) if known else None
+
+
+def _breakdown(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any] | None:
+    """Scores in strata of frames, or why they are left out; None where the protocol has none."""
+    scores = len(plan.runs) * table.frames * plan.study.data.manifests["downstream"].num_classes
+    if table.protocol != "dense_map/v1":
+        return None
+    if scores > BREAKDOWN_SCORES:
+        why = f"Left out: for {scores / 1e6:,.0f} million scores it would take long."
+        return {"header": [], "rows": [], "notes": [why]}
+    found = breakdown(plan, store, resamples=table.resamples)
+    header = breakdown_header(found)
+    return {"header": header, "rows": breakdown_rows(found), "notes": breakdown_notes(found)}

@@ -1,0 +1,1 @@
+"""Result tables: numbers, formatting, output formats."""

@@ -1,0 +1,29 @@
+"""The consoles of this package: names are shown as they are, whatever brackets they have."""
+
+from typing import Any
+
+from rich.console import Console
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Between two lines of progress where there is no terminal."""
+
+
+def plain_console(width: int | None = None, **options: Any) -> Console:
+    """A console without rich's markup, emoji codes and highlighting.
+
+    It is as wide as the terminal; elsewhere `width` columns, or as rich finds them. `options` are
+    those of rich's Console, such as `stderr=True`.
+    """
+    plain = {"highlight": False, "markup": False, "emoji": False, **options}
+    out = Console(**plain)
+    return out if width is None or out.is_terminal else Console(width=width, **plain)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45 s, 3 min 20 s or 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,35 @@
+"""Colours, line styles and saving of matplotlib figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssdet.system.text_files import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+"""Told apart by colour-blind readers (Okabe and Ito)."""
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "os^Dv"
+GREY = "#9aa0a8"
+
+
+def save(figure: "Figure", path: Path) -> Path:
+    """Write without date or version, with the one back end that every machine has.
+
+    Text is shown as it is: names with dollar signs are no formulas.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    unwanted = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    if path.suffix not in unwanted:
+        raise ValueError(f"{path}: figures are written as {', '.join(unwanted)}")
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
+    with matplotlib.rc_context({"svg.hashsalt": "ssdet"}):
+        figure.savefig(path, dpi=150, metadata=unwanted[path.suffix])
+    return path

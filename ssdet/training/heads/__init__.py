@@ -1,0 +1,1 @@
+"""Training of heads on stored features and of graph networks on detections."""
