@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from ssdet.data.loading.batches import Batch, batches
 from ssdet.data.loading.clips import ClipRecipe, Clips
 from ssdet.data.loading.frame_rate import Grid
 from ssdet.data.loading.frame_readers import Decoder
-from ssdet.execution.decoding import AHEAD, stream
+from ssdet.execution.decoding import AHEAD, decode_batches
 from ssdet.training import OptimRecipe, TrainRecipe, multigrid
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,9 @@ def assert_equal(found: Batch, expected: Batch) -> None:
 @pytest.mark.parametrize(("start", "rank", "world"), [(0, 0, 1), (3, 1, 2)])
 def test_what_arrives_is_what_one_process_reads(ray_session, clips, start, rank, world) -> None:
     expected = list(batches(clips, 12, start, 8, rank, world))
-    found = list(batches(clips, 12, start, 8, rank, world, decoders=2))
+    found = list(
+        batches(clips, 12, start, 8, rank, world, decode=partial(decode_batches, decoders=2))
+    )
     assert len(found) == len(expected) == 8 - start
     for ours, theirs in zip(found, expected, strict=True):
         assert_equal(ours, theirs)
@@ -57,7 +60,7 @@ def test_multigrid_changes_shapes_as_ever(ray_session, shapes) -> None:
     train = load_manifest("moving_shapes", shapes, split="upstream").split("train")
     clips = Clips(train, Decoder(), RECIPE, seed=3)
     recipe = TrainRecipe("pretrain", clip=RECIPE, multigrid=True, optim=OptimRecipe(10, batch=2))
-    found = list(multigrid.batches(clips, recipe, 3, decoders=2))
+    found = list(multigrid.batches(clips, recipe, 3, decode=partial(decode_batches, decoders=2)))
     assert len({batch.clips_BTHWC.shape for batch in found}) > 2
     for ours, theirs in zip(found, multigrid.batches(clips, recipe, 3), strict=True):
         assert_equal(ours, theirs)
@@ -67,7 +70,7 @@ def test_what_a_task_raises_arrives(ray_session, clips) -> None:
     videos = tuple(replace(video, path=__file__) for video in clips.manifest.videos)
     hopeless = Clips(replace(clips.manifest, videos=videos), Decoder(), RECIPE, 0)
     with pytest.raises(RayTaskError, match="RuntimeError: .*100 videos in a row cannot be read"):
-        next(batches(hopeless, 2, 0, 2, 0, 1, decoders=1))
+        next(batches(hopeless, 2, 0, 2, 0, 1, decode=partial(decode_batches, decoders=1)))
 
 
 class Slow(torch.utils.data.Dataset):
@@ -88,7 +91,7 @@ class Slow(torch.utils.data.Dataset):
 def test_no_more_lies_ahead_than_was_said_and_a_stream_that_is_left_ends(
     ray_session, tmp_path
 ) -> None:
-    found = stream(Slow(tmp_path), ([place] for place in range(100)), 1)
+    found = decode_batches(Slow(tmp_path), ([place] for place in range(100)), 1)
     for place in range(3):
         assert next(found).positions_B.tolist() == [place]
         time.sleep(1)
@@ -101,12 +104,14 @@ def test_no_more_lies_ahead_than_was_said_and_a_stream_that_is_left_ends(
 
 ALONE = """
 import sys
-from ssdet.data.loading.clips import (ClipRecipe, Clips)
+from functools import partial
 from ssdet.data.loading.batches import batches
+from ssdet.data.loading.clips import ClipRecipe, Clips
+from ssdet.execution.decoding import decode_batches
 from ssdet.data.datasets.manifest import Manifest, Video
 clips = Clips(Manifest("few", ("a",), (Video("v", "", "train", label=0),)), None, ClipRecipe(), 0)
 try:
-    batches(clips, 2, 0, 2, 0, 1, decoders=1)
+    batches(clips, 2, 0, 2, 0, 1, decode=partial(decode_batches, decoders=1))
 except ValueError as error:
     sys.exit(str(error))
 """
@@ -128,7 +133,7 @@ from pathlib import Path
 import ray
 import torch
 from ray.cluster_utils import Cluster
-from ssdet.execution.decoding import stream
+from ssdet.execution.decoding import decode_batches
 
 folder = Path(sys.argv[1])
 
@@ -143,7 +148,7 @@ class Numbers(torch.utils.data.Dataset):
 @ray.remote(num_cpus=1, num_gpus=1)
 def train():
     rows = []
-    for batch in stream(Numbers(), ([n, n + 1] for n in range(0, 60, 2)), 2):
+    for batch in decode_batches(Numbers(), ([n, n + 1] for n in range(0, 60, 2)), 2):
         pixels = batch.clips_BTHWC[:, 0, 0, 0, 0].tolist()
         rows.append((batch.positions_B.tolist(), pixels, batch.videos[0]))
         if len(rows) == 5:

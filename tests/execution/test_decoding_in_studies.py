@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.execution.executor import RayExecutor
 from ssdet.execution.session import plan_resources
 from ssdet.execution.workers import WorkerGroup, size_now
 from ssdet.stages.job import Job
@@ -74,7 +75,9 @@ def test_a_team_leaves_room_for_its_decoders_and_goes_on_where_it_was(
         if told[-1] == 2:
             raise Preempted("stopped")
 
-    job = Job(stage, store.uri, study.data, decoders=1, checkpoint_every=0.0)
+    job = Job(
+        stage, store.uri, study.data, executor=RayExecutor(), decoders=1, checkpoint_every=0.0
+    )
     with pytest.raises(Preempted):
         run_stage(job, stop)
     team = replace(job, sizes=(1, 2), worker_resources={"CPU": 0.99})

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.execution.executor import RayExecutor
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
 from ssdet.studies import Arm, Study, augmented
@@ -31,7 +32,7 @@ def test_two_workers_are_one(shapes, ray_session, tmp_path: Path, depth) -> None
     curves, results, states = {}, {}, {}
     for workers in (1, 2):
         job = Job(stage, str(tmp_path / str(workers)), study.data, workers=workers,
-                  worker_resources={"CPU": 0.99})  # fmt: skip
+                  worker_resources={"CPU": 0.99}, executor=RayExecutor())  # fmt: skip
         results[workers] = run_stage(job)
         rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").open()]
         curves[workers] = [row["loss"] for row in rows if "loss" in row]

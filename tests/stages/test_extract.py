@@ -17,6 +17,7 @@ import torch
 from ssdet.cli.__main__ import main
 from ssdet.data.features.shards import FeatureSet
 from ssdet.evaluation import PredictionSet
+from ssdet.execution.executor import RayExecutor
 from ssdet.inference.scoring import passes
 from ssdet.stages.features import (
     StreamJob,
@@ -189,7 +190,9 @@ def test_ray_data_writes_the_same_files(broken, recipe, ray_session, tmp_path) -
     data, name = broken
     stage = StageGraph(data).features(recipe)
     whole = run_stage(Job(stage, str(tmp_path / "one"), data))
-    stream = StreamJob(stage, str(tmp_path / "many"), data, actors=1, decoders=1)
+    stream = StreamJob(
+        stage, str(tmp_path / "many"), data, executor=RayExecutor(), actors=1, decoders=1
+    )
     assert run_stage(stream) == whole and list(whole["unreadable"]) == [name]
     ours = features_of(Store.open(tmp_path / "one"), stage)
     other = FeatureSet.open(stream.folder / FEATURES)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ssdet.evaluation import PredictionSet
+from ssdet.execution.executor import RayExecutor
 from ssdet.results.cleaning import remove_stage
 from ssdet.results.queries.results import Results
 from ssdet.stages import kinds as stages
@@ -111,7 +112,14 @@ def test_workers_on_machines_that_share_no_disk(bucket, on, study, pretraining, 
 
     resources, recipe = {"CPU": 0.99}, pretraining.recipe
     halves = replace(pretraining, recipe=replace(recipe, optim=replace(recipe.optim, batch=16)))
-    job = Job(halves, bucket.uri(), study.data, workers=2, worker_resources=resources)
+    job = Job(
+        halves,
+        bucket.uri(),
+        study.data,
+        workers=2,
+        worker_resources=resources,
+        executor=RayExecutor(),
+    )
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     command = [sys.executable, "-c", AFAR, str(tmp_path / "job"), str(tmp_path / "driver")]
     environment = {**os.environ, "SSDET_CACHE": str(tmp_path / "workers")}
