@@ -21,7 +21,7 @@ from ssdet.training.recipe import ExtractRecipe, ModelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from ssdet.stages.job import Job, Result
-    from ssdet.studies.plan import Stage
+    from ssdet.studies.graph.plan import Stage
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from ssdet.execution.planning.estimate import Estimate, detectable, estimate, ma
 from ssdet.execution.session import Workers
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
+from ssdet.studies.graph.plan import Plan
 from ssdet.studies.graph.record import record_of
-from ssdet.studies.plan import Plan
 from ssdet.system.console import duration
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
 from ssdet.execution.session import Resources
-from ssdet.studies.plan import Plan, stage_titles
+from ssdet.studies.graph.plan import Plan, stage_titles
 from ssdet.system.console import SECONDS_BETWEEN_LINES, duration, plain_console
 
 

@@ -15,8 +15,8 @@ from ssdet.execution.session import Resources, Workers, connect, plan_resources
 from ssdet.store.base import Store, note_error
 from ssdet.studies.data import ROLES, Data, check_decoders
 from ssdet.studies.graph.identity import Stage
+from ssdet.studies.graph.plan import Plan, plan
 from ssdet.studies.graph.record import write_record
-from ssdet.studies.plan import Plan, plan
 from ssdet.studies.study import Study
 from ssdet.training.loop import shares
 from ssdet.training.preemption import Preempted

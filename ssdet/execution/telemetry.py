@@ -11,7 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tensorboardX.summary import scalar
 
-from ssdet.studies.plan import Plan, stage_labels
+from ssdet.studies.graph.plan import Plan, stage_labels
 
 NAMESPACE = "ssdet"
 GAUGES = {

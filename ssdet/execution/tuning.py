@@ -11,7 +11,7 @@ from ssdet.search.space import KNOBS, Search, with_values
 from ssdet.search.trials import SearchResult
 from ssdet.store.base import Store, write_json
 from ssdet.studies.experiment import Change, Experiment
-from ssdet.studies.plan import plan
+from ssdet.studies.graph.plan import plan
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Study
 

@@ -13,7 +13,7 @@ from ssdet.search.trials import SearchResult
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import scored
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 ENOUGH_ARMS = 5
 """With four arms, one order in 24 agrees by chance."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     )
     from ssdet.studies.experiment import Experiment
     from ssdet.studies.graph.identity import Stage
-    from ssdet.studies.plan import (
+    from ssdet.studies.graph.plan import (
         Plan,
         plan,
     )
@@ -70,7 +70,7 @@ attach(
         "ssdet.studies.data": ["Data", "Source", "moving_shapes"],
         "ssdet.studies.experiment": ["Experiment"],
         "ssdet.studies.graph.identity": ["Stage"],
-        "ssdet.studies.plan": ["Plan", "plan"],
+        "ssdet.studies.graph.plan": ["Plan", "plan"],
         "ssdet.studies.presets": ["Preset", "preset"],
         "ssdet.studies.study": ["Arm", "Study", "Table"],
     },

@@ -10,8 +10,8 @@ from typing import Any
 class LazyPackage(ModuleType):
     """A package that imports its public names on first use (PEP 562).
 
-    A submodule that has the name of a public function (`ssdet.studies.plan`) does not replace the
-    function when it is imported: the attribute of the package stays the function.
+    A submodule with the name of a public function (`ssdet.evaluation.average_precision`) does not
+    replace the function when it is imported.
     """
 
     modules: Mapping[str, str]

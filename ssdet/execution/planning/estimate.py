@@ -18,8 +18,8 @@ from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
+from ssdet.studies.graph.plan import Plan
 from ssdet.studies.network_costs import clip_macs, row_width, whole
-from ssdet.studies.plan import Plan
 from ssdet.system.recipe_json import to_json
 from ssdet.training.context import default_device
 from ssdet.training.heads.feature_heads import head

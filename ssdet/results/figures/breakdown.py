@@ -27,7 +27,7 @@ from ssdet.results.tables.formatted import AGAINST, difference_text
 from ssdet.results.tables.render import markdown_text
 from ssdet.results.tables.result_table import READOUTS, Cell, predictions
 from ssdet.store.base import Store
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 from ssdet.studies.study import Study
 from ssdet.system.console import plain_console
 from ssdet.system.text_files import open_text, write_text

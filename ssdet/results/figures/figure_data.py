@@ -11,7 +11,7 @@ from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.result_table import ResultTable
 from ssdet.store.base import Store
 from ssdet.studies.graph.lineage import parts
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 LOGGED = ("loss", "validation")
 KINDS = ("pretrain", "finetune")

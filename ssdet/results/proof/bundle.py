@@ -18,16 +18,15 @@ import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import ssdet
-from ssdet import evaluation
 from ssdet.data.datasets.manifest import Manifest, Video
 from ssdet.data.video.clock import Clock
+from ssdet.evaluation.source import source_digest
 from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.result_table import TEST, result_table, write_csv
 from ssdet.store.base import Store
@@ -125,22 +124,12 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
         "protocol": record.study["protocol"],
         "resamples": table.resamples,
         "ssdet": ssdet.__version__,
-        "scorer": scorer(),
+        "scorer": source_digest(),
         "without_paths": sorted(k for k, v in packed.stages.items() if v != record.stages[k]),
         "predictions": named,
         "members": {name: _described(member) for name, member in sorted(members.items())},
     }
     return _write_zip(out, {"manifest.json": _bytes(manifest), **dict(sorted(members.items()))})
-
-
-@lru_cache(maxsize=1)
-def scorer() -> str:
-    """SHA-256 of the source files that this process scores with, `ssdet/evaluation`."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(str(evaluation.__file__)).parent.glob("*.py")):
-        source = path.read_bytes()
-        digest.update(f"{path.name} {len(source)}\n".encode() + source)
-    return digest.hexdigest()
 
 
 def _stage_members(store: Store, stage: str, private: Sequence[Path]) -> dict[str, bytes | Path]:

@@ -16,7 +16,8 @@ import numpy as np
 
 import ssdet
 from ssdet.evaluation import PredictionSet, dense_map
-from ssdet.results.proof.bundle import FORMAT, StoredTargets, scorer
+from ssdet.evaluation.source import source_digest
+from ssdet.results.proof.bundle import FORMAT, StoredTargets
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.store.base import Store, write_json
 from ssdet.studies.graph.record import parse_record
@@ -208,7 +209,7 @@ def _first_difference(inside: bytes, again: bytes) -> str:
 
 def _warnings(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
-    if manifest["scorer"] != (here := scorer()):
+    if manifest["scorer"] != (here := source_digest()):
         found.append(
             f"the scorer differs: packed with ssdet {manifest['ssdet']}, source "
             f"{manifest['scorer']}; this is ssdet {ssdet.__version__}, source {here}"

@@ -18,7 +18,7 @@ from ssdet.evaluation import dense_map
 from ssdet.evaluation.lazy_rows import frame_labels
 from ssdet.evaluation.protocols.charades_official import OfficialTruth, read_truth
 from ssdet.evaluation.protocols.registry import PROTOCOLS, Material, Reading, score_all, to_json
-from ssdet.results.proof.bundle import scorer
+from ssdet.evaluation.source import source_digest
 from ssdet.results.queries.stage_files import RESCORED, result_digest
 from ssdet.store.base import Store, write_json
 from ssdet.studies.data import Source
@@ -131,7 +131,7 @@ def _keep(store: Store, run: str, name: str, split: str, readings: Sequence[Read
             "format": RESCORED,
             "protocol": name,
             "ssdet": ssdet.__version__,
-            "scorer": scorer(),
+            "scorer": source_digest(),
             "result": result_digest(folder),
         }
         scores = {

@@ -10,7 +10,7 @@ from ssdet.results.report.stage_entries import labels
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
-from ssdet.studies.plan import Plan, Run
+from ssdet.studies.graph.plan import Plan, Run
 
 KINDS = ("pretrain", "finetune", "predict", "probe", "ensemble")
 

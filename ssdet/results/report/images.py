@@ -16,7 +16,7 @@ from ssdet.results.figures.study_figures import (
 from ssdet.results.tables.formatted import difference_text, label_against, p_text
 from ssdet.results.tables.result_table import READOUTS, ResultTable, Row
 from ssdet.store.base import Store
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 
 @dataclass(frozen=True)

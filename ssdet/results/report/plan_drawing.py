@@ -9,7 +9,7 @@ from typing import Any
 from ssdet.results.report.stage_entries import labels
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 from ssdet.system.recipe_json import to_json
 
 LABEL, BOX, COLUMN, HEIGHT, LANE = 200, 158, 196, 24, 30

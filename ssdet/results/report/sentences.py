@@ -9,7 +9,7 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.audit import Audit
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 TRIAL_STEPS = 10
 """A training of so few steps only shows that everything runs."""

@@ -10,7 +10,7 @@ from ssdet.results.tables.result_table import READOUTS
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
-from ssdet.studies.plan import Plan, stage_labels
+from ssdet.studies.graph.plan import Plan, stage_labels
 from ssdet.studies.study import Study
 
 HIDDEN = ("host",)

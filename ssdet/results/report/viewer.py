@@ -15,7 +15,7 @@ from ssdet.evaluation import PredictionSet
 from ssdet.results.report.stage_entries import labels
 from ssdet.results.tables.result_table import predictions
 from ssdet.store.base import Store
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 STEPS = 256
 """Most frames of a video that are shown; of longer ones every n-th."""

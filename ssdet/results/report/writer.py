@@ -27,8 +27,8 @@ from ssdet.results.tables.render import html
 from ssdet.results.tables.result_table import Cell, ResultTable, result_table
 from ssdet.store.base import Store
 from ssdet.studies.graph.audit import audit
+from ssdet.studies.graph.plan import Plan
 from ssdet.studies.graph.record import record_of
-from ssdet.studies.plan import Plan
 from ssdet.system.console import duration
 
 BREAKDOWN_SCORES = 20_000_000

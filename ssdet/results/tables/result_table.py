@@ -24,7 +24,7 @@ from ssdet.inference.scoring import frame_targets
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
-from ssdet.studies.plan import Plan, Run
+from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.system.text_files import open_text
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from ssdet.store.base import Store
 from ssdet.studies.graph.lineage import ancestry, experiment_of, parts
+from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.network_costs import macs, parameter_count
-from ssdet.studies.plan import Plan, Run
 from ssdet.studies.study import Arm, Study
 from ssdet.system.recipe_json import to_json
 

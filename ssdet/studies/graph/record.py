@@ -15,7 +15,7 @@ from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.identity import Stage, recorded_stage, short_hash, stage_id
 from ssdet.studies.graph.lineage import experiment_of
-from ssdet.studies.plan import Plan, Run
+from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.system.recipe_json import from_json
 

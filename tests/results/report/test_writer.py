@@ -27,7 +27,7 @@ from ssdet.store.base import write_json
 from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
 from ssdet.studies.changes import from_checkpoint, lasting
 from ssdet.studies.graph.audit import audit
-from ssdet.studies.plan import Plan
+from ssdet.studies.graph.plan import Plan
 
 
 @dataclass
