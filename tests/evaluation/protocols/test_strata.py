@@ -11,8 +11,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score
 
 from ssdet.data import load_manifest
-from ssdet.evaluation import PredictionSet, PredictionWriter, acts, boundary, dense_map
-from ssdet.evaluation.protocols import strata
+from ssdet.evaluation import PredictionSet, PredictionWriter, acts, boundary, dense_map, strata
 from ssdet.evaluation.protocols.strata import PUBLISHED, StratumView, stratum_masks, stratum_targets
 from ssdet.evaluation.statistics.bootstrap import paired_bootstrap
 
