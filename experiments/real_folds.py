@@ -16,20 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from real_end_to_end import STUDY
 from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve
+from ssdet.cli.experiment_files import load
 from ssdet.cli.streams import standard_streams
 from ssdet.console import plain_console
 from ssdet.evaluation import dense_map, paired_bootstrap
 from ssdet.evaluation.comparison import holm
 from ssdet.results.tables import predictions
-from ssdet.studies import Plan, Store, plan
+from ssdet.studies import Plan, Store, Study, plan
 from ssdet.training.inference import frame_targets
 
 Scores = dict[str, np.ndarray]
+END_TO_END: Study = load("real_end_to_end").STUDY
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def run(options: Folds) -> int:
     for fold in range(options.folds):
         folder = Path(options.store) / "folds"
         annotation = split(Path(options.downstream), fold, options.folds, folder)
-        study = replace(STUDY, name=f"{STUDY.name}_{fold}of{options.folds}")
+        study = replace(END_TO_END, name=f"{END_TO_END.name}_{fold}of{options.folds}")
         one = replace(options, downstream=str(annotation))
         if status := main(study, one, out):
             return status
@@ -121,6 +122,11 @@ def run(options: Folds) -> int:
     return 0
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the folds that the command line asks for; returns the exit status."""
+    return run(tyro.cli(Folds, args=arguments, prog="real_folds.py", description=__doc__))
+
+
 if __name__ == "__main__":
     with standard_streams():
-        sys.exit(run(tyro.cli(Folds)))
+        sys.exit(command())

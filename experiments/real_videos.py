@@ -11,6 +11,7 @@ for 5 seeds, on one core.
 """
 
 import csv
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,6 +346,12 @@ def main(options: Options) -> None:
         write(table, options.out)
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the study with the options of the command line; returns the exit status."""
+    main(tyro.cli(Options, args=arguments, prog="real_videos.py", description=__doc__))
+    return 0
+
+
 if __name__ == "__main__":
     with standard_streams():
-        main(tyro.cli(Options, description=__doc__))
+        sys.exit(command())
