@@ -18,19 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
-from real_end_to_end import STUDY
 from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve
 from ssdet.cli.streams import standard_streams
-from ssdet.studies import Plan, Store, plan
+from ssdet.studies import Plan, Store, Study, plan
 from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
     import numpy as np
 
     Scores = dict[str, np.ndarray]
+
+END_TO_END: Study = load("real_end_to_end").STUDY
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def run(options: Folds) -> int:
     for fold in range(options.folds):
         folder = Path(options.store) / "folds"
         annotation = split(Path(options.downstream), fold, options.folds, folder)
-        study = replace(STUDY, name=f"{STUDY.name}_{fold}of{options.folds}")
+        study = replace(END_TO_END, name=f"{END_TO_END.name}_{fold}of{options.folds}")
         one = replace(options, downstream=str(annotation))
         if status := main(study, one, out):
             return status
@@ -131,6 +132,11 @@ def run(options: Folds) -> int:
     return 0
 
 
+def command(arguments: list[str] | None = None) -> int:
+    """Run the folds that the command line asks for; returns the exit status."""
+    return run(tyro.cli(Folds, args=arguments, prog="real_folds.py", description=__doc__))
+
+
 if __name__ == "__main__":
     with standard_streams():
-        sys.exit(run(tyro.cli(Folds)))
+        sys.exit(command())

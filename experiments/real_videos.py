@@ -10,6 +10,7 @@ scored on that group. docs/real_video.md has the results: some ten minutes for t
 for 5 seeds, on one core.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -51,22 +52,31 @@ class Options:
 def main(options: Options) -> None:
     """Features, heads, table; what is done of the table is written after each group."""
     import torch
-    from feature_heads import cross_validated, material, rows, write
+
+    from ssdet.cli.experiment_files import experiments_folder, load
+
+    heads = load(str(experiments_folder() / "_feature_heads.py"))
 
     torch.set_num_threads(1)
-    data, table = material(options), []
+    data, table = heads.material(options), []
     for group in options.groups:
         runs = {
             arm: [
-                cross_validated(data, options, arm, group, seed)
+                heads.cross_validated(data, options, arm, group, seed)
                 for seed in track(range(options.seeds), f"{group}: {title}")
             ]
             for arm, title in ARMS.items()
         }
-        table += rows(data, group, runs)
-        write(table, options.out)
+        table += heads.rows(data, group, runs)
+        heads.write(table, options.out)
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Run the study with the options of the command line; returns the exit status."""
+    main(tyro.cli(Options, args=arguments, prog="real_videos.py", description=__doc__))
+    return 0
 
 
 if __name__ == "__main__":
     with standard_streams():
-        main(tyro.cli(Options, description=__doc__))
+        sys.exit(command())

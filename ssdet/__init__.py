@@ -6,7 +6,7 @@ Subpackages load when they are first touched, so that ``import ssdet`` costs nex
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PARTS = ("augment", "data", "evaluation", "models", "detection", "results", "studies", "training")
 _NAMES = {"Detector": "ssdet.detection.detector"}

@@ -207,7 +207,8 @@ def test_versions_and_paths_are_those_of_the_project() -> None:
     text = (FOLDER / "kuberay_cluster.yaml").read_text()
     assert f"FROM rayproject/ray:{version[1]}-py311-gpu" in text
     copied = set(re.findall(r"[\w.]+", " ".join(re.findall(r"COPY --chown=ray (.+)", text))))
-    needed = {"ssdet", "experiments", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    needed = {"ssdet", "experiments", "pyproject.toml", "setup.py", "constraints.txt"}
+    needed |= {"README.md", "LICENSE"}
     assert needed <= copied and "--constraint /home/ray/project/constraints.txt" in text
     command = ray_of("kuberay_job")["spec"]["entrypoint"].split()
     assert (ROOT / command[1].removeprefix("/home/ray/project/")).is_file()

@@ -98,7 +98,7 @@ def test_what_is_installed_was_mounted(cluster: Config) -> None:
     project = words[words.index("--editable") + 1]
     mounts = cluster["file_mounts"]
     assert mounts[constraints] == "constraints.txt"
-    needed = ("pyproject.toml", "README.md", "LICENSE", "ssdet", "experiments")
+    needed = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "ssdet", "experiments")
     assert [mounts[f"{project}/{name}"] for name in needed] == list(needed)
 
 

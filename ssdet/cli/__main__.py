@@ -7,8 +7,8 @@ from ssdet.cli.streams import standard_streams
 from ssdet.system.quiet import quiet_dependencies
 
 COMMANDS = {
-    "plan": ("ssdet.cli.study:plan", "what an experiment file would run, and what it costs"),
-    "run": ("ssdet.cli.study:run", "run an experiment file to its table"),
+    "plan": ("ssdet.cli.study:plan", "what an experiment would run, and what it costs"),
+    "run": ("ssdet.cli.study:run", "run an experiment to its table; lists them without a name"),
     "watch": ("ssdet.cli.watch", "a study while it runs: stages, scores so far, time left"),
     "results": ("ssdet.cli.results", "list, show, compare and remove what a store holds"),
     "evaluate": ("ssdet.cli.evaluate", "score predictions under every protocol that applies"),

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
+from ssdet.cli.experiment_files import load, study_of
 from ssdet.cli.streams import standard_streams
-from ssdet.cli.study import load
 from ssdet.system.console import plain_console
 from ssdet.system.quiet import quiet_dependencies
 
@@ -85,7 +85,7 @@ def command(arguments: list[str]) -> int:
             {"ls": ls, "show": show},
             args=arguments,
             prog="ssdet search",
-            description=f"{__doc__} Also: tune EXPERIMENT.py, trust EXPERIMENT.py.",
+            description=f"{__doc__} Also: tune NAME|FILE.py, trust NAME|FILE.py.",
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (ValueError, OSError) as error:
@@ -328,10 +328,11 @@ def check(arguments: list[str]) -> int:
 
 def _from_file(name: str, arguments: list[str], kind: type[Any]) -> tuple[Study, Any, Any]:
     if not arguments or arguments[0].startswith("-"):
-        raise ValueError(f"usage: ssdet search {name} EXPERIMENT.py [options]")
-    module = load(Path(arguments[0]))
+        raise ValueError(f"usage: ssdet search {name} NAME|FILE.py [options]")
+    module = load(arguments[0])
+    study = study_of(module)
     options = tyro.cli(kind, args=arguments[1:], prog=f"ssdet search {name} {arguments[0]}")
-    return module.STUDY, module, options
+    return study, module, options
 
 
 def _store(given: str) -> Store:

@@ -1,54 +1,52 @@
-"""`ssdet plan FILE` and `ssdet run FILE`: an experiment file by its path."""
+"""`ssdet plan` and `ssdet run`: an experiment by its name or the path of its file."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from types import ModuleType
+
+from ssdet.cli.experiment import experiment
+from ssdet.cli.experiment_files import listing, load, study_of
+
+USAGE = "usage: ssdet {} NAME|FILE.py [options] (NAME|FILE.py --help lists the options)"
 
 
 def plan(arguments: list[str]) -> int:
-    """Print the plan of an experiment file."""
-    return _start("plan", arguments, ["--dry-run"])
+    """Print the plan of an experiment."""
+    return _start("plan", arguments)
 
 
 def run(arguments: list[str]) -> int:
-    """Run an experiment file."""
-    return _start("run", arguments, [])
+    """Run an experiment to its table."""
+    return _start("run", arguments)
 
 
-def _start(command: str, arguments: list[str], more: list[str]) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        asked = arguments[:1] in (["-h"], ["--help"])
-        usage = f"usage: ssdet {command} EXPERIMENT.py [options of the file]"
-        print(usage, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
-    from ssdet.cli import experiment
-
+def _start(command: str, arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{USAGE.format(command)}\n\n{listing()}")
+        return 0
+    if arguments[0].startswith("-"):
+        print(USAGE.format(command), file=sys.stderr)
+        return 2
     try:
-        module = load(Path(arguments[0]))
+        return _run(load(arguments[0]), arguments[1:], planned=command == "plan")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    experiment(module.STUDY, [*arguments[1:], *more], getattr(module, "also", None))
+
+
+def _run(module: ModuleType, arguments: list[str], planned: bool) -> int:
+    """Run what a file declares: a STUDY, a SEARCH, or a `command` of its own."""
+    options = [*arguments, "--dry-run"] if planned else arguments
+    if hasattr(module, "SEARCH"):
+        from ssdet.cli.search import search_experiment
+
+        search_experiment(module.SEARCH, options)
+    elif hasattr(module, "STUDY") or not hasattr(module, "command"):
+        experiment(study_of(module), options, getattr(module, "also", None))
+    elif planned:
+        raise ValueError(f"{module.__file__}: declares no STUDY to plan; use `ssdet run`")
+    else:
+        sys.modules[module.__name__] = module  # tyro reads the options' comments from its source
+        return int(module.command(arguments))
     return 0
-
-
-def load(path: Path) -> ModuleType:
-    """An experiment file as a module; ValueError where it declares no study.
-
-    The file is Python and is executed.
-    """
-    from ssdet.studies import Study
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such experiment file")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not isinstance(getattr(module, "STUDY", None), Study):
-        raise ValueError(f"{path}: declares no STUDY (see experiments/ for examples)")
-    return module

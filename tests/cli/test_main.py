@@ -36,7 +36,7 @@ def test_listing_commands_loads_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", ["plan", "run"])
 def test_an_experiment_file_is_asked_for(command, tmp_path, capsys) -> None:
-    assert main([command]) == 2
+    assert main([command, "--seeds"]) == 2
     assert main([command, str(tmp_path / "absent.py")]) == 2
     empty = tmp_path / "empty.py"
     empty.write_text("x = 1\n")
@@ -44,10 +44,10 @@ def test_an_experiment_file_is_asked_for(command, tmp_path, capsys) -> None:
     assert "declares no STUDY" in capsys.readouterr().err
 
 
-def test_the_plan_of_a_file_is_printed(shapes, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("file", ["experiments/ablate_cutmix.py", "ablate_cutmix"])
+def test_the_plan_of_a_file_is_printed(file, shapes, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("ssdet.execution.planning.estimate.STEPS", 2)
     store = str(tmp_path / "store")
-    file = "experiments/ablate_cutmix.py"
     asked = ["--preset", "smoke", "--seeds", "2", "--arms", "det", "--store", store, "--price", "3"]
     with pytest.raises(SystemExit) as end:
         main(["plan", file, *asked, "--json"])
