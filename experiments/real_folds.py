@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve
+from ssdet.cli.experiment_files import load
 from ssdet.cli.streams import standard_streams
 from ssdet.studies import Plan, Store, Study, plan
 from ssdet.system.console import plain_console

@@ -26,7 +26,7 @@ def loaded(name: str) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def study():
-    return loaded("feature_heads")
+    return loaded("_feature_heads")
 
 
 @pytest.fixture(scope="module")
