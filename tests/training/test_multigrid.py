@@ -15,7 +15,6 @@ from ssdet.data import load_manifest
 from ssdet.data.loading.clips import ClipRecipe, Clips
 from ssdet.data.loading.frame_readers import Decoder
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
-from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
 from ssdet.training.loop import share
 from ssdet.training.multigrid import Shape, batches, lr_scale, samples_before, shape_at, shaped
@@ -213,15 +212,6 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, shapes, readout) -> Non
             assert torch.equal(value, cut[part][key]), key
     momenta = [state["optimizer"]["state"][0]["momentum_buffer"] for state in (whole, cut)]
     assert torch.equal(*momenta)
-
-
-def test_recipes_without_it_are_what_they_were() -> None:
-    plain = replace(RECIPE, multigrid=False)
-    assert "multigrid" not in to_json(plain)
-    assert to_json(RECIPE) == {**to_json(plain), "multigrid": True}
-    assert from_json(TrainRecipe, to_json(RECIPE)) == RECIPE
-    with shaped(plain, SubBatchNorm3d(2, splits=3), 0) as now:
-        assert now is plain
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -10,7 +10,6 @@ import torch
 
 from ssdet.data import Manifest, Segment, Video
 from ssdet.data.features.shards import FeatureSet, FeatureWriter
-from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads.feature_heads import (
     HeadBatch,
@@ -181,13 +180,6 @@ def test_videos_without_actions_are_left_out_where_asked(features) -> None:
     with pytest.raises(ValueError, match="none of its videos with features has actions"):
         only = replace(MANIFEST, videos=(bare[1],))
         Stretches(only, features, replace(RECIPE, skip_empty=True))
-
-
-def test_recipes_are_named_as_before_what_they_have_gained() -> None:
-    assert not {"crop", "heat_map", "skip_empty"} & to_json(RECIPE).keys()
-    values = to_json(STRETCHED)
-    assert values["crop"] == 5 and values["heat_map"] == 0.05 and "skip_empty" not in values
-    assert to_json(from_json(HeadRecipe, values)) == values
 
 
 def trained(features: FeatureSet, folder: Path, recipe: HeadRecipe, **context) -> dict:
