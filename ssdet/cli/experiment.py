@@ -171,7 +171,7 @@ def main(
             also(planned, store, out)
         if options.report or options.smoke:
             write_report(planned, store, folder / "report.html")
-        store.share(folder)
+        store.publish_files(folder)
     except (StagesFailed, BudgetSpent, ImportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -217,7 +217,7 @@ def store_of(options: Options) -> Store:
     from ssdet.studies import Store
 
     store = Store.open(options.store)
-    return store.inside("smoke") if options.smoke else store
+    return store.substore("smoke") if options.smoke else store
 
 
 def _hurried(change: Change) -> Change:

@@ -166,7 +166,7 @@ def stage_of(options: Options, data: Data) -> Stage:
     if options.checkpoint:
         return StageGraph(data).features(_foreign(options))
     store = Store.open(options.store)
-    trained = stored_stage(store.local, options.run)
+    trained = stored_stage(store.fetch, options.run)
     while trained.kind not in ("pretrain", "finetune"):
         if len(trained.parents) != 1:
             raise ValueError(f"run {options.run!r} has no network of its own: name one with one")
@@ -176,7 +176,7 @@ def stage_of(options: Options, data: Data) -> Stage:
     if target(options).root == store.root:
         return StageGraph(data).features(ExtractRecipe(predict, options.dtype), trained)
     # Another store does not have the stage: there its weights are a file.
-    path = store.local(trained.id, LAST) / LAST
+    path = store.fetch(trained.id, LAST) / LAST
     fresh = replace(recipe, model=replace(recipe.model, weights=str(path)), clip=predict.clip)
     return StageGraph(data).features(ExtractRecipe(predict, options.dtype, fresh))
 

@@ -48,7 +48,7 @@ def command(arguments: list[str]) -> int:
             options.planned,
         )  # fmt: skip
         if options.out is None:
-            results.store.share(path)
+            results.store.publish_files(path)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -71,7 +71,11 @@ def _open(store: str) -> Results:
 
 
 def _existing(store: str) -> Store:
-    return _open(store).store
+    from ssdet.store.base import Store
+
+    existing = Store.existing(store or _store())
+    existing.refresh()
+    return existing
 
 
 def ls(

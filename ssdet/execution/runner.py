@@ -64,7 +64,7 @@ def run(
     Ray decode for each worker, in place of `loaders`. `dashboard` is for an own Ray, `log` names
     trackers that are told of stages as well: "mlflow", "wandb".
     """
-    store = store if isinstance(store, Store) else Store.open(store)
+    store = Store.open(store)
     planned, asked = plan(study), Workers.of(workers)
     study = planned.study
     check_decoders(study.data, loaders, decoders)

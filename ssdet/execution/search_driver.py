@@ -57,7 +57,7 @@ def run_search(
     belongs to another declaration, data without a validation split, or a cluster that cannot hold
     one trial. `evaluate` takes the place of training.
     """
-    store = store if isinstance(store, Store) else Store.open(store)
+    store = Store.open(store)
     study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
     search = replace(search, base=study.base, data=study.data)
     check_decoders(study.data, loaders, decoders)

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from ssdet.search.space import KNOBS, Search, with_values
 from ssdet.search.trials import SearchResult
-from ssdet.store.base import Store, write_json
+from ssdet.store.base import Store
 from ssdet.studies.experiment import Change, Experiment
 from ssdet.studies.graph.plan import plan
 from ssdet.studies.presets import completed
 from ssdet.studies.study import Arm, Study
+from ssdet.system.safe_files import write_json
 
 SUFFIX = ", tuned"
 
@@ -97,7 +98,7 @@ def tuned(study: Study, store: Store, tuning: Tuning, **how: Any) -> Study:
     result = with_choices(study, {name: choice.params for name, choice in choices.items()})
     path = store.table_folder(result.name) / "tuning.json"
     write_json(path, {"tuning_seed": tuning.seed, "arms": [asdict(c) for c in choices.values()]})
-    store.share(path)
+    store.publish_files(path)
     return result
 
 

@@ -174,7 +174,7 @@ def validations(stage: Stage, store: Store) -> Sequence[float]:
     """Validation scores of a finished training stage in the order of steps, else none."""
     if store.result(stage.id) is None:
         return []
-    log = store.local(stage.id, "metrics.jsonl") / "metrics.jsonl"
+    log = store.fetch(stage.id, "metrics.jsonl") / "metrics.jsonl"
     lines = log.read_text().splitlines()
     values = [json.loads(line) for line in lines]
     found = {v["step"]: float(v["validation"]) for v in values if "validation" in v}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ssdet.search.space import OBJECTIVES, Chain, Search, differences
 from ssdet.search.trials import ENDED, RANKED, SearchResult, Trial, append, read, storage
-from ssdet.store.base import Store, locked, write_json
+from ssdet.store.base import Store
+from ssdet.system.safe_files import write_json
 
 if TYPE_CHECKING:
     import optuna
@@ -64,7 +65,7 @@ class Ledger:
         trial = self.trials[number]
         seconds = time.time() - trial.started
         self.keep(replace(trial, state=state, values=dict(values), error=error, seconds=seconds))
-        self.store.share(self.folder)
+        self.store.publish_files(self.folder)
         return self.trials[number]
 
     def keep(self, trial: Trial) -> None:
@@ -86,17 +87,16 @@ def open_ledger(search: Search, store: Store) -> Iterator[Ledger]:
     """
     import optuna
 
-    folder = store.root / "searches" / search.name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = store.search_folder(search.name)
     try:
-        with locked(folder / "lock", wait=False), store.claim(f"searches-{search.name}"):
+        with store.search_lock(search.name):
             store.refresh()
             _check_declaration(search, folder)
             optuna.logging.set_verbosity(optuna.logging.WARNING)  # else a line for every trial
             ledger = Ledger(search, store, folder)
             _settle(ledger)
             yield ledger
-            store.share(folder)
+            store.publish_files(folder)
     except BlockingIOError as error:
         raise ValueError(
             f"search {search.name!r}: another process is at work on {folder}: wait for it"

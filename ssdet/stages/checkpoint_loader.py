@@ -63,7 +63,7 @@ def load_members(name: Name | Member, store: Name | None = None) -> list[Member]
     text, path = os.fspath(name), Path(name)
     if STAGE_ID.fullmatch(text):
         place = Store.at(store or os.environ.get("SSDET_STORE", "runs"))
-        return _of_stage(text, place.local)
+        return _of_stage(text, place.fetch)
     if path.is_dir():
         beside = path.absolute().parent
         return _of_stage(path.absolute().name, lambda stage, part: beside / stage)

@@ -102,7 +102,7 @@ def predict(job: Job, report: Report) -> Result:
     fitted = job.stage.parents[0]
     recipe: HeadRecipe = fitted.recipe
     store, device = Store.open(job.store), Context(job.folder).device
-    features = FeatureSet.open(store.local(fitted.parents[0].id, FEATURES) / FEATURES)
+    features = FeatureSet.open(store.fetch(fitted.parents[0].id, FEATURES) / FEATURES)
     width = features.shapes[recipe.tensor][0]
     model = head(recipe, width, job.data.manifests["downstream"].num_classes)
     model.load_state_dict(checkpoint.load_weights(job.parent(part=LAST) / LAST))

@@ -93,7 +93,7 @@ class Job:
 
     def parent(self, index: int = 0, part: str = "") -> Path:
         """Folder of a parent stage, with this file or folder of it, or all, on this machine."""
-        return Store.open(self.store).local(self.stage.parents[index].id, part)
+        return Store.open(self.store).fetch(self.stage.parents[index].id, part)
 
 
 def logged(path: Path, report: Report) -> Report:

@@ -25,8 +25,9 @@ from ssdet.stages.job import FEATURES, LAST, Job, Result, logged, with_rungs
 from ssdet.stages.provenance import Attempt, provenance
 from ssdet.stages.scoring import score_splits
 from ssdet.stages.validation import validation_of
-from ssdet.store.base import Store, write_json
+from ssdet.store.base import Store
 from ssdet.studies.graph.identity import FrozenProbe
+from ssdet.system.safe_files import write_json
 from ssdet.training import checkpoint
 from ssdet.training.context import WORKERS_RESULT, Context, Report
 from ssdet.training.heads.probe import extract, fit
@@ -45,20 +46,19 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
     """
     store = Store.open(job.store)
     with store.lock(job.stage.id, wait):
-        for known in (store.result, store.publish):
-            if (result := known(job.stage.id)) is not None:
+        for finished in (store.result, store.retry_finish):
+            if (result := finished(job.stage.id)) is not None:
                 return result
         torch.set_num_threads(job.threads)
-        job.folder.mkdir(parents=True, exist_ok=True)
-        store.resume(job.stage.id)
+        store.begin(job.stage.id)
         write_json(job.folder / "recipe.json", job.stage.identity)
         attempt = begin_attempt(job.folder)
         try:
-            with store.progress(job.stage.id) if job.alone else nullcontext():
+            with store.keep_progress_published(job.stage.id) if job.alone else nullcontext():
                 result = KINDS[job.stage.kind](job, report)
         except Preempted:
-            if job.alone:  # a team has shown its own, and this machine may have an older one
-                store.offer(job.stage.id)
+            if job.alone:  # a team has published its own, and this machine may have an older one
+                store.publish_progress(job.stage.id)
             raise
         teams = result.pop("teams", [job.workers])
         how = {"workers": teams[-1], "threads": job.threads}
@@ -112,8 +112,8 @@ def _train(job: Job, report: Report, role: str) -> Result:
             context = Context(job.folder, report=report, asked=asked)
             return train_worker(context, job, role, initial)
     store = Store.open(job.store)
-    store.offer(job.stage.id)
-    bring = partial(store.resume, job.stage.id, exactly=True)
+    store.publish_progress(job.stage.id)
+    bring = partial(store.fetch_progress, job.stage.id, exactly=True)
     return job.executor.run_workers(job, train_team, job, role, initial, bring=bring)
 
 
@@ -121,7 +121,7 @@ def _fine_weights(job: Job) -> dict[str, Tensor]:
     """The fine stream's weights by their names in a network of two streams, which may keep its last
     layers."""
     maps = next(parent for parent in job.stage.parents if parent.kind == "extract")
-    folder = Store.open(job.store).local(maps.parents[0].id, LAST)
+    folder = Store.open(job.store).fetch(maps.parents[0].id, LAST)
     return {f"fine.{name}": value for name, value in checkpoint.load_weights(folder / LAST).items()}
 
 
@@ -133,8 +133,8 @@ def train_team(
     why where they were asked to stop."""
     store = Store.open(job.store)
     context.folder = job.folder
-    store.resume(job.stage.id, exactly=True)
-    with nullcontext() if context.rank else store.progress(job.stage.id):
+    store.fetch_progress(job.stage.id, exactly=True)
+    with nullcontext() if context.rank else store.keep_progress_published(job.stage.id):
         try:
             result = train_worker(context, job, role, initial)
         except Preempted as error:
@@ -142,7 +142,7 @@ def train_team(
     if context.rank:
         return result
     (context.folder / WORKERS_RESULT).write_text(json.dumps(result))
-    store.offer(job.stage.id)
+    store.publish_progress(job.stage.id)
     return result
 
 

@@ -1,4 +1,4 @@
-"""Leases on stages of a store that several machines share: small files, renewed at work."""
+"""Leases, by which machines that share a remote store keep out of each other's way."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssdet.data.storage.filesystem import Remote, RemoteError
+from ssdet.data.storage.filesystem import Remote, RemoteError, Stamp
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,27 @@ SETTLE = 0.25
 LOOK_AGAIN = 2.0
 
 
+def read_lease(remote: Remote, name: str) -> dict[str, Any]:
+    """Content of a lease's file, empty for a damaged one. FileNotFoundError where there is none."""
+    try:
+        content = json.loads(remote.read(name))
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def is_stale(stamp: Stamp) -> bool:
+    """Whether a lease has not been renewed for so long that its machine is taken for lost."""
+    return time.time() - stamp.mtime_ns / 1e9 > STALE
+
+
 @dataclass
 class Lease:
-    """The right to work on what a file of a remote folder stands for.
+    """The right to work on a stage, or on something else: a small remote file that is renewed.
 
-    It keeps machines out of each other's way, not more: file systems behind pyarrow have no "write
-    if absent", so two that ask at the same moment may both be let in. What they do must stand that.
-    Processes of one machine keep apart by locks: a lease of the own `machine` is of a dead process.
+    File systems behind pyarrow have no "write if absent", so two machines that ask at the same
+    moment may both get the lease; what they do under it must stay whole then. Processes of one
+    machine exclude each other by locks, so a lease of the own `machine` is a dead process's.
     """
 
     remote: Remote
@@ -39,19 +53,18 @@ class Lease:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def holder(self) -> dict[str, Any] | None:
-        """Who else holds it now, None where nobody does."""
+        """The other machine that holds it now (`host`, `machine`, `token`), None without one."""
         try:
-            stamp, found = self.remote.stat(self.name), self._read()
+            stamp, holder = self.remote.stat(self.name), read_lease(self.remote, self.name)
         except FileNotFoundError:
             return None
-        if stamp is None or found.get("machine") == self.machine:
+        if stamp is None or holder.get("machine") == self.machine:
             return None
-        age = time.time() - stamp.mtime_ns / 1e9
-        if age > STALE:
-            host = found.get("host")
-            log.warning("%s: held by %s, %.0f s without a sign of it: free", self.name, host, age)
+        if is_stale(stamp):
+            log.warning("%s: held by %s, which has not renewed it for more than %.0f s: free",
+                        self.name, holder.get("host"), STALE)  # fmt: skip
             return None
-        return found
+        return holder
 
     @contextmanager
     def held(self, wait: bool = True) -> Iterator[None]:
@@ -73,8 +86,10 @@ class Lease:
             if (holder := self.holder()) is None:
                 self._write()
                 time.sleep(SETTLE)
-                if (holder := self._read()).get("token") == self.token:
+                if (holder := self._current()).get("token") == self.token:
                     return
+                if not holder:
+                    continue  # whoever held it before has just removed it
             if not wait:
                 raise BlockingIOError(f"{self.name}: {holder.get('host')} is at work on it")
             time.sleep(LOOK_AGAIN)
@@ -97,17 +112,13 @@ class Lease:
             log.warning("%s: not given back, free in %.0f s: %s", self.name, STALE, error)
 
     def _mine(self) -> bool:
-        try:
-            return bool(self._read().get("token") == self.token)
-        except FileNotFoundError:
-            return False
+        return bool(self._current().get("token") == self.token)
 
-    def _read(self) -> dict[str, Any]:
+    def _current(self) -> dict[str, Any]:
         try:
-            found = json.loads(self.remote.read(self.name))
-        except ValueError:
+            return read_lease(self.remote, self.name)
+        except FileNotFoundError:
             return {}
-        return found if isinstance(found, dict) else {}
 
     def _write(self) -> None:
         who = {"machine": self.machine, "host": platform.node(), "token": self.token}

@@ -1,17 +1,17 @@
-"""Files of a stage in a remote store: kept under names that hold their content's hash, and named by
-a small pointer file that is written last. So a reader sees one whole state or another whole one."""
+"""Files of a stage in a remote store: each under a name with its content's hash, and listed by a
+small pointer file that is written last, so that a reader sees one whole state or another."""
 
 import json
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ssdet.data.storage.filesystem import Remote, RemoteError, checksum, join, walk
+from ssdet.system.safe_files import below, write_bytes
 from ssdet.training.context import WORKERS_RESULT
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ INLINE = 64 << 10
 
 
 @dataclass(frozen=True)
-class Parcel:
+class RemoteFile:
     """One file of a stage."""
 
     size: int
@@ -31,12 +31,16 @@ class Parcel:
     """Its name in the store; empty for a file whose `text` stands here."""
     text: str = ""
 
+    def read(self, remote: Remote) -> bytes:
+        """Content of a small file."""
+        return remote.read(self.key) if self.key else self.text.encode()
+
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a pointer file says."""
+    """Content of a pointer file."""
 
-    files: Mapping[str, Parcel]
+    files: Mapping[str, RemoteFile]
     """By name in the stage's folder."""
     result: Mapping[str, Any] | None = None
     """What the stage reported; None for one that is half done."""
@@ -48,12 +52,14 @@ class Pointer:
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> "Pointer":
-        """ValueError for what is no pointer."""
+        """ValueError for what is no pointer, and for file names that lead out of the folder."""
         try:
             values = json.loads(data)
             if values.pop("format") != FORMAT:
                 raise ValueError("another format")
-            files = {_inside(n): Parcel(**parcel) for n, parcel in values.pop("files").items()}
+            files = {name: RemoteFile(**file) for name, file in values.pop("files").items()}
+            for name in files:
+                below(Path(), name)
             return cls(files, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
@@ -64,58 +70,52 @@ class Pointer:
     @property
     def keys(self) -> set[str]:
         """Names in the store that it needs."""
-        return {parcel.key for parcel in self.files.values() if parcel.key}
+        return {file.key for file in self.files.values() if file.key}
 
 
-def _inside(name: str) -> str:
-    if name.startswith("/") or ".." in name.split("/") or not name:
-        raise ValueError(f"file {name!r} leads out of the folder")
-    return name
-
-
-def of_stage(folder: Path) -> list[str]:
-    """Names of the files of a stage that belong to it for good."""
+def stage_files(folder: Path) -> list[str]:
+    """Names of the files that belong to a finished stage."""
     return [
         n for n, _ in walk(folder) if n not in ("DONE", WORKERS_RESULT) and not n.startswith("ray/")
     ]
 
 
-def of_progress(folder: Path) -> list[str]:
+def progress_files(folder: Path) -> list[str]:
     """Names of the files that another machine needs to go on: checkpoints and notes."""
     names = [name for name, _ in walk(folder) if name != "DONE"]
     return [name for name in names if "/" not in name or name.startswith("checkpoints/")]
 
 
-def pack(remote: Remote, stage_id: str, folder: Path, names: Iterable[str]) -> dict[str, Parcel]:
+def upload(
+    remote: Remote, stage_id: str, folder: Path, names: Iterable[str]
+) -> dict[str, RemoteFile]:
     """Upload files of a stage's folder, but for those that are there already."""
     there = {key: stamp.size for key, stamp in remote.list(f"stages/{stage_id}", deep=True).items()}
-    parcels = {}
+    files = {}
     for name in names:
         with open(folder / name, "rb") as file:  # a file that is replaced meanwhile stays this one
             size, sha = os.fstat(file.fileno()).st_size, checksum(file)
             if "/" not in name and size <= INLINE:
                 file.seek(0)
-                parcels[name] = Parcel(size, sha, text=file.read().decode())
+                files[name] = RemoteFile(size, sha, text=file.read().decode())
                 continue
             key = f"stages/{stage_id}/{name}.{sha[:16]}"
             if there.get(key) != size:
                 remote.push(file, key)
-            parcels[name] = Parcel(size, sha, key)
-    return parcels
+            files[name] = RemoteFile(size, sha, key)
+    return files
 
 
-def unpack(remote: Remote, parcel: Parcel, target: Path) -> None:
+def download(remote: Remote, file: RemoteFile, target: Path) -> None:
     """Write a file of a stage, checked, whole or not at all. FileNotFoundError where it is gone."""
-    if parcel.key:
-        remote.fetch(parcel.key, target, parcel.sha256)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-    work.write_bytes(parcel.text.encode())
-    os.replace(work, target)
+    if file.key:
+        remote.fetch(file.key, target, file.sha256)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, file.text.encode())
 
 
-def read(remote: Remote, name: str) -> Pointer | None:
+def read_pointer(remote: Remote, name: str) -> Pointer | None:
     """A pointer file, None where there is none. ValueError for a damaged one."""
     try:
         return Pointer.parse(remote.read(name), join(remote.uri, name))
@@ -123,14 +123,14 @@ def read(remote: Remote, name: str) -> Pointer | None:
         return None
 
 
-def drop(remote: Remote, keys: Iterable[str]) -> None:
+def delete_files(remote: Remote, keys: Iterable[str]) -> None:
     """Remove files that no pointer names any more."""
     for key in keys:
         remote.delete(key)
 
 
-class Pusher:
-    """Shows the checkpoints of a stage under way to other machines as they are written."""
+class CheckpointUploader:
+    """Uploads the checkpoints of a stage under way as they are written, in a thread of its own."""
 
     LOOK = 0.5
     """Seconds between two looks at the checkpoint."""
@@ -142,8 +142,8 @@ class Pusher:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Pusher":
-        self.look()
+    def __enter__(self) -> "CheckpointUploader":
+        self.read_last()
         self._thread.start()
         return self
 
@@ -157,26 +157,26 @@ class Pusher:
             if (written := self.written()) != tried:
                 tried = written
                 try:
-                    self.push()
+                    self.upload()
                 except RemoteError as error:  # training goes on; the next checkpoint tries again
-                    log.warning("%s: checkpoint not shown to others: %s", self.stage_id, error)
+                    log.warning("%s: checkpoint not uploaded: %s", self.stage_id, error)
 
-    def look(self) -> None:
-        """Take note of what is shown: it goes when there is something newer."""
-        self.last = read(self.remote, self.name) or Pointer({})
+    def read_last(self) -> None:
+        """Note what was uploaded before; it is removed when there is something newer."""
+        self.last = read_pointer(self.remote, self.name) or Pointer({})
 
     def written(self) -> int:
-        """When the checkpoint was written (ns), 0 where there is none."""
+        """When the checkpoint on this machine was written (ns), 0 where there is none."""
         try:
             return (self.folder / "checkpoints" / "last.pt").stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
-    def push(self) -> None:
-        """Show what is there now."""
+    def upload(self) -> None:
+        """Upload what is there now, and remove what was uploaded before."""
         written = self.written()
-        files = pack(self.remote, self.stage_id, self.folder, of_progress(self.folder))
+        files = upload(self.remote, self.stage_id, self.folder, progress_files(self.folder))
         pointer = Pointer(files, mtime_ns=written)
         self.remote.write(self.name, pointer.to_bytes())
         old, self.last = self.last, pointer
-        drop(self.remote, old.keys - pointer.keys)
+        delete_files(self.remote, old.keys - pointer.keys)

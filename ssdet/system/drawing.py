@@ -1,8 +1,9 @@
 """Colours, line styles and saving of matplotlib figures."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ssdet.system.safe_files import replacing
 from ssdet.system.text_files import printable
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def save(figure: "Figure", path: Path) -> Path:
         assert isinstance(text, Text)
         text.set_parse_math(False)
         text.set_text(printable(text.get_text()))
-    with matplotlib.rc_context({"svg.hashsalt": "ssdet"}):
-        figure.savefig(path, dpi=150, metadata=unwanted[path.suffix])
+    with matplotlib.rc_context({"svg.hashsalt": "ssdet"}), replacing(path) as work:
+        how: Any = {"dpi": 150, "metadata": unwanted[path.suffix]}
+        figure.savefig(work, format=path.suffix[1:], **how)
     return path

@@ -12,10 +12,10 @@ from ssdet.cli import watch as shown
 from ssdet.cli.__main__ import main
 from ssdet.results.watching.watch import Watcher
 from ssdet.stages.kinds import begin_attempt
-from ssdet.store.base import write_json
 from ssdet.studies import Arm, Plan, Store, Study, classification, plan, preset
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.graph.record import write_record
+from ssdet.system.safe_files import write_json
 
 STEP = {"step": 120, "steps": 400, "loss": 0.51234, "clips_per_second": 88.4}
 

@@ -109,7 +109,7 @@ def test_a_head_is_trained_and_scored_without_any_video(extracted, data, monkeyp
     features = features_of(store, stage)
     for video in test.videos:
         assert predictions.frames(video.id) == features.frames(video)
-    again = stored_stage(store.local, scored.id)
+    again = stored_stage(store.fetch, scored.id)
     assert again.id == scored.id and again.parents[0].recipe == head.recipe
     assert again.parents[0].parents[0].recipe == stage.recipe
 

@@ -69,11 +69,11 @@ def test_a_finished_stage_is_seen_whole_from_another_machine(bucket, on) -> None
     there.refresh()
     files = {p.name for p in there.folder(STAGE).rglob("*") if p.is_file()}
     assert files == {"DONE", "recipe.json", "metrics.jsonl"}  # the large one when it is read
-    assert there.holds(STAGE, "checkpoints/last.pt") and not there.holds(STAGE, "x")
-    here = there.local(STAGE, "checkpoints/last.pt") / "checkpoints" / "last.pt"
+    assert there.has_file(STAGE, "checkpoints/last.pt") and not there.has_file(STAGE, "x")
+    here = there.fetch(STAGE, "checkpoints/last.pt") / "checkpoints" / "last.pt"
     assert here.read_bytes() == (folder / "checkpoints" / "last.pt").read_bytes()
     asked = len(bucket.proxy.seen)
-    there.local(STAGE)
+    there.fetch(STAGE)
     there.result(STAGE)
     assert len(bucket.proxy.seen) == asked  # nothing is asked twice
 
@@ -134,7 +134,7 @@ def test_another_machine_goes_on_from_the_last_checkpoint(
     on("a")
     assert run_stage(job) == result
     last = "checkpoints/last.pt"  # of another result than what this machine had begun
-    Store.open(job.store).local(pretraining.id, last)
+    Store.open(job.store).fetch(pretraining.id, last)
     assert all(torch.equal(weights(job.folder)[name], theirs[name]) for name in theirs)
 
 
@@ -154,27 +154,27 @@ def test_a_checkpoint_is_the_old_or_the_new_one(bucket, on, monkeypatch) -> None
     store = Store.open(bucket.uri())
     folder = stage_of(store)
     (folder / "checkpoints" / "best.pt").write_bytes(b"best of old")
-    store.offer(STAGE)
+    store.publish_progress(STAGE)
     old = (folder / "checkpoints" / "last.pt").read_bytes()
     (folder / "checkpoints" / "last.pt").write_bytes(os.urandom(200_000))
     new = (folder / "checkpoints" / "last.pt").read_bytes()
     with bucket.proxy.failing("PUT", "last.pt", "cut"), pytest.raises(RemoteError):
-        store.offer(STAGE)  # torn on the way
+        store.publish_progress(STAGE)  # torn on the way
     on("b")
     there = Store.open(bucket.uri())
-    there.resume(STAGE)
+    there.fetch_progress(STAGE)
     assert (there.folder(STAGE) / "checkpoints" / "last.pt").read_bytes() == old
     on("c")
     there = Store.open(bucket.uri())
-    unpack = remote_store.unpack
+    download = remote_store.download
 
     def replaced_meanwhile(*arguments) -> None:
-        monkeypatch.setattr(remote_store, "unpack", unpack)
-        store.offer(STAGE)
-        unpack(*arguments)
+        monkeypatch.setattr(remote_store, "download", download)
+        store.publish_progress(STAGE)
+        download(*arguments)
 
-    monkeypatch.setattr(remote_store, "unpack", replaced_meanwhile)
-    there.resume(STAGE)
+    monkeypatch.setattr(remote_store, "download", replaced_meanwhile)
+    there.fetch_progress(STAGE)
     assert (there.folder(STAGE) / "checkpoints" / "last.pt").read_bytes() == new
     assert len([key for key in bucket.objects("stages") if "last.pt" in key]) == 1
 
@@ -182,11 +182,11 @@ def test_a_checkpoint_is_the_old_or_the_new_one(bucket, on, monkeypatch) -> None
 def test_a_machine_that_is_ahead_keeps_its_own_checkpoint(bucket, on) -> None:
     store = Store.open(bucket.uri())
     folder = stage_of(store)
-    store.offer(STAGE)
+    store.publish_progress(STAGE)
     (folder / "checkpoints" / "last.pt").write_bytes(b"further")
-    store.resume(STAGE)
+    store.fetch_progress(STAGE)
     assert (folder / "checkpoints" / "last.pt").read_bytes() == b"further"
-    store.resume(STAGE, exactly=True)  # several workers go on from what all can see
+    store.fetch_progress(STAGE, exactly=True)  # several workers go on from what all can see
     assert (folder / "checkpoints" / "last.pt").read_bytes() != b"further"
 
 
@@ -195,7 +195,7 @@ def test_a_training_outlives_a_store_that_is_away(bucket, on, study, pretraining
     job = Job(pretraining, bucket.uri(), study.data, checkpoint_every=0)
     with bucket.proxy.failing("PUT", "resume/", "error") as fault:
         result = run_stage(job, lambda now: now["step"] > 4 and wait_for(lambda: fault.met))
-    assert result["steps"] == 8 and "checkpoint not shown" in caplog.text
+    assert result["steps"] == 8 and "checkpoint not uploaded" in caplog.text
     assert bucket.objects("done")
 
 
@@ -258,7 +258,7 @@ def test_a_dead_machine_is_waited_for_not_for_ever(bucket, on, monkeypatch, capl
     monkeypatch.setattr(lease, "STALE", -5.0)
     with b.lock(STAGE, wait=False):
         pass
-    assert "without a sign" in caplog.text
+    assert "not renewed it" in caplog.text
 
 
 def test_a_lease_is_renewed_while_it_is_held(bucket, on, monkeypatch) -> None:
@@ -279,7 +279,7 @@ def test_of_two_that_ran_the_same_the_first_counts_for_both(bucket, on) -> None:
     assert a.finish(STAGE, {"by": "a"}) == {"by": "a"}
     assert b.finish(STAGE, {"by": "b"}) == {"by": "a"}
     for file in ("metrics.jsonl", "checkpoints/last.pt"):
-        assert (b.local(STAGE) / file).read_bytes() == (a.local(STAGE) / file).read_bytes()
+        assert (b.fetch(STAGE) / file).read_bytes() == (a.fetch(STAGE) / file).read_bytes()
     assert b.result(STAGE) == {"by": "a"}
 
 
@@ -292,11 +292,11 @@ def test_damage_is_said_with_a_way_out(bucket, on) -> None:
     on("b")
     there = Store.open(bucket.uri())
     with pytest.raises(RemoteError, match="checksum"):
-        there.local(STAGE)
+        there.fetch(STAGE)
     assert not (there.folder(STAGE) / "checkpoints" / "last.pt").exists()
     bucket.client().delete_object(Bucket=bucket.name, Key=blob)
     with pytest.raises(RemoteError, match="not there any more: restore"):
-        there.local(STAGE)
+        there.fetch(STAGE)
     Remote(bucket.uri()).write(f"done/{STAGE}.json", b'{"format": "ssdet-rem')
     on("c")
     with pytest.raises(ValueError, match=r"is damaged.*ssdet results rm"):
@@ -305,7 +305,7 @@ def test_damage_is_said_with_a_way_out(bucket, on) -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "a/../../evil"])
 def test_a_pointer_does_not_lead_out_of_the_folder(name) -> None:
-    data = pointer.Pointer({name: pointer.Parcel(1, "0", "k")}, {}).to_bytes()
+    data = pointer.Pointer({name: pointer.RemoteFile(1, "0", "k")}, {}).to_bytes()
     with pytest.raises(ValueError, match="leads out"):
         pointer.Pointer.parse(data, "p")
 
@@ -323,12 +323,12 @@ def test_records_tables_and_scores_are_shared(bucket, on, study) -> None:
     write_record(store, plan(study))
     store.keep_estimate("abc", {"stages": 3})
     (store.table_folder("afar") / "table.csv").write_text("1")
-    store.share(store.table_folder("afar"))
+    store.publish_files(store.table_folder("afar"))
     stage_of(store)
     store.finish(STAGE, {})
     (store.folder(STAGE) / "scores").mkdir()
     (store.folder(STAGE) / "scores" / "wap.json").write_text("{}")
-    store.share(store.folder(STAGE) / "scores" / "wap.json")
+    store.publish_files(store.folder(STAGE) / "scores" / "wap.json")
     on("b")
     there = Store.open(bucket.uri())
     there.refresh()
@@ -337,7 +337,7 @@ def test_records_tables_and_scores_are_shared(bucket, on, study) -> None:
     assert (there.root / "tables" / "afar" / "table.csv").read_text() == "1"
     assert (there.folder(STAGE) / "scores" / "wap.json").read_text() == "{}"
     (there.root / "tables" / "afar" / "table.csv").write_text("22")
-    there.share(there.root / "tables" / "afar")
+    there.publish_files(there.root / "tables" / "afar")
     remove_study(there, "afar")
     assert not bucket.objects("studies") and not bucket.objects("tables")
     on("a")
@@ -375,7 +375,7 @@ def test_gc_removes_what_no_pointer_names_and_no_study_needs(bucket, on, monkeyp
     half, other = "pretrain-1111111111111111", f"stages/{STAGE}/x.bin.0123"
     (store.folder(half) / "checkpoints").mkdir(parents=True)
     (store.folder(half) / "checkpoints" / "last.pt").write_bytes(b"1")
-    store.offer(half)
+    store.publish_progress(half)
     Remote(bucket.uri()).write(other, b"of an upload that was interrupted")
     monkeypatch.setattr("ssdet.results.cleaning.STALE", -5.0)
     monkeypatch.setattr("ssdet.results.cleaning._reached", lambda store: {STAGE, half})
@@ -383,7 +383,7 @@ def test_gc_removes_what_no_pointer_names_and_no_study_needs(bucket, on, monkeyp
     there = Store.open(bucket.uri())
     assert [*collect(there, dry_run=True).sizes] == [other] and other in bucket.objects()
     assert [*collect(there).sizes] == [other] and other not in bucket.objects()
-    assert bucket.objects("resume") and there.local(STAGE).is_dir()
+    assert bucket.objects("resume") and there.fetch(STAGE).is_dir()
     monkeypatch.setattr("ssdet.results.cleaning._reached", lambda store: {STAGE})
     assert f"stages/{half}" in collect(there).sizes
     assert not bucket.objects("resume") and not bucket.objects(f"stages/{half}")

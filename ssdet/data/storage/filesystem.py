@@ -270,7 +270,7 @@ def _parts(uri: str) -> tuple[str, str]:
             f"{uri!r}: {scheme}:// is not known, only {', '.join(SCHEMES)}: mount it and give the "
             "folder"
         )
-    if not place:
+    if not place and scheme != "fsspec+file":
         raise ValueError(f"{uri!r}: expected {scheme}://PLACE/PATH (a bucket, a host)")
     if ":" in place.rpartition("@")[0]:
         raise ValueError(

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from ssdet.execution.doctor.findings import Facts, Finding, clock_finding, judge, problem
-from ssdet.execution.doctor.node import Drops, attempt, clock, survey
+from ssdet.execution.doctor.node import attempt, clock, note_name, survey
+from ssdet.store.base import Store
 
 
 def examine(
@@ -22,9 +23,9 @@ def examine(
     Nodes are asked at once, by tasks that need no free CPU; what has not answered after `limit`
     seconds is a finding. Files that were left in the store are removed again.
     """
-    drops, token = Drops(store), f"driver-{uuid.uuid4().hex}"
+    place, token = Store.at(store), f"driver-{uuid.uuid4().hex}"
     me = "driver" if cluster else "this machine"
-    written = attempt(lambda: drops.write(token, token))
+    written = attempt(lambda: place.write_shared(note_name(token), token.encode()))
     here = survey(store, token, data, 0) | ({"store": written} if written else {})
     nodes = _alive() if cluster else {}
     answers = {me: here} | _ask(nodes, (store, token, data), limit)
@@ -32,15 +33,15 @@ def examine(
     for node, answer in answers.items():
         if isinstance(name := answer.get("store"), str):
             lost = {"error": f"the driver does not see what {node} wrote"}
-            same = attempt(partial(drops.read, name)) == token
+            same = attempt(partial(place.read_shared, note_name(name))) == token.encode()
             answer["store"] = "read and written" if same else lost
             seen += [name] if same else []
     found = judge(me, here)
     for node, record in nodes.items():
         found += judge(node, answers[node], here, record["Resources"])
         found += [] if "error" in answers[node] else [_clock(node, record, limit)]
-    cleared = attempt(partial(drops.clear, seen))
-    return [*found, *([] if cleared is None else [problem(me, "store", cleared["error"])])]
+    cleared = [attempt(partial(place.remove_shared, note_name(name))) for name in seen]
+    return [*found, *(problem(me, "store", failed["error"]) for failed in cleared if failed)]
 
 
 def _alive() -> dict[str, Facts]:

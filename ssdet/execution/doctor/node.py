@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 
 import ssdet
 from ssdet.data.storage.cache import cache_folder
-from ssdet.data.storage.filesystem import Remote, is_remote, join, parent
+from ssdet.data.storage.filesystem import Remote, is_remote, parent
 from ssdet.store.base import Store
 from ssdet.system.sockets import ray_folder
 
@@ -119,42 +118,16 @@ def fingerprint(path: str) -> str:
     return f"{told}, first {_print_of(first)}" if first else told
 
 
-class Drops:
-    """Small files in the folder `doctor` of a store, which machines leave for one another."""
-
-    def __init__(self, uri: str) -> None:
-        self.remote = Remote(join(uri, "doctor")) if is_remote(uri) else None
-        self.folder = Path() if self.remote else Store.at(uri).root / "doctor"
-
-    def write(self, name: str, text: str) -> None:
-        """Leave a file."""
-        if self.remote:
-            self.remote.write(name, text.encode())
-        else:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / name).write_text(text)
-
-    def read(self, name: str) -> str:
-        """What somebody left; FileNotFoundError where it is not seen here."""
-        return self.remote.read(name).decode() if self.remote else (self.folder / name).read_text()
-
-    def clear(self, names: Iterable[str]) -> None:
-        """Remove what was left."""
-        for name in names:
-            if self.remote:
-                self.remote.delete(name)
-            else:
-                (self.folder / name).unlink()
-        if not self.remote:
-            with suppress(OSError):  # another doctor is at work
-                self.folder.rmdir()
+def note_name(token: str) -> str:
+    """Name in a store of a small file that machines leave for one another."""
+    return f"doctor/{token}"
 
 
-def _exchange(store: str, token: str) -> str:
-    """Read what the driver left, leave a file of its content; the name of that file."""
-    drops, name = Drops(store), f"node-{uuid.uuid4().hex}"
-    drops.write(name, drops.read(token))
-    return name
+def _exchange(uri: str, token: str) -> str:
+    """Read what the driver left, leave a file of its content; returns that file's token."""
+    store, answer = Store.at(uri), f"node-{uuid.uuid4().hex}"
+    store.write_shared(note_name(answer), store.read_shared(note_name(token)))
+    return answer
 
 
 def attempt(look: Callable[[], Any]) -> Any:

@@ -30,7 +30,7 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.study import Study
 from ssdet.system.console import plain_console
-from ssdet.system.text_files import open_text, write_text
+from ssdet.system.safe_files import text_file, write_text
 
 Sets = Mapping[int, PredictionSet]
 """Predictions by seed."""
@@ -295,7 +295,7 @@ def write_breakdown(table: Breakdown, folder: Path) -> None:
     lines += [_line(row) for row in breakdown_rows(table)]
     lines += ["", *(f"- {markdown_text(note)}" for note in breakdown_notes(table)), ""]
     write_text(folder / "breakdown.md", "\n".join(lines))
-    with open_text(folder / "breakdown.csv") as file:
+    with text_file(folder / "breakdown.csv") as file:
         writer = csv.DictWriter(file, (*COLUMNS, *(["against"] if table.several_baselines else [])))
         writer.writeheader()
         for row in table.rows:

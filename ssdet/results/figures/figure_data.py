@@ -87,7 +87,7 @@ def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
         for run in plan.of(arm.name):
             stages = {n: s for n, s in parts(run.predict).items() if s.kind in KINDS}
             for name, stage in stages.items():
-                log = store.local(stage.id, "metrics.jsonl") / "metrics.jsonl"
+                log = store.fetch(stage.id, "metrics.jsonl") / "metrics.jsonl"
                 if log.is_file():
                     which = name.removesuffix(stage.kind).strip(".")
                     kind = f"{stage.kind}, {which}" if which else stage.kind

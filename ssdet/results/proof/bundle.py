@@ -10,11 +10,9 @@ table. It names no machine and no folder.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
-import uuid
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,6 +29,7 @@ from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.result_table import TEST, result_table, write_csv
 from ssdet.store.base import Store
 from ssdet.studies.graph.record import StudyRecord
+from ssdet.system.safe_files import replacing
 
 if TYPE_CHECKING:
     from ssdet.results.queries.results import Results
@@ -108,7 +107,7 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
     for stage in record.stages:
         members |= _stage_members(store, stage, private)
     ends = [stage for run in record.runs for stage in (run.predict, run.probe) if stage is not None]
-    sets = {stage: store.local(stage, TEST) / TEST for stage in dict.fromkeys(ends)}
+    sets = {stage: store.fetch(stage, TEST) / TEST for stage in dict.fromkeys(ends)}
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "table.csv"
         plan = packed.plan(StoredTargets(targets, classes))
@@ -216,19 +215,14 @@ def _bytes(value: Any) -> bytes:
 
 
 def _write_zip(out: Path, members: Mapping[str, bytes | Path]) -> Path:
-    work = out.with_name(f"{out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with zipfile.ZipFile(work, "w", zipfile.ZIP_STORED) as file:
-            for name, member in members.items():
-                info = zipfile.ZipInfo(name, EPOCH)
-                info.create_system, info.external_attr = 3, 0o644 << 16
-                with file.open(info, "w", force_zip64=True) as sink:
-                    if isinstance(member, bytes):
-                        sink.write(member)
-                    else:
-                        with open(member, "rb") as source:
-                            shutil.copyfileobj(source, sink, 1 << 20)
-        os.replace(work, out)
-    finally:
-        work.unlink(missing_ok=True)
+    with replacing(out) as work, zipfile.ZipFile(work, "w", zipfile.ZIP_STORED) as file:
+        for name, member in members.items():
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.create_system, info.external_attr = 3, 0o644 << 16
+            with file.open(info, "w", force_zip64=True) as sink:
+                if isinstance(member, bytes):
+                    sink.write(member)
+                else:
+                    with open(member, "rb") as source:
+                        shutil.copyfileobj(source, sink, 1 << 20)
     return out

@@ -19,8 +19,9 @@ from ssdet.evaluation import PredictionSet, dense_map
 from ssdet.evaluation.source import source_digest
 from ssdet.results.proof.bundle import FORMAT, StoredTargets
 from ssdet.results.tables.result_table import result_table, write_csv
-from ssdet.store.base import Store, write_json
+from ssdet.store.base import Store
 from ssdet.studies.graph.record import parse_record
+from ssdet.system.safe_files import write_json
 
 STAGE = r"[a-z_]+-[0-9a-f]{16}"
 MEMBER = re.compile(

@@ -150,8 +150,9 @@ class Summaries(Mapping[str, Summary]):
         self._parsed.pop(name, None)
 
 
-def load(root: Path) -> Index:
-    """The store at `root` as it is now; its index is brought up to date where it can be written.
+def load(root: Path, write: bool = True) -> Index:
+    """The store at `root` as it is now; with `write`, its index is brought up to date where it can
+    be written.
 
     Raises FileNotFoundError where there is no folder `stages`.
     """
@@ -161,7 +162,8 @@ def load(root: Path) -> Index:
     plans, lost, damaged = _changed_records(root / "studies", content.records)
     if stages or gone or plans or lost:
         content = _updated(content, stages, gone, plans, lost)
-        index_file.write(root, content)
+        if write:
+            index_file.write(root, content)
         known = Index(content)
     known.faults, known.note = {**faults, **known.odd, **damaged}, note
     return known

@@ -2,8 +2,6 @@
 
 import errno
 import json
-import os
-import uuid
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -16,6 +14,7 @@ from pyarrow import parquet
 
 from ssdet.results.queries.run_frame import COLUMNS
 from ssdet.results.queries.stage_files import Record, Stamp
+from ssdet.system.safe_files import write_bytes
 
 FORMAT = "ssdet-index/2"
 PATTERN = "index-????????.parquet"
@@ -113,14 +112,10 @@ def write(root: Path, content: Content) -> None:
     data = buffer.getbuffer()
     older = set(root.glob(PATTERN))
     path = root / f"index-{zlib.crc32(data):08x}.parquet"
-    work = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        work.write_bytes(data)
-        os.replace(work, path)
+        write_bytes(path, data)
         for other in older - {path}:
             other.unlink(missing_ok=True)
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
-            raise
-        with suppress(OSError):  # the next reader looks at the folders again
-            work.unlink()
+            raise  # else the next reader looks at the folders again

@@ -20,8 +20,9 @@ from ssdet.evaluation.protocols.charades_official import OfficialTruth, read_tru
 from ssdet.evaluation.protocols.registry import PROTOCOLS, Material, Reading, score_all, to_json
 from ssdet.evaluation.source import source_digest
 from ssdet.results.queries.stage_files import RESCORED, result_digest
-from ssdet.store.base import Store, write_json
+from ssdet.store.base import Store
 from ssdet.studies.data import Source
+from ssdet.system.safe_files import make_folder, write_json
 
 if TYPE_CHECKING:
     from ssdet.results.queries.results import Results
@@ -125,8 +126,7 @@ def _check(results: "Results", run: str, split: str, material: Material) -> None
 def _keep(store: Store, run: str, name: str, split: str, readings: Sequence[Reading]) -> None:
     folder = store.folder(run)
     with store.lock(run):
-        path = folder / FOLDER / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = make_folder(store.root, "stages", run, FOLDER) / f"{name}.json"
         head = {
             "format": RESCORED,
             "protocol": name,
@@ -139,7 +139,7 @@ def _keep(store: Store, run: str, name: str, split: str, readings: Sequence[Read
             split: {one.column: to_json(one) for one in readings},
         }
         write_json(path, {**head, "scores": scores})
-        store.share(path)
+        store.publish_files(path)
 
 
 def _of_other_splits(path: Path, head: Mapping[str, str]) -> dict[str, Any]:

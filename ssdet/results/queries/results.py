@@ -112,7 +112,7 @@ class Run:
         from ssdet.evaluation import PredictionSet
 
         part = f"predictions/{split}"
-        return PredictionSet.open(self.results.store.local(self.id, part) / part)
+        return PredictionSet.open(self.results.store.fetch(self.id, part) / part)
 
     def load_model(self) -> nn.Module:
         """The network that scored it, from clips to logits, on the CPU and ready to be evaluated.
@@ -126,7 +126,7 @@ class Run:
         from ssdet.studies.graph.identity import stored_stage
 
         classes = self.predictions(next(iter(self.scores))).classes
-        find = self.results.store.local
+        find = self.results.store.fetch
         return assemble(stored_stage(find, self.id), classes, find)
 
 
@@ -142,9 +142,7 @@ class Results:
     def open(cls, uri: str | os.PathLike[str]) -> Results:
         """See `ssdet.results.open`. Warns of stages and records that cannot be read, and of an
         index that was damaged."""
-        store = Store.at(uri)
-        if not store.exists():
-            raise FileNotFoundError(f"no store in {store.uri}: it has no folder 'stages'")
+        store = Store.existing(uri)
         store.refresh()
         found = index.load(store.root)
         if found.note:
@@ -293,7 +291,7 @@ class Results:
         if not trained or stage.startswith("ensemble-"):
             raise ValueError(f"{stage!r} has no weights of its own")
         part = "checkpoints/last.pt"
-        path = self.store.local(trained[0], part) / part
+        path = self.store.fetch(trained[0], part) / part
         if not path.is_file():
             raise FileNotFoundError(f"{path}: the weights of {stage} are gone")
         return path

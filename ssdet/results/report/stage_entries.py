@@ -101,7 +101,7 @@ def _weights(stage: Stage, store: Store) -> str:
     if stage.kind == "ensemble" or not stage.parents:
         return ""
     parent, file = stage.parents[0].id, "checkpoints/last.pt"
-    return f"stages/{parent}/{file}" + ("" if store.holds(parent, file) else " (gone)")
+    return f"stages/{parent}/{file}" + ("" if store.has_file(parent, file) else " (gone)")
 
 
 def stage_entries(plan: Plan, store: Store) -> list[StageEntry]:

@@ -30,6 +30,7 @@ from ssdet.studies.graph.audit import audit
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.graph.record import record_of
 from ssdet.system.console import duration
+from ssdet.system.safe_files import write_bytes
 
 BREAKDOWN_SCORES = 20_000_000
 """Most scores of a study whose breakdown is made for the page; beyond it would take minutes."""
@@ -96,7 +97,7 @@ def write_report(
     shown = viewer(plan, store, arm, videos, int(1e6 * megabytes) - rest)
     page = render(**values, viewer=shown).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(page)
+    write_bytes(path, page)
     return Written(path, len(page), shown)
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from ssdet.results.tables.formatted import VERDICT, Block, Entry, Line, narrow, sheet
 from ssdet.results.tables.result_table import ResultTable
-from ssdet.system.text_files import write_text
+from ssdet.system.safe_files import write_text
 
 CONSOLE_STYLES = {"best": "bold", "second": "underline", "": ""}
 CODE = re.compile(r"`([^`]+)`")

@@ -26,7 +26,7 @@ from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
 from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.study import Arm, Study, Table
-from ssdet.system.text_files import open_text
+from ssdet.system.safe_files import text_file
 
 READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
 TEST = "predictions/test"
@@ -333,7 +333,7 @@ def _difference(
 def predictions(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, PredictionSet]:
     """Prediction sets of an arm on the test split, by seed; empty without this read-out."""
     return {
-        run.seed: PredictionSet.open(store.local(stage.id, TEST) / TEST)
+        run.seed: PredictionSet.open(store.fetch(stage.id, TEST) / TEST)
         for run in plan.of(arm)
         for name, stage in _ends(run)
         if name == readout
@@ -355,7 +355,7 @@ def write_csv(table: ResultTable, path: Path) -> None:
     baselines has the column `against`.
     """
     header = (*HEADER, "against") if table.several_baselines else HEADER
-    with open_text(path) as file:
+    with text_file(path) as file:
         writer = csv.DictWriter(file, header, lineterminator="\r\n")
         writer.writeheader()
         for row in table.rows:

@@ -11,23 +11,15 @@ Checkpoints, predictions and features are not read, and nothing is written.
 | waiting | | | nothing, or the study was started again since the stage failed |
 """
 
-import fcntl
-import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
-from ssdet.data.storage.filesystem import Stamp
-from ssdet.store.base import Store
-from ssdet.store.leases import STALE
-from ssdet.store.remote import AT_ONCE, RemoteStore
-from ssdet.store.uploads import Parcel, Pointer, read
+from ssdet.store.base import StageElsewhere, Store
 
 UNDER_WAY = ("attempt.json", "metrics.jsonl", "error.txt")
 TAIL = 64 << 10
@@ -36,7 +28,7 @@ TAIL = 64 << 10
 
 @dataclass(frozen=True)
 class Found:
-    """What a store tells of one stage."""
+    """Status of one stage."""
 
     state: str = "waiting"
     files: Mapping[str, bytes] = field(default_factory=dict)
@@ -47,35 +39,36 @@ class Found:
     note: str = ""
 
 
-class Place(Protocol):
-    """Where stages are looked up."""
+class Stages:
+    """Looks up the stages of a store: what this machine has of them, and what others show."""
 
-    def prepare(self, stages: Iterable[str]) -> None:
-        """A new look at these stages begins. OSError where the store cannot be read."""
-
-    def find(self, stage: str, since: float) -> Found:
-        """What is told of a stage of a study that was started last at `since` (epoch seconds)."""
-
-
-def place(store: Store) -> Place:
-    """Where the stages of a store are looked up."""
-    return Afar(store) if isinstance(store, RemoteStore) else Here(store.root)
-
-
-class Here:
-    """Stages in a folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, store: Store) -> None:
+        self._store, self._look = store, store.view_elsewhere()
+        self._elsewhere: Mapping[str, StageElsewhere] = {}
         self._done: dict[str, tuple[int, Found]] = {}
         self._dead: dict[str, int] = {}
 
-    def prepare(self, stages: Iterable[str]) -> None:
-        """A folder is always as it is."""
+    def prepare(self, stages: Collection[str]) -> None:
+        """A new look at these stages begins. OSError where the store cannot be read."""
+        self._elsewhere = self._look(stages)
 
     def find(self, stage: str, since: float) -> Found:
-        """See `Place.find`."""
-        folder = self.root / "stages" / stage
+        """The status of a stage of a study that was started last at `since` (epoch seconds).
+
+        A stage that another machine works on shows that it lives by its lease, and its figures
+        with each checkpoint. Why one failed is known on the machine that ran it only.
+        """
+        other = self._elsewhere.get(stage)
+        if other is not None and other.finished:
+            return Found("failed" if other.fault else "done", other.files, note=other.fault)
+        here = self._here(stage, since)
+        if here.state in ("done", "running", "failed") or other is None:
+            return replace(here, host=platform.node()) if other else here
+        return _of_another_machine(other)
+
+    def _here(self, stage: str, since: float) -> Found:
+        """What the files on this machine show."""
+        folder = self._store.folder(stage)
         if (done := stamp(folder / "DONE")) is not None:
             return self._finished(stage, done)
         began, failed = stamp(folder / "attempt.json") or 0, stamp(folder / "error.txt")
@@ -93,7 +86,7 @@ class Here:
 
     def _works(self, stage: str, began: int) -> bool:
         """Whether a process works on it. An attempt once found dead is not asked about again."""
-        if self._dead.get(stage) != began and held(self.root / "stages" / f"{stage}.lock"):
+        if self._dead.get(stage) != began and self._store.works_here(stage):
             return True
         self._dead[stage] = began
         return False
@@ -101,109 +94,23 @@ class Here:
     def _finished(self, stage: str, done: int) -> Found:
         known = self._done.get(stage)
         if known is None or known[0] != done:
-            folder = self.root / "stages" / stage
+            folder = self._store.folder(stage)
             names = [name for name in ("provenance.json", "DONE") if (folder / name).is_file()]
             files = {name: (folder / name).read_bytes() for name in names}
             known = self._done[stage] = done, Found("done", files, done / 1e9)
         return known[1]
 
 
-class Afar:
-    """Stages of a remote store: what their machines uploaded, and what works on this machine.
-
-    A stage that another machine works on shows that it lives by its lease, and its figures with
-    each checkpoint. Why one failed is known on the machine that ran it only.
-    """
-
-    def __init__(self, store: RemoteStore) -> None:
-        self.remote, self.root, self.here = store.remote, store.root, Here(store.root)
-        self._known: dict[str, tuple[Stamp, Found]] = {}
-        self._leases: dict[str, Stamp] = {}
-
-    def prepare(self, stages: Iterable[str]) -> None:
-        """List what is there, and read what is new of it."""
-        wanted = {f"{folder}/{stage}.json" for stage in stages for folder in ("done", "resume")}
-        listed = self.remote.list("done") | self.remote.list("resume")
-        there = {name: listed[name] for name in wanted & listed.keys()}
-        self._leases = self.remote.list("leases")
-        self._known = {n: known for n, known in self._known.items() if there.get(n) == known[0]}
-        new = sorted(there.keys() - self._known.keys())
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            for name, found in zip(new, pool.map(self._read, new), strict=True):
-                if found is not None:
-                    self._known[name] = there[name], found
-
-    def find(self, stage: str, since: float) -> Found:
-        """See `Place.find`."""
-        if (done := self._known.get(f"done/{stage}.json")) is not None:
-            return done[1]
-        mine = self.here.find(stage, since)
-        if mine.state in ("done", "running", "failed"):
-            return replace(mine, host=platform.node())
-        known = self._known.get(f"resume/{stage}.json")
-        if (lease := self._leases.get(f"leases/{stage}.json")) is not None:
-            return self._leased(stage, lease, known[1] if known else Found())
-        return known[1] if known else mine
-
-    def _leased(self, stage: str, lease: Stamp, shown: Found) -> Found:
-        """A stage that a machine works on, or did when it vanished."""
-        try:
-            holder = json.loads(self.remote.read(f"leases/{stage}.json"))
-            host, machine = str(holder["host"]), holder["machine"]
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            host, machine = "", None
-        seen, me = lease.mtime_ns / 1e9, self.root / "remote" / "machine"
-        # Of this machine, where no process has its lock: a dead one's.
-        own = me.is_file() and me.read_text() == machine
-        state = "gone" if own or time.time() - seen > STALE else "running"
-        note = shown.note or "nothing of it was uploaded yet"
-        return replace(shown, state=state, seen=max(seen, shown.seen or 0.0), host=host, note=note)
-
-    def _read(self, name: str) -> Found | None:
-        """What a pointer tells; None where it is gone by now."""
-        done = name.startswith("done/")
-        try:
-            if (pointer := read(self.remote, name)) is None:
-                return None
-            return _of_done(pointer) if done else self._of_resume(pointer)
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            return Found("failed" if done else "gone", note=str(error))
-
-    def _of_resume(self, pointer: Pointer) -> Found:
-        seen = pointer.mtime_ns / 1e9
-        at = time.strftime("%H:%M:%S", time.localtime(seen))
+def _of_another_machine(other: StageElsewhere) -> Found:
+    """A stage that another machine works on, or did when it vanished."""
+    note = other.fault
+    if not note and other.uploaded is None:
+        note = "nothing of it was uploaded yet"
+    elif not note:
+        at = time.strftime("%H:%M:%S", time.localtime(other.uploaded))
         note = f"as uploaded with the checkpoint of {at}; what came since shows with the next"
-        names = [name for name in ("attempt.json", "metrics.jsonl") if name in pointer.files]
-        files = {name: self._content(pointer.files[name]) for name in names}
-        return Found("gone", files, seen, note=note)
-
-    def _content(self, parcel: Parcel) -> bytes:
-        return self.remote.read(parcel.key) if parcel.key else parcel.text.encode()
-
-
-def _of_done(pointer: Pointer) -> Found:
-    how = pointer.files.get("provenance.json")
-    files = {"provenance.json": how.text.encode()} if how else {}
-    return Found("done", {**files, "DONE": json.dumps(pointer.result).encode()})
-
-
-def held(lock: Path) -> bool:
-    """Whether a process holds a stage's lock.
-
-    The file is left as it is, and nothing waits. The system has no way to merely ask: a lock that
-    is free is taken, shared, for an instant; a process that wants it in that very instant looks
-    again two seconds later.
-    """
-    try:
-        with open(lock, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
+    seen = max(filter(None, (other.seen, other.uploaded)), default=None)
+    return Found("running" if other.working else "gone", other.files, seen, other.host, note)
 
 
 def stamp(path: Path) -> int | None:

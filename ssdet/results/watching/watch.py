@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ssdet.results.watching.stage_status import Found, place, stamp
+from ssdet.results.watching.stage_status import Found, Stages
 from ssdet.store.base import Store
-from ssdet.store.remote import RemoteStore
-from ssdet.studies.graph.record import StudyRecord, parse_record, read_record
+from ssdet.studies.graph.record import StudyRecord, named_record
 
 STATES = ("done", "running", "waiting", "blocked", "gone", "failed")
 """As in `signs`; a blocked stage waits for one that has failed."""
 FIGURES = ("step", "steps", "loss", "clips_per_second", "validation")
 VALIDATED = ("finetune", "fit_head")
 """Kinds of stages whose validation score is what the arm's own will be."""
+RECORD = re.compile(r"studies/[^/]+/[^/]+\.json")
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -118,10 +118,8 @@ class Watcher:
     """
 
     def __init__(self, store: str | os.PathLike[str], study: str = "") -> None:
-        self.store = Store.at(store)
-        if not self.store.exists():
-            raise FileNotFoundError(f"no store in {self.store.uri}: it has no folder 'stages'")
-        self._place = place(self.store)
+        self.store = Store.existing(store)
+        self._stages = Stages(self.store)
         self._records: dict[str, tuple[Any, StudyRecord | str]] = {}
         self.study = study or self._newest("")[0].name
         self._newest(self.study)
@@ -129,11 +127,11 @@ class Watcher:
     def look(self) -> StudyNow:
         """The study now. OSError where the store cannot be read."""
         record, problems = self._newest(self.study)
-        self._place.prepare(record.stages)
+        self._stages.prepare(record.stages)
         stages = _planned(record)
         for name, now in stages.items():
             try:
-                now = _stage(now, self._place.find(name, record.written), problems)
+                now = _stage(now, self._stages.find(name, record.written), problems)
             except OSError as error:
                 problems.append(f"{name} cannot be looked at: {error}")
             needed = (stages[parent].state for parent in record.stages[name]["parents"])
@@ -163,19 +161,12 @@ class Watcher:
 
     def _there(self) -> dict[str, Any]:
         """Names of records, each with a stamp."""
-        if isinstance(self.store, RemoteStore):
-            listed = self.store.remote.list("studies", deep=True)
-            fits = re.compile(r"studies/[^/]+/[^/]+\.json").fullmatch
-            return {name: when for name, when in listed.items() if fits(name)}
-        root = self.store.root
-        paths = sorted(self.store.studies.glob("*/*.json"))
-        return {str(path.relative_to(root)): when for path in paths if (when := stamp(path))}
+        listed = self.store.list_shared("studies")
+        return {name: stamp for name, stamp in listed.items() if RECORD.fullmatch(name)}
 
     def _read(self, name: str) -> StudyRecord | str:
         try:
-            if isinstance(self.store, RemoteStore):
-                return parse_record(self.store.remote.read(name))
-            return read_record(self.store.root / name)
+            return named_record(self.store.read_shared(name), self.store.root / name)
         except (ValueError, FileNotFoundError) as error:
             return f"{name}: {error}"
 

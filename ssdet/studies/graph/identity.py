@@ -30,7 +30,7 @@ SPLITS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """Data set and splits that each kind of stage reads."""
 
 Find = Callable[[str, str], Path]
-"""Folder of a stage by its id, with a file or folder of it; `Store.local` is one."""
+"""Folder of a stage by its id, with a file or folder of it; `Store.fetch` is one."""
 
 
 @dataclass(frozen=True)

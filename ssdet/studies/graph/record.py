@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from ssdet.store.base import STAGE_ID, Store, write_json
+from ssdet.store.base import STAGE_ID, Store
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.identity import Stage, recorded_stage, short_hash, stage_id
@@ -18,6 +18,7 @@ from ssdet.studies.graph.lineage import experiment_of
 from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.system.recipe_json import from_json
+from ssdet.system.safe_files import make_folder, write_json
 
 FORMAT = "ssdet-study/1"
 
@@ -133,10 +134,10 @@ def write_record(store: Store, plan: Plan) -> Path:
     """
     record = record_of(plan, time.time())
     path = folder(store, record.name) / f"{record.digest}.json"
-    with store.guard():
-        path.parent.mkdir(exist_ok=True)
+    with store.recording_lock():
+        make_folder(store.studies, record.name)
         write_json(path, asdict(record))
-        store.share(path)
+        store.publish_files(path)
     return path
 
 
@@ -165,8 +166,13 @@ def read_record(path: Path) -> StudyRecord:
 
     ValueError where it is damaged, of another version, or not what its name says.
     """
+    return named_record(path.read_bytes(), path)
+
+
+def named_record(text: bytes, path: Path) -> StudyRecord:
+    """`read_record` of a file's content."""
     try:
-        record = parse_record(path.read_bytes())
+        record = parse_record(text)
         if (record.name, record.digest) != (path.parent.name, path.stem):
             raise ValueError(f"its content is study {record.name!r}, plan {record.digest}")
     except ValueError as error:

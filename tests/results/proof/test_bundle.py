@@ -20,6 +20,7 @@ from ssdet.results.proof.bundle import write_bundle
 from ssdet.results.proof.verify import verify
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.studies.graph.record import write_record
+from ssdet.system.safe_files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_labels_are_packed_as_bits(made, packed) -> None:
 def test_it_names_no_folder_machine_or_user(finished, tmp_path) -> None:
     store, name = finished.store, finished.id("cls")
     reason = f"cannot open '{store.root}/x y/V1.mp4': /mnt/alice/secret/clip.mp4 is no video"
-    store.finish(name, {**store.result(name), "unreadable": {"V9": reason}})
+    write_json(store.folder(name) / "DONE", {**store.result(name), "unreadable": {"V9": reason}})
     out = write_bundle(results.open(store.root), "ablate_cutmix", tmp_path / "proof.zip")
     data = out.read_bytes()
     for private in (str(tmp_path), str(Path.home()), "alice", "/mnt", "/tmp"):
@@ -124,7 +125,7 @@ def test_equal_predictions_are_packed_once(finished, tmp_path) -> None:
     one, other = (store.folder(finished.id("cls", seed)) / "predictions" for seed in (0, 1))
     shutil.rmtree(other)
     shutil.copytree(one, other)
-    store.finish(finished.id("cls", 1), store.result(finished.id("cls", 0)))
+    write_json(store.folder(finished.id("cls", 1)) / "DONE", store.result(finished.id("cls", 0)))
     out = write_bundle(results.open(store.root), "ablate_cutmix", tmp_path / "proof.zip")
     found = verify(out)
     assert found.holds and (found.runs, found.sets) == (21, 20)

@@ -23,11 +23,11 @@ from ssdet.results.report.sentences import Outcome, compared, outcomes, warnings
 from ssdet.results.report.viewer import quantised, viewer
 from ssdet.results.report.writer import write_report
 from ssdet.results.tables.result_table import result_table
-from ssdet.store.base import write_json
 from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
 from ssdet.studies.changes import from_checkpoint, lasting
 from ssdet.studies.graph.audit import audit
 from ssdet.studies.graph.plan import Plan
+from ssdet.system.safe_files import write_json
 
 
 @dataclass

@@ -20,10 +20,10 @@ from ssdet.results.report.sentences import compared, outcomes
 from ssdet.results.report.writer import write_report
 from ssdet.results.tables.formatted import footnotes, narrow, sheet
 from ssdet.results.tables.result_table import result_table, write_csv
-from ssdet.store.base import write_json
 from ssdet.studies import Arm, Store, Table, plan
 from ssdet.studies.graph.audit import audit
 from ssdet.studies.graph.record import read_record, record_of, write_record
+from ssdet.system.safe_files import write_json
 
 NOISE = {
     "cls": 1.4, "view": 1.2, "pair": 1.0, "cls, tuned": 0.9, "view, tuned": 0.5, "pair, tuned": 0.4

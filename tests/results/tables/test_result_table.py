@@ -12,6 +12,7 @@ from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.formatted import footnotes, sheet
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.studies import Arm, Store, Study, Table, augmented, classification, plan
+from ssdet.system.safe_files import write_json
 
 ARMS = (
     Arm("cls", classification, "classification"),
@@ -120,7 +121,7 @@ def test_protocols_and_coverage_are_not_mixed(made) -> None:
     stage = planned.of("mixup")[1].predict
     score = store.result(stage.id)["scores"]["test"]
     for change in ({"protocol": "dense_map_apmeter/v1"}, {"videos_scored": 7}):
-        store.finish(stage.id, {"scores": {"test": {**score, **change}}})
+        write_json(store.folder(stage.id) / "DONE", {"scores": {"test": {**score, **change}}})
         with pytest.raises(ValueError, match="mixes protocols or coverage.*mixup .seed 1.") as info:
             result_table(planned, store)
         assert "leave some arms out" in str(info.value)
@@ -175,7 +176,9 @@ def test_unreadable_videos_are_named_at_their_arm(made) -> None:
     planned, store = made
     stage = planned.of("cls")[0].predict
     result = store.result(stage.id)
-    store.finish(stage.id, {**result, "unreadable": {"V00001": "no video stream"}})
+    write_json(
+        store.folder(stage.id) / "DONE", {**result, "unreadable": {"V00001": "no video stream"}}
+    )
     table = result_table(planned, store, resamples=50)
     assert table.unreadable == {"V00001": "no video stream"}
     marked = {line.label: line.mark for line in sheet(table).blocks[0].lines}

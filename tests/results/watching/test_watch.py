@@ -14,6 +14,7 @@ from ssdet.results.watching import stage_status as signs
 from ssdet.results.watching.watch import StageNow, StudyNow, Watcher
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import begin_attempt, run_stage
+from ssdet.store import leases as lease
 from ssdet.studies import Arm, Store, Study, classification, plan, preset
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.graph.record import write_record
@@ -205,8 +206,10 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
 def test_a_dead_attempt_is_asked_about_once(finished, monkeypatch) -> None:
     stage = tuned(finished, "view", 2)
     begin(finished, stage)
-    asked, held = [], signs.held
-    monkeypatch.setattr(signs, "held", lambda lock: asked.append(lock) or held(lock))
+    asked, works = [], Store.works_here
+    monkeypatch.setattr(
+        Store, "works_here", lambda store, stage: asked.append(stage) or works(store, stage)
+    )
     watcher = Watcher(finished.store.root)
     for _ in range(3):
         assert of(watcher.look(), stage).state == "gone"
@@ -343,7 +346,7 @@ def test_a_stage_of_another_machine_is_as_its_last_upload(afar, finished) -> Non
         early = watcher.look()
         machine("a")
         (folder / "checkpoints" / "last.pt").write_bytes(b"weights" * 1000)
-        store.offer(stage)
+        store.publish_progress(stage)
         bucket.proxy.seen.clear()
         later = watcher.look()
     seen = [path for method, path, _ in bucket.proxy.seen]
@@ -372,7 +375,7 @@ def test_a_machine_that_vanished_is_not_at_work(afar, monkeypatch) -> None:
     machine("b")
     watcher = Watcher(bucket.uri("runs"))
     assert of(watcher.look(), stage).state == "running"
-    monkeypatch.setattr(signs, "STALE", -60.0)
+    monkeypatch.setattr(lease, "STALE", -60.0)
     assert of(watcher.look(), stage).state == "gone"
 
 

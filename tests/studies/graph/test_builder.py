@@ -222,4 +222,4 @@ def test_a_trial_scores_the_network_of_the_arm(searched, store: Store, name: str
     compared = [metrics for metrics in reports if "rung" in metrics]
     assert [m["rung"] for m in compared] == [*range(1, compared[0]["rungs"] + 1)]
     assert compared[-1]["map"] == last["validation"]
-    assert stored_stage(store.local, end.id).identity == end.identity
+    assert stored_stage(store.fetch, end.id).identity == end.identity
