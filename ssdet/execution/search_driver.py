@@ -14,14 +14,14 @@ from ray import tune
 
 from ssdet.execution.executor import RayExecutor
 from ssdet.execution.runner import TRAINING, fill_caches, hush, members
-from ssdet.execution.searcher import Proposals, Stopping
+from ssdet.execution.searcher import OptunaSearcher, PrunerScheduler
 from ssdet.execution.session import Resources, connect, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
-from ssdet.search.ledger import Ledger, open_ledger
 from ssdet.search.progress import Lines
+from ssdet.search.search_study import SearchStudy, open_study
 from ssdet.search.space import Chain, Search
 from ssdet.search.trials import SearchResult
-from ssdet.stages.job import Job
+from ssdet.stages.job import Job, with_rungs
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
 from ssdet.studies.data import Data, check_decoders
@@ -51,11 +51,12 @@ def run_search(
 ) -> SearchResult:
     """Bring a search to its number of trials, and return what it found.
 
-    The same call after a crash goes on: trials that ended are kept, those that were under way are
-    failed in Optuna and their values tried again, which finds their stages where they stopped. A
-    trial that fails is recorded and counted, and stops no other. Raises ValueError for a name that
-    belongs to another declaration, data without a validation split, or a cluster that cannot hold
-    one trial. `evaluate` takes the place of training.
+    The same call after a crash goes on: trials that ended are kept, those that were under way run
+    again under their numbers, and find their stages where they stopped. The same call while
+    another one runs shares the search, and ends when all trials have; of a remote store ValueError
+    is raised instead. A trial that fails is recorded and counted, and stops no other. Raises
+    ValueError for a name that belongs to another declaration, data without a validation split, or a
+    cluster that cannot hold one trial. `evaluate` takes the place of training.
     """
     store = Store.open(store)
     study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
@@ -66,10 +67,10 @@ def run_search(
             f"search {search.name!r}: the untrimmed videos have no validation split ('val') to "
             "score trials on: give some of the training videos that split"
         )
-    with open_ledger(search, store) as ledger:
-        lines = Lines(search, ledger.trials)
-        if ledger.left <= 0:
-            return ledger.result()
+    with open_study(search, store) as record:
+        lines = Lines(search, record.result().trials)
+        if record.left <= 0:
+            return record.result()
         if evaluate is None:
             fill_caches(search.data, lines.count)
         with connect(address) as session:
@@ -78,16 +79,16 @@ def run_search(
                 workers, gpus_per_worker, concurrent, cluster=cluster, decoders=decoders
             )
             lines.start(session.summary(), resources.concurrent)
-            means = Means(
+            settings = TrialSettings(
                 store.uri, search.data, resources, loaders, checkpoint_every,
                 "macs" in search.objectives,
             )  # fmt: skip
-            _fit(search, ledger, resources, evaluate or partial(run_chain, means), lines)
-        return ledger.result()
+            _fit(record, resources, evaluate or partial(run_chain, settings), lines)
+        return record.result()
 
 
 @dataclass(frozen=True)
-class Means:
+class TrialSettings:
     """How trials run their stages."""
 
     store: str
@@ -96,38 +97,62 @@ class Means:
     loaders: int
     checkpoint_every: float
     macs: bool
+    """Whether multiply-adds are an objective."""
 
 
-def run_chain(means: Means, stages: Chain, report: Report) -> dict[str, Any]:
+def run_chain(settings: TrialSettings, stages: Chain, report: Report) -> dict[str, Any]:
     """Run the stages of a trial, or take what the store has of them, and return its values.
 
     A training that diverged has mAP 0, the worst there is, so that the sampler keeps away.
     """
-    costs = cost(means, stages)
+    costs = cost(settings, stages)
     try:
-        return {"map": _map(means, stages, report), **costs}
+        return {"map": _map(settings, stages, report), **costs}
     except FloatingPointError as error:
         return {"map": 0.0, **costs, "diverged": str(error)}
 
 
-def _map(means: Means, stages: Chain, report: Report) -> float:
+def _map(settings: TrialSettings, stages: Chain, report: Report) -> float:
     result: dict[str, Any] = {}
+    report = each_validation_once(report)
     last = scored(stages.stages[-1])
     for stage in stages.stages:
         training = stage.kind in TRAINING
         job = Job(
             stage,
-            means.store,
-            means.data,
-            **members(stage, means.resources),
-            loaders=means.loaders,
-            checkpoint_every=means.checkpoint_every,
+            settings.store,
+            settings.data,
+            **members(stage, settings.resources),
+            loaders=settings.loaders,
+            checkpoint_every=settings.checkpoint_every,
             executor=RayExecutor(),
             ranked=stage.id == last.id,
         )
-        alone = training or not means.resources.drives
+        alone = training or not settings.resources.drives
+        report_validations(job, report)
         result = run_stage(job, report) if alone else _elsewhere(job)
+        report_validations(job, report)
     return float(result["scores"]["val"]["value"])
+
+
+def report_validations(job: Job, report: Report) -> None:
+    """Report the validations that the store has of a training by which trials are compared: those
+    before a kill, which the search may not have seen, and those of a stage that was done before."""
+    if job.ranked:
+        for step, score in Store.open(job.store).validations(job.stage.id).items():
+            with_rungs(job, report)({"step": step, "validation": score})
+
+
+def each_validation_once(report: Report) -> Report:
+    """A report that leaves out validations (`rung`) that it has reported already."""
+    reported: set[float] = set()
+
+    def once(metrics: Mapping[str, float]) -> None:
+        if metrics.get("rung") not in reported:
+            report(metrics)
+        reported.update([metrics["rung"]] if "rung" in metrics else [])
+
+    return once
 
 
 def _elsewhere(job: Job) -> dict[str, Any]:
@@ -142,12 +167,12 @@ def _elsewhere(job: Job) -> dict[str, Any]:
     return get(task.remote(job))
 
 
-def cost(means: Means, stages: Chain) -> dict[str, float]:
+def cost(settings: TrialSettings, stages: Chain) -> dict[str, float]:
     """Multiply-adds of all that scores a clip, where they are an objective."""
-    experiment = experiment_of(stages.stages[-1]) if means.macs else None
+    experiment = experiment_of(stages.stages[-1]) if settings.macs else None
     if experiment is None:
         return {}
-    return {"macs": float(macs(experiment, means.data.manifests["downstream"].num_classes))}
+    return {"macs": float(macs(experiment, settings.data.manifests["downstream"].num_classes))}
 
 
 def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
@@ -173,25 +198,18 @@ def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
         tune.report({"finished": True, **values})
 
 
-def _fit(
-    search: Search,
-    ledger: Ledger,
-    resources: Resources,
-    evaluate: Evaluate,
-    lines: Lines,
-) -> None:
+def _fit(record: SearchStudy, resources: Resources, evaluate: Evaluate, lines: Lines) -> None:
     hush(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
-    proposals = Proposals(search, ledger)
+    searcher = OptunaSearcher(record, lines)
     asked = tune.PlacementGroupFactory([resources.trial])
     # Tune's notes for a resume that is never asked for; a killed driver leaves its own.
-    notes = ledger.folder / "ray"
-    shutil.rmtree(notes, ignore_errors=True)
+    notes = record.folder / "drivers" / record.driver
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trial, evaluate=evaluate), asked),
         tune_config=tune.TuneConfig(
-            search_alg=proposals,
-            scheduler=Stopping(proposals),
-            num_samples=ledger.left,
+            search_alg=searcher,
+            scheduler=PrunerScheduler(searcher),
+            num_samples=-1,  # the searcher says when it is finished
             max_concurrent_trials=resources.concurrent,
             # A trial that only drives workers is not at an end before they are.
             reuse_actors=not resources.drives,
@@ -200,7 +218,7 @@ def _fit(
             name=uuid.uuid4().hex,
             storage_path=str(notes),
             failure_config=tune.FailureConfig(max_failures=3),
-            callbacks=[Told(lines), PreemptionRetries(lines.line)],
+            callbacks=[SearchProgressCallback(searcher, lines), PreemptionRetries(lines.line)],
             verbose=0,
         ),
     )
@@ -208,16 +226,17 @@ def _fit(
         warnings.filterwarnings("ignore", module="optuna")
         tuner.fit()
     shutil.rmtree(notes, ignore_errors=True)
+    lines.ended(record.result().trials)
     lines.stop()
-    if ledger.left > 0:
+    if record.left > 0:
         raise KeyboardInterrupt  # Tune stops quietly
 
 
-class Told(tune.Callback):
-    """Tells the user what trials report."""
+class SearchProgressCallback(tune.Callback):
+    """Shows the user the steps of training that trials report."""
 
-    def __init__(self, lines: Lines) -> None:
-        self.lines = lines
+    def __init__(self, searcher: OptunaSearcher, lines: Lines) -> None:
+        self.searcher, self.lines = searcher, lines
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks to a file for restoring, which is never done."""
@@ -226,15 +245,6 @@ class Told(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
-        """A trial reported a step; others may have ended."""
-        self.lines.ended()
-        if "loss" in result:
-            self.lines.step(trial.trial_id, result)
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial ended."""
-        self.lines.ended()
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial's process died for good."""
-        self.lines.ended()
+        """A trial reported, perhaps a step."""
+        if "loss" in result and trial.trial_id in self.searcher.trials:
+            self.lines.step(self.searcher.trials[trial.trial_id].number, result)

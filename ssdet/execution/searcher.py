@@ -1,142 +1,122 @@
-"""Optuna's sampler and pruner for searches: suggested parameters, early stopping."""
+"""Optuna as Ray Tune's searcher and scheduler: proposed trials, early stopping."""
 
 import math
+import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
-from ray.tune.result import TRAINING_ITERATION
+from optuna import Trial
+from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
-from ssdet.data.loading.sampling import generator_for
-from ssdet.search.ledger import Ledger
-from ssdet.search.space import OBJECTIVES, Chain, Search, chain
+from ssdet.search.progress import Lines
+from ssdet.search.search_study import SearchStudy
+from ssdet.search.space import Chain, chain
+
+LOOK_AGAIN = 2.0
+"""Seconds between two looks at trials that other drivers run."""
 
 
-class Proposals(OptunaSearch):
-    """OptunaSearch that keeps a ledger, tells Optuna of pruned and failed trials as such, and
-    never leaves a trial open because its value is not a number."""
+class OptunaSearcher(Searcher):
+    """Proposes the trials of an Optuna study and records in it what becomes of them.
 
-    def __init__(self, search: Search, ledger: Ledger) -> None:
-        modes = [OBJECTIVES[name] for name in search.objectives]
-        single = len(modes) == 1
-        self.search, self.ledger = search, ledger
-        self.names: Any = search.objectives[0] if single else list(search.objectives)
-        self.asked: dict[str, Any] = {}
+    Ray's `OptunaSearch` records a trial that was stopped early as complete or not at all, has none
+    of two objectives' validations, and cannot share a study. `lines` are told of trials that end.
+    """
+
+    def __init__(self, record: SearchStudy, lines: Lines | None = None) -> None:
+        super().__init__()
+        self.record, self.search, self.lines = record, record.search, lines
+        self.trials: dict[str, Trial] = {}
+        """Optuna trials that run, by Ray trial."""
         self.pruned: set[str] = set()
-        self.stages = partial(chain, data=search.data)
-        super().__init__(
-            self._propose,
-            metric=self.names,
-            mode=modes[0] if single else modes,
-            sampler=_sampler(search.seed, len(ledger.study.trials)),
-            study_name=search.name,
-            storage=ledger.storage,
-        )
-
-    def _propose(self, asked: Any) -> dict[str, Any]:
-        found, error = Chain(()), ""
-        try:
-            found = self.stages(self.search.experiment(asked))
-        except Exception as reason:  # the space is the user's code: this trial fails, not the rest
-            error = f"{type(reason).__name__}: {reason}"
-        asked.set_user_attr("stages", found.ids)
-        return {"chain": found, "error": error, "asked": asked}
+        self._next_look = 0.0
 
     def suggest(self, trial_id: str) -> Any:
-        """Next trial's stages; a trial is in the ledger before it runs."""
-        proposed = super().suggest(trial_id) or {}
-        asked = self.asked[trial_id] = proposed["asked"]
-        asked.set_user_attr("ray_trial", trial_id)
-        self.ledger.begin(asked.number, asked.params, proposed["chain"], trial_id)
-        return {key: proposed[key] for key in ("chain", "error")}
+        """The next trial's stages; None while all that is left is run by others."""
+        if time.monotonic() < self._next_look:
+            return None
+        trial = self.record.ask()
+        if trial is None:
+            self._next_look = time.monotonic() + LOOK_AGAIN
+            return None if self.record.left > 0 else Searcher.FINISHED
+        self.trials[trial_id] = trial
+        proposed, error = Chain(()), ""
+        try:
+            proposed = chain(self.search.experiment(trial), self.search.data)
+        except Exception as reason:  # the space is the user's code: this trial fails, not the rest
+            error = f"{type(reason).__name__}: {reason}"
+        trial.set_user_attr("stages", proposed.ids)
+        trial.set_user_attr("ray_trial", trial_id)
+        return {"chain": proposed, "error": error}
 
-    def stops(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Take note of a validation's mAP; whether the trial is to be stopped for it."""
-        number, rung, value = self.asked[trial_id].number, result["rung"], result["map"]
-        if not math.isfinite(value) or not self.ledger.rung(number, rung, value):
+    def should_stop(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Record a validation's mAP; whether the trial is to be stopped for it."""
+        trial, rung, value = self.trials[trial_id], result["rung"], result["map"]
+        if not math.isfinite(value):
             return False
-        super().on_trial_result(trial_id, {"map": value, TRAINING_ITERATION: rung})
-        study = self.ledger.study
-        if rung >= result["rungs"] or self.search.scheduler is None:
-            return False  # nothing is left to be saved
-        known = study.get_trials(deepcopy=False)[number]
-        if study.pruner.prune(study, known):
+        self.record.report(trial, rung, value)
+        last = rung >= result["rungs"]  # nothing is left to be saved
+        if last or self.search.scheduler is None or rung <= trial.user_attrs.get("passed", 0):
+            return False
+        if self.record.should_prune(trial):
             self.pruned.add(trial_id)
-        return trial_id in self.pruned
+            return True
+        trial.set_user_attr("passed", rung)
+        return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: `stops` has seen it."""
+        """Nothing: the scheduler has seen it."""
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """A trial ended; one that somebody stopped from outside stays open for the next call."""
-        state, values, reason = self._outcome(trial_id, result or {}, error)
-        if trial_id not in self.asked or not state:
+        state, values, notes = self._outcome(trial_id, result or {}, error)
+        if trial_id not in self.trials or state is None:
             return
-        asked = self.asked.pop(trial_id)
-        asked.set_user_attr("state", state)
-        if reason:
-            asked.set_user_attr("error", reason)
-        self.ledger.end(asked.number, state, values, reason)
-        super().on_trial_complete(trial_id, dict(values) or None, error=state == "failed")
+        self.record.end(self.trials.pop(trial_id), state, values, **notes)
+        self._next_look = 0.0
+        if self.lines is not None:
+            self.lines.ended(self.record.result().trials)
 
     def _outcome(
         self, trial_id: str, result: Mapping[str, Any], error: bool
-    ) -> tuple[str, dict[str, float], str]:
-        """State, values and reason."""
+    ) -> tuple[TrialState | None, list[float] | None, dict[str, str]]:
+        """State, values of the objectives, and why it failed or diverged."""
         if trial_id in self.pruned:
-            return "pruned", {}, ""
+            return TrialState.PRUNED, None, {}
         if error or "error" in result:
-            return "failed", {}, result.get("error", "its process died again and again")
+            reason = result.get("error", "its process died again and again")
+            return TrialState.FAIL, None, {"error": reason}
         if "finished" not in result:
-            return "", {}, ""
+            return None, None, {}
         values = {name: float(result.get(name, math.nan)) for name in self.search.objectives}
         if bad := [f"{name} is {v}" for name, v in values.items() if not math.isfinite(v)]:
-            return "failed", {}, f"{', '.join(bad)}: expected a number"
-        return (
-            "diverged" if "diverged" in result else "complete",
-            values,
-            result.get("diverged", ""),
-        )
+            return TrialState.FAIL, None, {"error": f"{', '.join(bad)}: expected a number"}
+        notes = {"diverged": result["diverged"]} if "diverged" in result else {}
+        return TrialState.COMPLETE, list(values.values()), notes
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its searcher to a file for restoring, which is never done."""
+        return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the ledger has it."""
+        """Nothing to keep: Optuna has it."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: a search is resumed from its ledger."""
+        """Never called: a search is resumed from its Optuna study."""
 
 
-class Stopping(FIFOScheduler):
-    """Stops a trial at a validation where the search's rule says so."""
+class PrunerScheduler(FIFOScheduler):
+    """Stops a trial at a validation where the study's pruner says so."""
 
-    def __init__(self, proposals: Proposals) -> None:
+    def __init__(self, searcher: OptunaSearcher) -> None:
         super().__init__()
-        self.proposals = proposals
+        self.searcher = searcher
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """STOP or CONTINUE; the stage that is stopped keeps its checkpoint."""
-        stop = "rung" in result and self.proposals.stops(trial.trial_id, result)
+        stop = "rung" in result and self.searcher.should_stop(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
-
-
-def from_tune(name: str, domain: Any) -> Any:
-    """Optuna's distribution for one of Tune; ValueError for a grid or a value."""
-    grid = isinstance(domain, Mapping) and "grid_search" in domain
-    found = {} if grid else OptunaSearch.convert_search_space({name: domain})
-    if name not in found:
-        raise ValueError(
-            f"space: {name!r} is {domain!r}: expected a distribution of Optuna or of Ray Tune, or "
-            "a sequence of choices; a grid is a study with an arm for each of its cells"
-        )
-    return found[name]
-
-
-def _sampler(seed: int, known: int) -> Any:
-    """A seed of its own for every start: the first draws of a resumed search would else be those
-    of its first trials again."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(seed=generator_for(seed, "search", known).initial_seed() % 2**32)

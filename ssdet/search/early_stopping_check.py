@@ -1,6 +1,5 @@
 """Check of early stopping: whether short schedules rank arms as full ones do."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -166,19 +165,13 @@ def trust_of_search(result: SearchResult) -> Trust:
     ValueError where no trial has finished with two validations.
     """
     done = {str(t.number): t for t in result.ranked() if len(t.rungs) > 1}
-    first = {name: t.rungs[min(t.rungs, key=int)] for name, t in done.items()}
+    first = {name: t.rungs[min(t.rungs)] for name, t in done.items()}
     return trust(first, {name: t.values["map"] for name, t in done.items()})
 
 
 def validations(stage: Stage, store: Store) -> Sequence[float]:
     """Validation scores of a finished training stage in the order of steps, else none."""
-    if store.result(stage.id) is None:
-        return []
-    log = store.fetch(stage.id, "metrics.jsonl") / "metrics.jsonl"
-    lines = log.read_text().splitlines()
-    values = [json.loads(line) for line in lines]
-    found = {v["step"]: float(v["validation"]) for v in values if "validation" in v}
-    return [found[step] for step in sorted(found)]
+    return [] if store.result(stage.id) is None else list(store.validations(stage.id).values())
 
 
 def scores(plan: Plan, store: Store) -> dict[str, float]:

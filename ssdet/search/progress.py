@@ -1,7 +1,7 @@
 """Console output of a search: one line for each trial that ends."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -15,12 +15,12 @@ class Lines:
     """Plain lines on stderr: trials that end, and now and then a step of one that runs."""
 
     def __init__(
-        self, search: Search, trials: Mapping[int, Trial], console: Console | None = None
+        self, search: Search, trials: Iterable[Trial], console: Console | None = None
     ) -> None:
-        self.search, self.trials = search, trials
+        self.search = search
         self.console = console or plain_console(stderr=True)
-        self._told = {number for number, trial in trials.items() if trial.state in ENDED}
-        self._first, self._started = len(self._told), time.monotonic()
+        self._ended = {trial.number for trial in trials if trial.state in ENDED}
+        self._first, self._started = len(self._ended), time.monotonic()
         self._spoke = self._started
 
     def line(self, text: str) -> None:
@@ -29,35 +29,32 @@ class Lines:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, where: str, concurrent: int) -> None:
-        """Say where trials run, how many at once, and what is there already."""
+        """Say where trials run, how many at once, and how many have ended already."""
         self.line(f"{where}; {concurrent} {'trial' if concurrent == 1 else 'trials'} at once")
-        again = sum(trial.state == "interrupted" for trial in self.trials.values())
-        tried = f", {again} interrupted are tried again" if again else ""
-        self.line(f"{self._first} of {self.search.trials} trials are done already{tried}")
+        self.line(f"{self._first} of {self.search.trials} trials are done already")
 
     def count(self, what: str, done: int, total: int) -> None:
         """Preparation that counts files."""
         if done == total or time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
             self.line(f"{what}: {done} of {total}")
 
-    def step(self, ray_trial: str, metrics: Mapping[str, Any]) -> None:
+    def step(self, number: int, metrics: Mapping[str, Any]) -> None:
         """A trial's training reported."""
         if time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
-            number = next(n for n, t in self.trials.items() if t.ray_trial == ray_trial)
             step = f"step {metrics['step']}/{metrics['steps']} loss {metrics['loss']:.3f}"
-            self.line(f"[{len(self._told)}/{self.search.trials}] trial {number}: {step}")
+            self.line(f"[{len(self._ended)}/{self.search.trials}] trial {number}: {step}")
 
-    def ended(self) -> None:
-        """Tell of the trials that have ended since the last time."""
-        for number, trial in self.trials.items():
-            if trial.state in ENDED and number not in self._told:
-                self._told.add(number)
-                self.line(f"[{len(self._told)}/{self.search.trials}] {outcome(trial)}")
+    def ended(self, trials: Iterable[Trial]) -> None:
+        """Say how those of the search's trials ended that have since the last time."""
+        for trial in trials:
+            if trial.state in ENDED and trial.number not in self._ended:
+                self._ended.add(trial.number)
+                self.line(f"[{len(self._ended)}/{self.search.trials}] {outcome(trial)}")
 
     def stop(self) -> None:
         """The search has ended."""
         seconds = time.monotonic() - self._started
-        self.line(f"{len(self._told) - self._first} trials in {duration(seconds)}")
+        self.line(f"{len(self._ended) - self._first} trials in {duration(seconds)}")
 
 
 def outcome(trial: Trial) -> str:

@@ -212,9 +212,31 @@ def _distribution(name: str, values: Any) -> Any:
         return values
     if isinstance(values, list | tuple):
         return CategoricalDistribution(values)
-    from ssdet.execution.searcher import from_tune
+    if not type(values).__module__.startswith("ray.tune."):
+        raise ValueError(
+            f"space: {name!r} is {values!r}: expected a distribution of Optuna or of Ray Tune, or "
+            "a sequence of choices; a grid is a study with an arm for each of its cells"
+        )
+    return _from_tune(name, values)
 
-    return from_tune(name, values)
+
+def _from_tune(name: str, domain: Any) -> Any:
+    """Optuna's distribution for a domain of Ray Tune, from its attributes: Ray is not imported."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    sampler = domain.get_sampler()
+    step = getattr(sampler, "q", None)
+    kind, law = type(domain).__name__, type(sampler.get_sampler() if step else sampler).__name__
+    log = law == "_LogUniform"
+    if not log and law != "_Uniform":
+        raise ValueError(f"space: {name!r} is {domain!r}: Optuna samples uniformly or in the log")
+    if kind == "Categorical":
+        return CategoricalDistribution(domain.categories)
+    if kind == "Float":
+        return FloatDistribution(domain.lower, domain.upper, log=log, step=None if log else step)
+    # Ray excludes the upper bound of integers, except of those with a step.
+    upper = domain.upper - (log or not step)
+    return IntDistribution(domain.lower, upper, log=log, step=1 if log else step or 1)
 
 
 def source_of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -1,10 +1,8 @@
-"""The trials of a search: their record in the store, beside Optuna's own."""
+"""Trials of searches, read from the Optuna studies that record them."""
 
-import json
-import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +12,11 @@ from ssdet.store.base import Store
 if TYPE_CHECKING:
     import optuna
 
+DATABASE = "optuna.db"
+"""SQLite file of a search's Optuna study, in the search's folder."""
+
 ENDED = ("complete", "pruned", "diverged", "failed")
-"""States that count towards a search's trials. `running` and `interrupted` (its driver died; its
-values are tried again under another number) do not."""
+"""States of a trial that is over, whatever came of it; the others are `running` and `waiting`."""
 
 RANKED = ("complete", "diverged")
 ENOUGH_FOR_IMPORTANCE = 10
@@ -24,25 +24,40 @@ ENOUGH_FOR_IMPORTANCE = 10
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial as far as it got: a line of `trials.jsonl`."""
+    """One Optuna trial as far as it got."""
 
     number: int
-    """Its number in the Optuna study."""
     state: str
     params: Mapping[str, Any]
     stages: Mapping[str, str]
     """Stage id by kind: the run."""
     values: Mapping[str, float] = field(default_factory=dict)
     """By objective; a diverged training has mAP 0, the worst there is."""
-    rungs: Mapping[str, float] = field(default_factory=dict)
-    """mAP at each validation of fine-tuning, counted from 1."""
+    rungs: Mapping[int, float] = field(default_factory=dict)
+    """mAP at each validation of fine-tuning, counted from 1: Optuna's intermediate values."""
     error: str = ""
-    again: int | None = None
-    """The interrupted trial whose values are tried again."""
+    """Why it failed or diverged."""
     ray_trial: str = ""
-    started: float = 0.0
-    """Epoch seconds."""
     seconds: float = 0.0
+    """From its (last) start to its end."""
+
+    @classmethod
+    def of(cls, trial: "optuna.trial.FrozenTrial", objectives: tuple[str, ...]) -> "Trial":
+        """What an Optuna trial records."""
+        notes, state = trial.user_attrs, trial.state.name.lower()
+        complete = state == "complete"
+        reason = notes.get({"complete": "diverged", "fail": "error"}.get(state, ""), "")
+        return cls(
+            trial.number,
+            {"complete": "diverged" if reason else state, "fail": "failed"}.get(state, state),
+            trial.params,
+            notes.get("stages", {}),
+            dict(zip(objectives, trial.values, strict=True)) if complete else {},
+            dict(sorted(trial.intermediate_values.items())),
+            reason,
+            notes.get("ray_trial", ""),
+            trial.duration.total_seconds() if trial.duration else 0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -94,38 +109,52 @@ class SearchResult:
         varied = len({trial.values["map"] for trial in ranked}) > 1
         if len(ranked) < ENOUGH_FOR_IMPORTANCE or not shared or not varied:
             return {}
-        study = optuna.load_study(study_name=self.name, storage=storage(self.folder))
         first = None if len(self.objectives) == 1 else self.objectives.index("map")
         target = None if first is None else lambda trial: float(trial.values[first])
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = optuna.importance.get_param_importances(
-            study, evaluator=evaluator, params=sorted(shared), target=target
+        return dict(
+            optuna.importance.get_param_importances(
+                load_study(self.folder),
+                evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
+                params=sorted(shared),
+                target=target,
+            )
         )
-        return dict(found)
 
 
-def storage(folder: Path) -> "optuna.storages.RDBStorage":
-    """Optuna's storage of a search; `optuna-dashboard` opens the same URL."""
+def storage_at(path: Path) -> "optuna.storages.RDBStorage":
+    """Optuna's storage in a SQLite file."""
     import optuna
 
     return optuna.storages.RDBStorage(
-        f"sqlite:///{folder / 'optuna.db'}", engine_kwargs={"connect_args": {"timeout": 60}}
+        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": 60}}
     )
+
+
+def load_study(folder: Path) -> "optuna.Study":
+    """The Optuna study of a search, by the search's folder."""
+    import optuna
+
+    return optuna.load_study(study_name=folder.name, storage=storage_at(folder / DATABASE))
 
 
 def searches(store: Store) -> list[str]:
     """Names of the searches in a store."""
-    return sorted(path.parent.name for path in (store.root / "searches").glob("*/search.json"))
+    return sorted(path.parent.name for path in (store.root / "searches").glob(f"*/{DATABASE}"))
 
 
 def result(store: Store, name: str) -> SearchResult:
     """What a search has found; ValueError for an unknown name."""
+    if name not in (names := searches(store)):
+        raise ValueError(f"no search {name!r} in {store.root}, only {', '.join(names) or 'none'}")
     folder = store.root / "searches" / name
-    if name not in (known := searches(store)):
-        raise ValueError(f"no search {name!r} in {store.root}, only {', '.join(known) or 'none'}")
-    declared = json.loads((folder / "search.json").read_text())
-    trials = tuple(read(folder / "trials.jsonl").values())
-    return SearchResult(name, folder, tuple(declared["objectives"]), trials)
+    return result_of(load_study(folder), folder)
+
+
+def result_of(study: "optuna.Study", folder: Path) -> SearchResult:
+    """What the Optuna study of a search has found."""
+    objectives = tuple(study.metric_names or ())
+    trials = tuple(Trial.of(trial, objectives) for trial in study.get_trials(deepcopy=False))
+    return SearchResult(study.study_name, folder, objectives, trials)
 
 
 def stages_in_use(store: Store) -> set[str]:
@@ -136,25 +165,3 @@ def stages_in_use(store: Store) -> set[str]:
         for trial in result(store, name).trials
         for stage in trial.stages.values()
     }
-
-
-def read(path: Path) -> dict[int, Trial]:
-    """Trials by number; the last line of a number counts."""
-    found: dict[int, Trial] = {}
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # cut short by a kill; Optuna knows the trial
-        found[values["number"]] = Trial(**values)
-    return dict(sorted(found.items()))
-
-
-def append(path: Path, trial: Trial) -> None:
-    """Add a line, in one write."""
-    with open(path, "a+b") as file:
-        torn = file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        line = json.dumps(asdict(trial)).encode() + b"\n"
-        file.write(b"\n" + line if torn else line)
-        file.flush()
-        os.fsync(file.fileno())

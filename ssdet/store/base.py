@@ -53,7 +53,7 @@ class Store(ABC):
     | `stages/ID/DONE` | `finish` alone, last; a stage with it is finished and not changed again |
     | `stages/ID/scores/` | any process that holds the stage's `lock`, after `finish` |
     | `studies/STUDY/PLAN.json` | any process, within `recording_lock` |
-    | `searches/NAME/` | the process that holds the `search_lock` |
+    | `searches/NAME/` | drivers of the search, under its file `lock` |
     | `tables/STUDY/`, `estimates/` | any process; of two writers of one file the last counts |
 
     **Atomicity.** A file is written beside and renamed (`ssdet.system.safe_files`): a reader sees
@@ -216,13 +216,26 @@ class Store(ABC):
     def busy(self, stage_id: str) -> bool:
         """Whether a process holds the stage's lock now; writes nothing."""
 
+    def validations(self, stage_id: str) -> dict[int, float]:
+        """Validation scores of a training by step, in their order, as far as it got."""
+        log = self.fetch(stage_id, "metrics.jsonl") / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        reports = [values for line in lines if "validation" in (values := json.loads(line))]
+        scores = {values["step"]: float(values["validation"]) for values in reports}
+        return dict(sorted(scores.items()))
+
+    @abstractmethod
+    def drive_search(self, name: str) -> AbstractContextManager[None]:
+        """Work on a search while the block lasts. Processes may share a search of a folder; a
+        remote store takes one at a time: BlockingIOError where another works on it."""
+
     @abstractmethod
     def search_lock(self, name: str) -> AbstractContextManager[None]:
-        """Keep other processes out of a search; BlockingIOError where one works on it."""
+        """Keep every driver out of a search; BlockingIOError where one works on it."""
 
     @abstractmethod
     def search_busy(self, name: str) -> bool:
-        """Whether a process holds the search's lock now; writes nothing."""
+        """Whether a driver works on the search, or its lock is held; writes nothing."""
 
     @abstractmethod
     def recording_lock(self) -> AbstractContextManager[None]:

@@ -101,11 +101,18 @@ class LocalStore(Store):
 
     @contextmanager
     def search_lock(self, name: str) -> Iterator[None]:
-        with file_lock(self.search_folder(name) / "lock", wait=False):
+        folder = self.search_folder(name)
+        with file_lock(folder / "lock", wait=False):
+            if live_drivers(folder):
+                raise BlockingIOError(f"search {name!r} has a driver")
             yield
 
     def search_busy(self, name: str) -> bool:
-        return is_locked(self.root / "searches" / name / "lock")
+        folder = self.root / "searches" / name
+        return is_locked(folder / "lock") or bool(live_drivers(folder))
+
+    def drive_search(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @contextmanager
     def recording_lock(self) -> Iterator[None]:
@@ -141,3 +148,8 @@ class LocalStore(Store):
             remove(self.root, path)
         with suppress(OSError):  # others' files are in it
             path.parent.rmdir()
+
+
+def live_drivers(folder: Path) -> set[str]:
+    """Ids of the drivers that work on the search in this folder: each holds `drivers/ID.lock`."""
+    return {lock.stem for lock in (folder / "drivers").glob("*.lock") if is_locked(lock)}

@@ -137,6 +137,12 @@ class RemoteStore(Store):
         with self.mirror.search_lock(name), self._lease(f"searches-{name}").held(wait=False):
             yield
 
+    @contextmanager
+    def drive_search(self, name: str) -> Iterator[None]:
+        lock = self.root / "remote" / f"searches-{name}.lock"
+        with file_lock(lock, wait=False), self._lease(f"searches-{name}").held(wait=False):
+            yield
+
     def search_busy(self, name: str) -> bool:
         held_elsewhere = self._lease(f"searches-{name}").holder() is not None
         return self.mirror.search_busy(name) or held_elsewhere

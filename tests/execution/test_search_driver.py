@@ -1,6 +1,5 @@
 """Searches as they run: trials on Ray, stages that are stopped, drivers that are killed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,12 +10,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import ray
 from optuna.distributions import FloatDistribution
-from optuna.trial import FixedTrial, TrialState
+from optuna.trial import FixedTrial
 
 from ssdet.execution.search_driver import run_search
 from ssdet.search.space import chain
-from ssdet.search.trials import read
+from ssdet.search.trials import DATABASE, SearchResult, Trial, load_study, result, result_of
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
@@ -44,9 +44,9 @@ def test_on_ray_trials_are_real_and_shared(smoke, store, ray_session) -> None:
         assert trial.values["map"] == stage["scores"]["val"]["value"]
         folder = store.folder(trial.stages["validate"])
         assert [path.name for path in (folder / "predictions").iterdir()] == ["val"]
-        assert list(trial.rungs) == ["1", "2"] and trial.values["macs"] > 1e5
+        assert list(trial.rungs) == [1, 2] and trial.values["macs"] > 1e5
         assert trial.ray_trial and trial.seconds > 0
-    assert not (found.folder / "ray").exists()
+    assert not list((found.folder / "drivers").iterdir())
 
 
 def test_a_stage_that_is_stopped_is_not_done_and_ends_as_if_it_never_was(smoke, store) -> None:
@@ -111,52 +111,97 @@ from ssdet.execution.search_driver import run_search
 
 def slow(chain, report):
     time.sleep(0.5)
-    return {"map": 0.5}
+    rate = next(stage for stage in chain.stages if stage.kind == "finetune").recipe.optim.lr
+    report({"rung": 1, "rungs": 2, "map": rate / 2})
+    time.sleep(0.5)
+    return {"map": rate}
 
 if __name__ == "__main__":
     chosen = preset("smoke")
     data = moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache)
     space = {"finetune_lr": FloatDistribution(0.01, 1)}
-    search = Search("killed", space, trials=8, base=chosen.experiment, data=data)
-    found = run_search(search, sys.argv[1], concurrent=2, evaluate=slow)
-    print(len(found.trials))
+    search = Search("killed", space, trials=6, base=chosen.experiment, data=data)
+    run_search(search, sys.argv[1], sys.argv[2], concurrent=1, evaluate=slow)
 """
 
 
-def test_kill_9_in_the_middle_and_the_same_command_again(shapes, tmp_path) -> None:
-    script, store = tmp_path / "script.py", tmp_path / "store"
+@pytest.fixture
+def driver(shapes, tmp_path, ray_session):
+    """Starts a driver of the search `killed` in a folder, on this Ray: driver("a")."""
+    address = ray.get_runtime_context().gcs_address
+    script, started = tmp_path / "script.py", []
     script.write_text(SCRIPT)
-    log = store / "searches" / "killed" / "trials.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(store)]
-    driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    while driver.poll() is None:
-        ends = [trial.state for trial in read(log).values()]
-        if "complete" in ends and "running" in ends:
-            break
-        time.sleep(0.05)
-    assert driver.poll() is None, "it ended before it could be killed"
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    before = read(log)
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
-    after = read(log)
-    counts = [trial.state for trial in after.values()]
-    assert counts.count("complete") == 8 and counts.count("running") == 0
-    zombies = {n for n, trial in after.items() if trial.state == "interrupted"}
-    # Another one may have been asked for and not yet written down.
-    assert {n for n, trial in before.items() if trial.state == "running"} <= zombies != set()
-    # One that was killed before its values were drawn has nothing to be tried again with.
-    drawn = {n for n in zombies if after[n].params}
-    assert {t.again for t in after.values()} - {None} == drawn
-    study = optuna.load_study(
-        study_name="killed", storage=f"sqlite:///{store}/searches/killed/optuna.db"
-    )
-    for trial in study.trials:
-        failed = trial.number in zombies
-        assert trial.state == (TrialState.FAIL if failed else TrialState.COMPLETE)
-        # A zombie may have been killed between its proposal and the note of its stages.
-        stages = trial.user_attrs.get("stages", {}) if failed else trial.user_attrs["stages"]
-        assert stages == after[trial.number].stages
-    declared = json.loads((store / "searches" / "killed" / "search.json").read_text())
-    assert declared["objectives"] == ["map"]
+
+    def start(name: str) -> subprocess.Popen:
+        command = [sys.executable, str(script), str(tmp_path / name), address]
+        with open(tmp_path / f"{len(started)}.log", "w") as log:
+            started.append(subprocess.Popen(command, env=environment, stderr=log))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_for(store: Store, process: subprocess.Popen, *states: str) -> SearchResult:
+    """The search `killed` as soon as it has trials in these states."""
+    folder, study = store.root / "searches" / "killed", None
+    while process.poll() is None:
+        time.sleep(0.1)
+        if study is None and (folder / DATABASE).is_file():
+            study = load_study(folder)
+        found = result_of(study, folder) if study else SearchResult("killed", folder, (), ())
+        if all(found.counts().get(state, 0) >= states.count(state) for state in states):
+            return found
+    raise AssertionError(f"it ended before it had trials in {states}")
+
+
+def drawn(trials: tuple[Trial, ...]) -> list[tuple]:
+    """What does not depend on when trials ran, and where."""
+    return [(t.number, t.state, t.params, t.stages, t.values, t.rungs) for t in trials]
+
+
+def test_kill_9_in_the_middle_and_the_same_command_again(driver, tmp_path) -> None:
+    store = Store.open(tmp_path / "store")
+    first = driver("store")
+    before = wait_for(store, first, "complete", "running")
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert driver("store").wait() == 0
+    after = result(store, "killed")
+    assert driver("whole").wait() == 0
+    whole = result(Store.open(tmp_path / "whole"), "killed")
+    assert drawn(after.trials) == drawn(whole.trials)
+    assert [trial.state for trial in after.trials] == ["complete"] * 6
+    assert before.trials[0] == after.trials[0]
+
+
+def test_two_drivers_share_a_search_and_one_takes_over_from_the_other(driver, tmp_path) -> None:
+    store = Store.open(tmp_path / "store")
+    first, second = driver("store"), driver("store")
+    wait_for(store, first, "running", "running")
+    study = load_study(store.root / "searches" / "killed")
+    by = {trial.user_attrs.get("driver") for trial in study.trials}
+    assert len(by) == 2
+    os.kill(first.pid, signal.SIGKILL)
+    assert second.wait() == 0
+    trials = result(store, "killed").trials
+    assert [(t.number, t.state) for t in trials] == [(n, "complete") for n in range(6)]
+    assert len({t.params["finetune_lr"] for t in trials}) == 6
+    assert all(t.values["map"] == t.params["finetune_lr"] for t in trials)
+
+
+def test_a_finished_training_is_judged_as_one_that_runs(smoke, store, ray_session) -> None:
+    search = smoke(
+        {"finetune_lr": [0.01, 1e-9]}, name="first", trials=2, change=scratch, scheduler="asha",
+        first=({"finetune_lr": 0.01}, {"finetune_lr": 1e-9}),
+    )  # fmt: skip
+    whole = run_search(replace(search, name="whole", scheduler=None), store, concurrent=1)
+    found = run_search(search, store, concurrent=1)
+    for ours, theirs in zip(found.trials, whole.trials, strict=True):
+        assert ours.stages == theirs.stages and ours.rungs.items() <= theirs.rungs.items()
+    assert found.trials[0].rungs == whole.trials[0].rungs
+    lags = whole.trials[1].rungs[1] < whole.trials[0].rungs[1]
+    assert found.trials[1].state == ("pruned" if lags else "complete")

@@ -59,7 +59,7 @@ def test_a_dry_run_leaves_out_what_is_at_work_and_waits_for_searches(finished) -
     with store.lock(UNNEEDED):
         removed = collect(store, dry_run=True)
     assert removed.busy == (UNNEEDED,) and f"stages/{UNNEEDED}" not in removed.sizes
-    (store.search_folder("s") / "search.json").write_text('{"objectives": ["map"]}')
+    (store.search_folder("s") / "optuna.db").touch()
     with store.search_lock("s"), pytest.raises(ValueError, match="search 's' is running"):
         collect(store, dry_run=True)
 

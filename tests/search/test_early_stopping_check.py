@@ -123,7 +123,7 @@ def test_two_studies_with_schedules_of_different_length(study, tmp_path) -> None
 def test_a_search_is_judged_by_the_trials_that_ran_to_their_end(tmp_path) -> None:
     def trial(number, state, first, last):
         values = {"map": last} if state == "complete" else {}
-        return Trial(number, state, {}, {}, values, {"1": first, "2": last})
+        return Trial(number, state, {}, {}, values, {1: first, 2: last})
 
     trials = [trial(n, "complete", n / 10, n / 5) for n in range(6)] + [trial(9, "pruned", 0.9, 0)]
     found = trust_of_search(SearchResult("s", tmp_path, ("map",), tuple(trials)))

@@ -3,20 +3,25 @@
 import importlib.util
 import itertools
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.trial import FixedTrial
+from optuna.trial import FixedTrial, TrialState
 from ray import tune
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from ssdet.cli.__main__ import main
-from ssdet.execution.searcher import Proposals
-from ssdet.search.ledger import open_ledger
+from ssdet.execution.searcher import OptunaSearcher
+from ssdet.results.cleaning import collect
+from ssdet.search.search_study import open_study
 from ssdet.search.space import Search, chain, with_values
-from ssdet.search.trials import append, read, result, stages_in_use
+from ssdet.search.trials import result, stages_in_use
+from ssdet.store.base import Store
 from ssdet.studies import Arm, Study, plan, preset
 from ssdet.studies.changes import augmented, from_checkpoint, scratch
 from ssdet.training.loop import augmentation
@@ -39,23 +44,23 @@ LR = {"finetune_lr": FloatDistribution(1e-4, 1.0, log=True)}
 def drive(search, store, evaluate, most=10**6):
     """A search without Ray, one trial at a time; `evaluate(number, chain)` yields reports and ends
     with a trial's last one. Stops, as a kill does, amid the trial after `most`."""
-    with open_ledger(search, store) as ledger:
-        proposals = Proposals(search, ledger)
+    with open_study(search, store) as record:
+        searcher = OptunaSearcher(record)
         for trial_id in map(str, itertools.count()):
-            if ledger.left <= 0:
+            if record.left <= 0:
                 break
-            config = proposals.suggest(trial_id)
+            config = searcher.suggest(trial_id)
             if most == 0:
-                return ledger.result()
+                break
             most -= 1
             last, error = {}, False
-            for last in evaluate(proposals.asked[trial_id].number, config):
+            for last in evaluate(searcher.trials[trial_id].number, config):
                 if last is None:
                     error = True
-                elif "rung" in last and proposals.stops(trial_id, last):
+                elif "rung" in last and searcher.should_stop(trial_id, last):
                     break
-            proposals.on_trial_complete(trial_id, last, error)
-        return ledger.result()
+            searcher.on_trial_complete(trial_id, last, error)
+        return record.result()
 
 
 def states(search, store) -> list[str]:
@@ -205,46 +210,117 @@ def test_a_space_that_raises_fails_its_trial_alone(smoke, store) -> None:
     assert {t.error for t in found.trials if t.state == "failed"} == {"KeyError: 'mixdown'"}
 
 
-def test_a_killed_search_goes_on_with_the_trial_that_was_under_way(smoke, store) -> None:
+class Killed(BaseException):
+    """What no handler of errors catches."""
+
+
+@contextmanager
+def killed_at(write: int):
+    """A kill before the database is written to for the time `write`, counted from 1; yields how
+    often it was written to."""
+    writes = []
+
+    def count(connection, cursor, statement, *rest):
+        if statement.startswith(("INSERT", "UPDATE", "DELETE")):
+            writes.append(statement)
+            if len(writes) == write:
+                raise Killed
+
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        yield writes
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+
+
+def record_of(found):
+    """All that trials record, but for times."""
+    return [replace(trial, seconds=0.0, ray_trial="") for trial in found.trials]
+
+
+def by_halves(number, config):
+    """Three validations, the last one of which is the result."""
+    [last] = best_at_a_tenth(number, config)
+    for rung in (1, 2, 3):
+        yield {"rung": rung, "rungs": 3, "map": last["map"] * rung / 3}
+    yield last
+
+
+def test_a_kill_before_any_write_changes_nothing(smoke, tmp_path) -> None:
+    search = smoke(LR, trials=3, scheduler="asha", first=({"finetune_lr": 0.1},))
+    whole = Store.open(tmp_path / "whole")
+    with killed_at(0) as writes:
+        expected = record_of(drive(search, whole, by_halves))
+    assert {trial.state for trial in expected} == {"complete", "pruned"}
+    assert len(writes) > 30
+    for write in range(1, len(writes) + 1):
+        store = Store.open(tmp_path / str(write))
+        with pytest.raises(Killed), killed_at(write):
+            drive(search, store, by_halves)
+        assert record_of(drive(search, store, by_halves)) == expected, writes[write - 1]
+
+
+def test_a_search_that_is_killed_again_and_again_has_the_same_trials(smoke, tmp_path) -> None:
+    def space(trial):  # drawn one by one, and where all trials have a name, jointly
+        rate = trial.suggest_float("finetune_lr", 1e-4, 1.0, log=True)
+        values = {"finetune_lr": rate}
+        if trial.suggest_categorical("heavy", [True, False]):
+            values["finetune.optim.momentum"] = trial.suggest_float("momentum", 0.0, 0.9)
+        return with_values(values)
+
+    search = smoke(space, trials=13)  # the sampler learns from ten trials on
+    expected = drive(search, Store.open(tmp_path / "whole"), best_at_a_tenth)
+    assert {"momentum" in trial.params for trial in expected.trials} == {True, False}
+    store = Store.open(tmp_path / "killed")
+    for write in itertools.count(8, 3):
+        try:
+            with killed_at(write):
+                found = drive(search, store, best_at_a_tenth)
+            break
+        except Killed:
+            pass
+    assert record_of(found) == record_of(expected) and write > 30
+    assert drive(search, store, best_at_a_tenth) == found  # nothing is left to do
+
+
+def test_what_was_under_way_runs_again_under_its_number(smoke, store) -> None:
     search = smoke(LR, trials=6)
-    drive(search, store, best_at_a_tenth, most=3)
+    before = drive(search, store, best_at_a_tenth, most=3)
     assert states(search, store) == ["COMPLETE"] * 3 + ["RUNNING"]
     found = drive(search, store, best_at_a_tenth)
-    assert states(search, store) == ["COMPLETE"] * 3 + ["FAIL"] + ["COMPLETE"] * 3
-    assert found.counts() == {"complete": 6, "interrupted": 1}
-    zombie, again = found.trials[3], found.trials[4]
-    assert again.again == 3 and again.params == zombie.params and again.stages == zombie.stages
-    rates = [trial.params["finetune_lr"] for trial in found.trials if trial.state == "complete"]
-    assert len(set(rates)) == 6  # no draw comes twice because the sampler starts again
-    assert drive(search, store, best_at_a_tenth) == found  # nothing is left to do
-    assert drive(replace(search, trials=8), store, best_at_a_tenth).counts()["complete"] == 8
+    assert states(search, store) == ["COMPLETE"] * 6
+    assert found.trials[:3] == before.trials[:3]
+    assert found.trials[3].params == before.trials[3].params
 
 
-def test_record_and_optuna_agree_after_a_kill_between_the_two(smoke, store) -> None:
-    search = smoke(LR, trials=2)
-    path = store.root / "searches" / "test" / "trials.jsonl"
-    drive(search, store, best_at_a_tenth, most=1)
-    running = read(path)[1]
-    append(path, replace(running, state="complete", values={"map": 0.25}))
-    assert states(search, store) == ["COMPLETE", "RUNNING"]
-    drive(search, store, best_at_a_tenth)
-    assert states(search, store) == ["COMPLETE", "COMPLETE"]
+def test_a_longer_search_goes_on_as_if_it_had_been_so_long(smoke, store, tmp_path) -> None:
+    search = smoke(LR, trials=13)
+    whole = drive(search, Store.open(tmp_path / "whole"), best_at_a_tenth)
+    drive(replace(search, trials=6), store, best_at_a_tenth)
+    assert record_of(drive(search, store, best_at_a_tenth)) == record_of(whole)
 
-    whole = read(path)
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:-1]) + lines[-1][:20])  # cut short while it was written
-    drive(search, store, best_at_a_tenth)
-    assert {n: (t.state, t.values) for n, t in read(path).items()} == {
-        n: (t.state, t.values) for n, t in whole.items()
-    }
-    path.unlink()
-    found = drive(search, store, best_at_a_tenth)
-    assert {t.number: (t.values, t.stages) for t in found.trials} == {
-        n: (t.values, t.stages) for n, t in whole.items()
-    }
-    (store.root / "searches" / "test" / "optuna.db").unlink()
-    with pytest.raises(ValueError, match="knows more trials"):
-        drive(search, store, best_at_a_tenth)
+
+def test_optuna_alone_opens_a_search(smoke, store) -> None:
+    search = smoke(LR, trials=3, objectives=("map", "macs"))
+
+    def outcome(number, config):
+        yield {"rung": 1, "rungs": 2, "map": 0.25}
+        yield {"finished": True, "map": 0.5, "macs": 100.0}
+
+    drive(search, store, outcome)
+    study = optuna.load_study(
+        study_name="test", storage=f"sqlite:///{store.root}/searches/test/optuna.db"
+    )
+    assert study.metric_names == ["map", "macs"]
+    assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
+    assert study.user_attrs["declaration"]["seed"] == 0
+    for trial in study.trials:
+        assert trial.distributions == LR and trial.values == [0.5, 100.0]
+        assert trial.intermediate_values == {1: 0.25}
+        made = chain(search.experiment(trial), search.data)
+        assert trial.user_attrs["stages"] == made.ids
+    files = [path.name for path in (store.root / "searches" / "test").iterdir()]
+    assert sorted(files) == ["drivers", "lock", "optuna.db"]
 
 
 def test_another_declaration_under_the_same_name_is_refused(smoke, store) -> None:
@@ -273,10 +349,40 @@ def test_a_function_is_the_same_declaration_however_it_is_laid_out(smoke) -> Non
     assert made([1, 2], "a")[0] != made([1, 3], "a")[0]
 
 
-def test_one_process_at_a_time(smoke, store) -> None:
-    search = smoke(LR)
-    with open_ledger(search, store), pytest.raises(ValueError, match="another process"):
-        drive(search, store, best_at_a_tenth)
+def test_two_drivers_share_a_search(smoke, store) -> None:
+    search = smoke(LR, trials=5)
+    with open_study(search, store) as one, open_study(search, store) as two:
+        asked = [driver.ask() for driver in (one, two, one, two)]
+        assert [trial.number for trial in asked] == [0, 1, 2, 3]
+        rates = {search.experiment(trial).finetune.optim.lr for trial in asked}
+        assert len(rates) == 4
+        with pytest.raises(ValueError, match="is running"):
+            collect(store)
+        for driver, trial in zip((one, two, one), asked[:3], strict=True):
+            driver.end(trial, TrialState.COMPLETE, [0.5])
+        assert two.ask().number == 4 and one.ask() is None
+        assert one.left == two.left == 2
+        assert OptunaSearcher(one).suggest("a") is None  # it waits for the other's
+    with open_study(search, store) as third:
+        assert [third.ask().number, third.ask().number] == [3, 4]
+        assert third.ask() is None
+    collect(store)
+
+
+def test_a_search_in_a_bucket_has_one_driver_and_goes_on_anywhere(
+    smoke, bucket, on, quick, tmp_path
+) -> None:
+    search = smoke(LR, trials=5)
+    whole = drive(search, Store.open(tmp_path / "whole"), best_at_a_tenth)
+    store = Store.open(bucket.uri())
+    drive(search, store, best_at_a_tenth, most=2)
+    with open_study(search, store):
+        for machine in ("a", "b"):
+            on(machine)
+            with pytest.raises(ValueError, match="another process"):
+                drive(search, Store.open(bucket.uri()), best_at_a_tenth)
+    found = drive(search, Store.open(bucket.uri()), best_at_a_tenth)
+    assert record_of(found) == record_of(whole) and found.folder != store.root
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
@@ -293,9 +399,9 @@ def test_trials_that_lag_behind_are_stopped_and_told_apart(smoke, store, schedul
     told = [trial.state for trial in found.trials]
     assert told[0] == told[5] == "complete" and told[6] == "pruned"
     assert states(search, store) == [{"pruned": "PRUNED"}.get(s, "COMPLETE") for s in told]
-    assert dict(found.trials[6].rungs) == {"1": pytest.approx(0.1 / 3)}
-    assert dict(found.trials[0].rungs) == {
-        "1": pytest.approx(0.3), "2": pytest.approx(0.6), "3": pytest.approx(0.9)
+    assert found.trials[6].rungs == {1: pytest.approx(0.1 / 3)}
+    assert found.trials[0].rungs == {
+        1: pytest.approx(0.3), 2: pytest.approx(0.6), 3: pytest.approx(0.9)
     }  # fmt: skip
     assert found.best().number == 5 and 6 not in {t.number for t in found.ranked()}
 
@@ -362,3 +468,18 @@ def load_search(path: Path) -> Search:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.SEARCH
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        tune.uniform(0, 1), tune.quniform(0, 1, 0.25), tune.loguniform(1e-4, 1), tune.randint(1, 9),
+        tune.qrandint(2, 10, 2), tune.lograndint(1, 9), tune.choice(["a", "b"]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_domains_of_ray_tune_become_what_rays_own_searcher_makes_of_them(domain, smoke) -> None:
+    from ray.tune.search.optuna import OptunaSearch
+
+    expected = OptunaSearch.convert_search_space({"finetune_lr": domain})
+    assert smoke({"finetune_lr": domain}).distributions == expected

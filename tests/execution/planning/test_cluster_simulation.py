@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from optuna.trial import TrialState
 from rich.console import Console
 
 from ssdet.cli import plan as shown
@@ -23,7 +25,7 @@ from ssdet.execution.planning.cluster_simulation import (
     speeds,
 )
 from ssdet.search.space import Search
-from ssdet.search.trials import Trial, append
+from ssdet.search.trials import DATABASE, storage_at
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.study import Arm, Study
 from ssdet.training.recipe import ModelRecipe
@@ -281,9 +283,14 @@ def test_trials_that_have_ended_are_not_planned_again(tmp_path, shapes, estimate
     nodes.write_text(json.dumps({"nodes": [GOOD]}))
     folder = tmp_path / "searches" / "described"
     folder.mkdir(parents=True)
-    (folder / "search.json").write_text(json.dumps({"objectives": ["map"]}))
-    for number, state in enumerate(("complete", "pruned", "interrupted", "running")):
-        append(folder / "trials.jsonl", Trial(number, state, {}, {}))
+    study = optuna.create_study(
+        storage=storage_at(folder / DATABASE), study_name="described", direction="maximize"
+    )
+    for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING, TrialState.RUNNING):
+        value = 0.5 if state == TrialState.COMPLETE else None
+        study.add_trial(optuna.trial.create_trial(state=state, value=value))
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        study.set_metric_names(["map"])
     given = {"dry_run": True, "assume": str(nodes), "json": True}
     for trials, left in ((5, 3), (2, 0)):
         assert search(trials, tmp_path, Console(), **given) == 0

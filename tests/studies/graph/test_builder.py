@@ -9,7 +9,7 @@ import torch
 from optuna.distributions import FloatDistribution
 from optuna.trial import FixedTrial
 
-from ssdet.execution.search_driver import Means, run_chain
+from ssdet.execution.search_driver import TrialSettings, run_chain
 from ssdet.execution.session import Resources
 from ssdet.execution.tuning import search_of, with_choices
 from ssdet.models import create
@@ -207,8 +207,8 @@ def test_a_trial_scores_the_network_of_the_arm(searched, store: Store, name: str
     search = searched(change)
     trial = chain(search.experiment(FixedTrial(PARAMS)), search.data)
     reports: list[Mapping[str, Any]] = []
-    means = Means(store.uri, search.data, Resources(1, 1.0, 0.0, 1), 0, 60.0, macs=True)
-    values = run_chain(means, trial, reports.append)
+    settings = TrialSettings(store.uri, search.data, Resources(1, 1.0, 0.0, 1), 0, 60.0, macs=True)
+    values = run_chain(settings, trial, reports.append)
     study = Study(
         "s", (Arm("best", lambda e: search.chosen(PARAMS)(change(e))),), (search.seed,),
         base=search.base, data=search.data,
