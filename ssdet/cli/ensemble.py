@@ -42,6 +42,9 @@ class Options:
     """Split to report."""
     held_out: str = "val"
     """Split to fit and choose on."""
+    protocol: str = ""
+    """Name or id of the protocol that members are fitted and chosen by, and scores are of; that of
+    the study with --where studies=NAME, else dense mAP."""
     videos: Videos = "equal"
     """common: combine the videos that every member has."""
     resamples: int = 1000
@@ -63,7 +66,7 @@ def command(arguments: list[str]) -> int:
         fit = None if options.fit == "none" else options.fit
         query = Query(
             where, options.size, options.method, fit, not options.pool, options.held_out,
-            options.videos,
+            options.protocol, options.videos,
         )  # fmt: skip
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -83,7 +86,7 @@ def command(arguments: list[str]) -> int:
 
 
 def show(found: EnsembleResult, out: Console) -> None:
-    """Print members and comparisons; mAP in percent, differences in points."""
+    """Print members and comparisons; scores in percent, differences in points."""
     for one in found.ensembles:
         out.print(_members(one, found.query))
         out.print(_correlations(one))
@@ -97,7 +100,7 @@ def show(found: EnsembleResult, out: Console) -> None:
 def _members(one: Ensemble, query: Query) -> Table:
     seed = "all seeds" if one.seed is None else f"seed {one.seed}"
     fitted = "" if one.held_out is None else f", {100 * one.held_out:.2f} on {query.held_out}"
-    table = Table(title=f"{seed}: {100 * one.score.value:.2f}{fitted}", title_justify="left")
+    table = Table(title=f"{seed}: {100 * one.score.number:.2f}{fitted}", title_justify="left")
     for name in ("", "run", "arms", "seed"):
         table.add_column(name)
     for name in ("weight", "alone", "without it", "beside the best"):
@@ -124,9 +127,9 @@ def _correlations(one: Ensemble) -> Table:
 
 def _comparisons(found: EnsembleResult) -> Table:
     table = Table(title=f"{_method(found.query)}, {found.split} split", title_justify="left")
-    for name in ("", "mAP", "ensemble's gain", "p"):
+    for name in ("", "score", "ensemble's gain", "p"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("ensemble", _mean([one.score.value for one in found.ensembles]))
+    table.add_row("ensemble", _mean([one.score.number for one in found.ensembles]))
     table.add_row(
         f"best single: {found.best_single}", _mean(found.singles), *_difference(found.gain)
     )
@@ -159,7 +162,7 @@ def _notes(found: EnsembleResult) -> list[str]:
     left_out = {video for one in found.ensembles for video in one.left_out}
     notes = [
         f"Protocol {score.protocol}: {score.videos_scored} of {score.videos_expected} videos, "
-        f"{score.frames} frames. mAP in percent; intervals: paired bootstrap, "
+        f"{score.frames} frames. Scores in percent; intervals: paired bootstrap, "
         f"{found.gain.resamples} resamples of videos and seeds.",
         "“without it”: the score's change when a member is left out; “beside the best”: what it "
         "adds to the best single member. The best single member is chosen in hindsight, on the "

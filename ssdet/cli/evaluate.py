@@ -122,8 +122,9 @@ def _material(options: Options) -> Material:
     from ssdet.data.datasets.load import load_manifest
     from ssdet.evaluation import Material
     from ssdet.evaluation.files.kinds import recognise
-    from ssdet.results.queries.rescore import official_truth, run_material
+    from ssdet.results.queries.rescore import run_material
     from ssdet.results.queries.results import Results
+    from ssdet.studies.truth import official_truth
 
     if options.store:
         return run_material(Results.open(options.store), options.predictions, options.split)

@@ -56,6 +56,9 @@ class Options:
     weights: str = ""
     """What pretraining starts from, with paper and released: a published name (`ssdet weights`) or
     the path of a checkpoint. Theirs is the short schedule; without weights it is the long one."""
+    protocol: str | None = None
+    """What scores, differences and tables are of: name or id of a protocol (docs/protocols.md)
+    instead of the file's. No stage runs again for it."""
     seeds: int = 3
     """Seeds 0 … N-1 of every arm."""
     store: str = os.environ.get("SSDET_STORE", "runs")
@@ -208,6 +211,7 @@ def resolve(study: Study, options: Options) -> Study:
         seeds=tuple(range(options.seeds)),
         base=_with_steps(chosen.experiment, options.pretrain_steps, options.finetune_steps),
         data=data,
+        protocol=options.protocol or study.protocol,
         table=study.table.only(names),
     )
 

@@ -162,7 +162,7 @@ def _study(results: Results, name: str) -> dict[str, Any]:
 
 
 def best(
-    metric: Annotated[str, tyro.conf.Positional] = "dense_map",
+    metric: Annotated[str, tyro.conf.Positional] = "",
     where: tuple[str, ...] = (),
     split: Literal["test", "val"] = "test",
     store: Where = "",
@@ -172,14 +172,15 @@ def best(
 
     Args:
         metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles; a
-            column of `results rescore` fine-tuned networks by it.
+            column of `results rescore` fine-tuned networks by it. By default the protocol of the
+            study with --where studies=NAME, else dense_map.
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
     """
     from ssdet.results.queries.results import METRICS
 
     results = _open(store)
-    if metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
+    if metric and metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
         print(f"error: metric {metric!r}: choose from {', '.join(known)}", file=sys.stderr)
         raise SystemExit(2)
     run = results.best(metric, split, **conditions(where, results.columns))

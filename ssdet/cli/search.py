@@ -148,6 +148,7 @@ def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
     study = replace(study, base=replace(study.base, probe=None))
     asked: dict[str, Any] = {"base": study.base, "data": study.data}
     asked |= {"change": study.arms[0].change, "name": options.name or search.name}
+    asked["protocol"] = options.protocol or search.protocol
     if options.trials is not None:
         asked["trials"] = options.trials
     if options.seed is not None:
@@ -173,11 +174,11 @@ def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = F
     if as_json:
         print(json.dumps([{"name": f.name, "trials": f.counts()} for f in found]))
         return
-    table = Table("search", "trials", "best mAP")
+    table = Table("search", "trials", "protocol", "best map")
     for item in found:
         ranked = item.ranked()
         best = f"{ranked[0].values['map']:.4f}" if ranked else "-"
-        table.add_row(item.name, counted(item), best)
+        table.add_row(item.name, counted(item), item.protocol, best)
     _console().print(table)
 
 
@@ -218,13 +219,14 @@ def report(found: SearchResult, out: Console, top: int = 10) -> None:
             out.print(outcome(trial), soft_wrap=True, markup=False)
     if importance := found.importance():
         told = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        out.print(f"share of the variance of mAP (fANOVA): {told}", soft_wrap=True)
+        out.print(f"share of the variance of map (fANOVA): {told}", soft_wrap=True)
     else:
         out.print("importance: too few finished trials to say")
     finished = [trial for trial in found.ranked() if len(trial.rungs) > 1]
     if len(finished) > 1:
         out.print(f"first validation against result: {trust_of_search(found)}", soft_wrap=True)
     told = "scores are of the validation split, one seed each: run the best as arms of a study"
+    out.print(f"map: {found.protocol}", soft_wrap=True)
     out.print(told, soft_wrap=True)
     out.print(f"optuna-dashboard sqlite:///{found.folder / 'optuna.db'}", soft_wrap=True)
 
@@ -293,7 +295,7 @@ def show_choices(chosen: list[Choice], out: Console) -> None:
     from ssdet.search.progress import shown
     from ssdet.system.console import duration
 
-    columns = ("arm", "trials", "chosen", "val mAP untuned", "tuned", "training steps", "time")
+    columns = ("arm", "trials", "chosen", "val score untuned", "tuned", "training steps", "time")
     table = Table(*columns, title="nuisance knobs, by the validation split")
     for choice in chosen:
         values = ", ".join(f"{name} {shown(value)}" for name, value in choice.params.items())

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+EmptyClasses = Literal["left_out", "zero", "nonzero"]
 Array = np.ndarray[Any, Any]
 Ties = Literal["stable", "sklearn"]
 

@@ -177,6 +177,18 @@ class PredictionSet(Mapping[str, Array]):
             self._rows[video] = (scores_NK, row, row + frames, fps)
             row += frames
 
+    def renamed(self, sources: Mapping[str, str]) -> "PredictionSet":
+        """The same scores under other names: a video by its new name, which may repeat.
+
+        Not to be sent to another process.
+        """
+        view = PredictionSet(self.folder, self.classes)
+        view._shards = self._shards
+        view._rows = {name: self._entry(video) for name, video in sources.items()}
+        clocks = self._clocks
+        view._clocks = {name: clocks[video] for name, video in sources.items() if video in clocks}
+        return view
+
     def verify(self) -> None:
         """Read all scores once; raises ValueError naming a file that is not what was written."""
         for data, (scores_NK, expected) in self._shards.items():

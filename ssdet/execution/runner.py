@@ -195,6 +195,7 @@ def _jobs(
             executor=RayExecutor(),
             **members(stage, resources),
             **settings,
+            protocol=study.protocol,
         )
         for name, stage in todo.items()
     }

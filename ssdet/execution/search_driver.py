@@ -28,6 +28,7 @@ from ssdet.studies.data import Data, check_decoders
 from ssdet.studies.graph.lineage import experiment_of, scored
 from ssdet.studies.network_costs import macs
 from ssdet.studies.presets import completed
+from ssdet.studies.scoring import Scoring, check_protocol
 from ssdet.studies.study import Arm, Study
 from ssdet.training.context import Report
 from ssdet.training.preemption import Preempted
@@ -55,8 +56,9 @@ def run_search(
     again under their numbers, and find their stages where they stopped. The same call while
     another one runs shares the search, and ends when all trials have; of a remote store ValueError
     is raised instead. A trial that fails is recorded and counted, and stops no other. Raises
-    ValueError for a name that belongs to another declaration, data without a validation split, or a
-    cluster that cannot hold one trial. `evaluate` takes the place of training.
+    ValueError for a name that belongs to another declaration, data without a validation split or
+    that the search's protocol cannot score, or a cluster that cannot hold one trial. `evaluate`
+    takes the place of training.
     """
     store = Store.open(store)
     study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
@@ -67,6 +69,7 @@ def run_search(
             f"search {search.name!r}: the untrimmed videos have no validation split ('val') to "
             "score trials on: give some of the training videos that split"
         )
+    check_protocol(search.protocol, study.data, "val")
     with open_study(search, store) as record:
         lines = Lines(search, record.result().trials)
         if record.left <= 0:
@@ -81,7 +84,7 @@ def run_search(
             lines.start(session.summary(), resources.concurrent)
             settings = TrialSettings(
                 store.uri, search.data, resources, loaders, checkpoint_every,
-                "macs" in search.objectives,
+                "macs" in search.objectives, search.protocol,
             )  # fmt: skip
             _fit(record, resources, evaluate or partial(run_chain, settings), lines)
         return record.result()
@@ -98,6 +101,7 @@ class TrialSettings:
     checkpoint_every: float
     macs: bool
     """Whether multiply-adds are an objective."""
+    protocol: str
 
 
 def run_chain(settings: TrialSettings, stages: Chain, report: Report) -> dict[str, Any]:
@@ -113,7 +117,6 @@ def run_chain(settings: TrialSettings, stages: Chain, report: Report) -> dict[st
 
 
 def _map(settings: TrialSettings, stages: Chain, report: Report) -> float:
-    result: dict[str, Any] = {}
     report = each_validation_once(report)
     last = scored(stages.stages[-1])
     for stage in stages.stages:
@@ -125,14 +128,16 @@ def _map(settings: TrialSettings, stages: Chain, report: Report) -> float:
             **members(stage, settings.resources),
             loaders=settings.loaders,
             checkpoint_every=settings.checkpoint_every,
+            protocol=settings.protocol,
             executor=RayExecutor(),
             ranked=stage.id == last.id,
         )
         alone = training or not settings.resources.drives
         report_validations(job, report)
-        result = run_stage(job, report) if alone else _elsewhere(job)
+        run_stage(job, report) if alone else _elsewhere(job)
         report_validations(job, report)
-    return float(result["scores"]["val"]["value"])
+    scoring = Scoring.of(Store.open(settings.store), settings.data, settings.protocol)
+    return scoring.value(stages.stages[-1].id, "val")
 
 
 def report_validations(job: Job, report: Report) -> None:
@@ -155,7 +160,7 @@ def each_validation_once(report: Report) -> Report:
     return once
 
 
-def _elsewhere(job: Job) -> dict[str, Any]:
+def _elsewhere(job: Job) -> None:
     """Run a stage outside the trial's process, which has nothing to compute with where it only
     drives several workers; they have ended, so there is room."""
     from ray import get, remote
@@ -164,7 +169,7 @@ def _elsewhere(job: Job) -> dict[str, Any]:
     options = {"num_cpus": asked["CPU"], "num_gpus": asked.get("GPU", 0)}
     # Else the task would have to fit into the trial's own share.
     task = remote(run_stage).options(scheduling_strategy="DEFAULT", **options)
-    return get(task.remote(job))
+    get(task.remote(job))
 
 
 def cost(settings: TrialSettings, stages: Chain) -> dict[str, float]:

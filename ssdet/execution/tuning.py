@@ -120,6 +120,7 @@ def search_of(study: Study, arm: Arm, tuning: Tuning) -> Search | None:
         f"{study.name}-tune-{arm.name}",
         knobs,
         trials=tuning.trials,
+        protocol=study.protocol,
         scheduler=tuning.scheduler,
         seed=tuning.seed,
         base=experiment,

@@ -13,6 +13,7 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import scored
 from ssdet.studies.graph.plan import Plan
+from ssdet.studies.scoring import Scoring
 
 ENOUGH_ARMS = 5
 """With four arms, one order in 24 agrees by chance."""
@@ -175,11 +176,12 @@ def validations(stage: Stage, store: Store) -> Sequence[float]:
 
 
 def scores(plan: Plan, store: Store) -> dict[str, float]:
-    """Validation score of each arm whose seeds have all finished, mean over them."""
+    """Validation score of each arm whose seeds have all finished, under the study's protocol, mean
+    over them."""
     found: dict[str, float] = {}
+    scoring = Scoring.of(store, plan.study.data, plan.study.protocol)
     for arm in plan.study.arms:
-        results = [store.result(run.predict.id) for run in plan.of(arm.name)]
-        values = [result["scores"]["val"]["value"] for result in results if result is not None]
-        if values and len(values) == len(results):
-            found[arm.name] = fmean(values)
+        stages = [run.predict.id for run in plan.of(arm.name)]
+        if stages and all(store.result(stage) is not None for stage in stages):
+            found[arm.name] = fmean(scoring.value(stage, "val") for stage in stages)
     return found

@@ -10,20 +10,22 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Change, Experiment, unchanged
 from ssdet.studies.graph.builder import StageGraph
 from ssdet.studies.graph.identity import Stage, data_fingerprint
 from ssdet.studies.graph.lineage import ancestry, parts
 from ssdet.studies.presets import tiny
+from ssdet.studies.study import protocol_id
 from ssdet.system.recipe_json import to_json
 
 Space = Callable[[Any], Change]
 """Define by run: asks an Optuna trial for values and returns the change that they make."""
 
 OBJECTIVES = {"map": "max", "macs": "min"}
-"""Dense mAP on the validation split, and multiply-adds of the fine-tuned network's convolutions
-for one clip."""
+"""Score on the validation split under the search's protocol, and multiply-adds of the fine-tuned
+network's convolutions for one clip."""
 
 KNOBS = {
     "pretrain_lr": ("pretrain.optim.lr",),
@@ -55,8 +57,11 @@ class Search:
     """Trials in all, those of earlier calls included; a larger number later goes on."""
     objectives: tuple[str, ...] = ("map",)
     """Of `OBJECTIVES`; with both the result is a Pareto set."""
+    protocol: str = DENSE
+    """What `map` is: name or id of a protocol, kept as its id, as in `Study`."""
     scheduler: Literal["asha", "median"] | None = None
-    """Stops trials early by what fine-tuning's validations say: see `early_stopping_check`."""
+    """Stops trials early by what fine-tuning's validations say: see `early_stopping_check`. They
+    are then of the search's protocol, which the recipe's `validate_by` names."""
     seed: int = 0
     """Of the proposals and of every trial's training."""
     change: Change = unchanged
@@ -70,6 +75,7 @@ class Search:
     title: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", protocol_id(self.protocol))
         if not NAME.fullmatch(self.name):
             raise ValueError(f"search {self.name!r}: its name is a folder's: {NAME.pattern}")
         if self.trials < 1:
@@ -104,6 +110,8 @@ class Search:
             found = {name: suggest(trial, name, d) for name, d in self.distributions.items()}
             change = with_values(found)
         experiment = change(self.change(base)).with_seed(self.seed)
+        if self.scheduler:
+            experiment = experiment.validated_by(self.protocol)
         if self.scheduler and (experiment.head or experiment.finetune).validate_on == "test":
             raise ValueError(
                 f"search {self.name!r}: scheduler={self.scheduler!r} would stop trials by their "
@@ -127,6 +135,7 @@ class Search:
             "data": [data_fingerprint(self.data, kind) for kind in ("finetune", "pretrain")],
             "space": self._space_text(),
             "objectives": list(self.objectives),
+            "protocol": self.protocol,
             "scheduler": self.scheduler,
             "seed": self.seed,
         }

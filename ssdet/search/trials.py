@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.search.space import OBJECTIVES
 from ssdet.store.base import Store
 
@@ -68,6 +69,8 @@ class SearchResult:
     folder: Path
     objectives: tuple[str, ...]
     trials: tuple[Trial, ...]
+    protocol: str = DENSE
+    """Of the objective `map`, on the validation split."""
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
@@ -154,7 +157,8 @@ def result_of(study: "optuna.Study", folder: Path) -> SearchResult:
     """What the Optuna study of a search has found."""
     objectives = tuple(study.metric_names or ())
     trials = tuple(Trial.of(trial, objectives) for trial in study.get_trials(deepcopy=False))
-    return SearchResult(study.study_name, folder, objectives, trials)
+    protocol = study.user_attrs["declaration"]["protocol"]
+    return SearchResult(study.study_name, folder, objectives, trials, protocol)
 
 
 def stages_in_use(store: Store) -> set[str]:

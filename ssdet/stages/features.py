@@ -13,7 +13,7 @@ from ssdet.inference.extraction import extractor, write_features
 from ssdet.inference.scoring import Sink, frame_targets
 from ssdet.stages.job import FEATURES, LAST, Job, Result, logged, with_rungs
 from ssdet.stages.scoring import score_splits
-from ssdet.stages.validation import followed, whole_videos
+from ssdet.stages.validation import followed, validation_truth, whole_videos
 from ssdet.store.base import Store
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
@@ -86,7 +86,8 @@ def fit(job: Job, report: Report) -> Result:
         def score(model: nn.Module, sink: Sink) -> None:
             predict_head(model, recipe, judged, features, sink, context.device)
 
-        validate = whole_videos(score, targets, recipe.optim)
+        truth = validation_truth(job, recipe)
+        validate = whole_videos(score, targets, recipe.optim, recipe.validate_by, truth)
     result = fit_head(recipe, stretches, context, validate)
     absent = [v.id for v in training.videos if v.id not in features]
     return {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdet.data.loading.batches import Decode
+from ssdet.data.loading.recipe import DENSE
 from ssdet.store.base import Store
 from ssdet.studies.data import Data
 from ssdet.studies.graph.identity import Stage
@@ -78,6 +79,8 @@ class Job:
     """Tasks of Ray that decode for each worker of a training."""
     checkpoint_every: float = 60.0
     threads: int = 1
+    protocol: str = DENSE
+    """What a stage that scores videos is scored under beside its own dense mAP."""
     executor: Executor = field(default_factory=Executor)
     ranked: bool = False
     """Whether trials of a search are compared by the validations of this training."""

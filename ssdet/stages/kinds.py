@@ -24,9 +24,10 @@ from ssdet.stages import features
 from ssdet.stages.job import FEATURES, LAST, Job, Result, logged, with_rungs
 from ssdet.stages.provenance import Attempt, provenance
 from ssdet.stages.scoring import score_splits
-from ssdet.stages.validation import validation_of
+from ssdet.stages.validation import validation_of, validation_truth
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import FrozenProbe
+from ssdet.studies.scoring import Scoring
 from ssdet.system.safe_files import write_json
 from ssdet.training import checkpoint
 from ssdet.training.context import WORKERS_RESULT, Context, Report
@@ -41,8 +42,9 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
     """Run a stage, or wait for the process that does, and return its result.
 
     A finished stage is not run again; one that was stopped goes on from its last checkpoint.
-    Without `wait`, BlockingIOError where another process runs it. Preempted where training was
-    asked to stop: its checkpoint is there, the same call goes on.
+    Scores of the job's protocol are kept beside the result, of which they are no part. Without
+    `wait`, BlockingIOError where another process runs it. Preempted where training was asked to
+    stop: its checkpoint is there, the same call goes on.
     """
     store = Store.open(job.store)
     with store.lock(job.stage.id, wait):
@@ -68,7 +70,11 @@ def run_stage(job: Job, report: Report = lambda metrics: None, wait: bool = True
         gpus = teams[-1] * job.worker_resources.get("GPU", 0)
         gpu = result.pop("gpu", None)
         write_json(job.folder / "provenance.json", provenance(attempt, gpu, gpus, how))
-        return store.finish(job.stage.id, result)
+        result = store.finish(job.stage.id, result)
+    if scored := result.get("scores"):
+        split = "test" if "test" in scored else "val"
+        Scoring.of(store, job.data, job.protocol).reading(job.stage.id, split)
+    return result
 
 
 def begin_attempt(folder: Path) -> Attempt:
@@ -160,7 +166,8 @@ def train_worker(
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
     validation, guide = job.data.split(role, recipe.validate_on), guide_of(job, recipe)
-    validate = validation_of(recipe, validation, reader, context.device, guide)
+    truth = validation_truth(job, recipe)
+    validate = validation_of(recipe, validation, reader, context.device, guide, truth)
     result = train(recipe, clips, context, initial, validate, guide)
     expected = len(clips.manifest.videos) + len(clips.manifest.missing)
     gpu = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ssdet.data.datasets.manifest import Manifest
     from ssdet.data.datasets.moving_shapes import Config
     from ssdet.data.loading.frame_readers import FrameReader
+    from ssdet.evaluation.protocols.registry import Material
 
 ROLES = ("upstream", "downstream")
 Progress = Callable[[int, int], None]
@@ -69,6 +70,12 @@ class Data:
     def split(self, role: str, name: str) -> "Manifest":
         """Videos of one split; none where the data set lacks it."""
         return self.splits[role, name]
+
+    def truth(self, split: str) -> "Material":
+        """What predictions of the untrimmed videos of a split are scored against."""
+        from ssdet.studies.truth import truth
+
+        return truth(self, split)
 
     def reader(self, role: str, progress: Progress = silent) -> "FrameReader":
         """Frames of one role's videos; fills the cache first where one is used."""

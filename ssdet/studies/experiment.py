@@ -73,6 +73,12 @@ class Experiment:
             self, start=start, pretrain=pretrain, finetune=finetune, head=head, guide=guide
         )
 
+    def validated_by(self, protocol: str) -> "Experiment":
+        """The same with the validations of what is scored under this protocol."""
+        if self.head is not None:
+            return replace(self, head=replace(self.head, validate_by=protocol))
+        return replace(self, finetune=replace(self.finetune, validate_by=protocol))
+
 
 Change = Callable[[Experiment], Experiment]
 

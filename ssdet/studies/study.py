@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.studies.experiment import Change, Experiment, declared, unchanged
 
 
@@ -98,6 +99,15 @@ class Table:
         return replace(self, quoted=quoted, groups=groups, against=against)
 
 
+def protocol_id(name: str) -> str:
+    """Id of a protocol from its name or id; ValueError for any other."""
+    if name == DENSE:  # nothing has to be imported for it
+        return name
+    from ssdet.evaluation.protocols.registry import protocol_of
+
+    return protocol_of(name).id
+
+
 @dataclass(frozen=True)
 class Study:
     """Arms times seeds. Arms that agree in a stage share it."""
@@ -105,7 +115,9 @@ class Study:
     name: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    protocol: str = "dense_map/v1"
+    protocol: str = DENSE
+    """What is scored, compared and printed: name or id of a protocol (docs/protocols.md),
+    kept as its id. Stages are the same under every protocol."""
     table: Table = Table()
     base: Experiment | None = None
     """What arms change: of the preset that the command line names, else of `tiny`."""
@@ -113,6 +125,7 @@ class Study:
     """`ssdet.studies.Data`; Moving Shapes by default."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "protocol", protocol_id(self.protocol))
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise ValueError(f"study {self.name!r}: two arms share a name: {names}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ssdet.data.loading.recipe import FEATURES, ClipRecipe, Dtype
+from ssdet.data.loading.recipe import DENSE, FEATURES, ClipRecipe, Dtype
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.models.weights.source import fingerprint
 from ssdet.system.recipe_json import named_by
@@ -96,6 +96,9 @@ class TrainRecipe:
     """Clips of each validation video of pretraining, evenly spaced, whose scores are averaged."""
     validate_on: Literal["val", "test"] = "val"
     """Split of these scores; `test` is what published code does, and what tunes on test videos."""
+    validate_by: str = DENSE
+    """Fine-tuning: id of the protocol of these scores, by which `best_validation` is taken and a
+    search's scheduler stops trials."""
     guide_steps: int = 0
     """Second stage of a two-stream network: the first so many clip frames of each video whose
     features the fine stream gives; 0 for a network that reads clips alone."""
@@ -129,6 +132,11 @@ class TrainRecipe:
             raise ValueError("multigrid is for pretraining, with norm_start='running'")
         if self.multigrid and self.clip.frames < 8:
             raise ValueError(f"multigrid quarters clips: {self.clip.frames} frames, needs 8")
+        if self.task == "pretrain" and self.validate_by != DENSE:
+            raise ValueError(
+                f"validate_by={self.validate_by!r}: pretraining is validated by the share of clips "
+                "whose label comes first"
+            )
         if self.validation_clips < 1:
             raise ValueError(f"validation_clips {self.validation_clips}: expected at least 1")
 
@@ -169,6 +177,8 @@ class HeadRecipe:
     """Whether steps that only fill up a batch add to the loss, as they do in the published code."""
     validations: int = 40
     validate_on: Literal["val", "test"] = "val"
+    """As in `TrainRecipe`."""
+    validate_by: str = DENSE
     """As in `TrainRecipe`."""
     seed: int = 0
     crop: int = 0

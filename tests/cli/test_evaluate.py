@@ -84,7 +84,8 @@ def test_a_detections_file(folder, tmp_path, capsys) -> None:
     path.write_text("AAAAA.mp4 0 4 0 0.9\nAAAAA 2 6 156 0.5\nBBBBB 5 9 0 0.3\nX 0 1 999 1\n")
     scores = json.loads(told(capsys, path, folder, "--json"))["scores"]
     assert [score["protocol"] for score in scores] == [
-        f"segment_map_file_tiou{tiou}/v1" for tiou in (0.3, 0.4, 0.5, 0.6, 0.7)
+        f"segment_map_file_{which}/v1"
+        for which in ("tiou0.3", "tiou0.4", "tiou0.5", "tiou0.6", "tiou0.7", "average_0.3_0.7")
     ]
     assert scores[0]["value"] == pytest.approx(2 / 3) and scores[0]["notes"]["lines_ignored"] == 1
 
@@ -101,7 +102,7 @@ def test_multithumos_classes_count_from_one(tmp_path, capsys) -> None:
     assert not any(name.startswith("charades") for name in scores)
     (tmp_path / "res.txt").write_text("video_test_1 2 8 1 1\nvideo_test_1 5 9 65 1\n")
     found = json.loads(told(capsys, tmp_path / "res.txt", *asked[1:]))["scores"]
-    assert [score["value"] for score in found] == [1.0] * 5
+    assert [score["value"] for score in found] == [1.0] * 6
 
 
 def test_frames_are_checked_against_the_videos(folder, tmp_path, capsys) -> None:

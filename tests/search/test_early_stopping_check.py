@@ -7,6 +7,7 @@ from itertools import permutations
 import pytest
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.evaluation.protocols.registry import Reading, to_json
 from ssdet.search.early_stopping_check import (
     trust,
     trust_of_search,
@@ -108,6 +109,11 @@ def test_curves_of_a_study_are_its_arms_means_over_seeds(study, tmp_path) -> Non
     assert found.arms == 6 and found.spearman == pytest.approx(-1) and found.best_full == "cls"
 
 
+def scored(value: float) -> dict:
+    """A stage's own score as JSON."""
+    return to_json(Reading(value, "dense_map/v1", 1, 1, 1, 1, "left_out"))
+
+
 def test_two_studies_with_schedules_of_different_length(study, tmp_path) -> None:
     store = Store.open(tmp_path)
     lengths = [Options(preset="smoke", seeds=2, finetune_steps=steps) for steps in (4, 8)]
@@ -115,7 +121,7 @@ def test_two_studies_with_schedules_of_different_length(study, tmp_path) -> None
     for planned in plans:
         for place, arm in enumerate(study.arms):
             for run in planned.of(arm.name)[: 1 if arm.name == "z" else 2]:
-                written(store, run.predict, [], {"scores": {"val": {"value": place / 10}}})
+                written(store, run.predict, [], {"scores": {"val": scored(place / 10)}})
     found = trust_of_studies(*plans, store)
     assert (found.arms, found.spearman) == (5, pytest.approx(1))  # one arm is not finished
 

@@ -10,6 +10,8 @@ Layout = Literal["td", "dt"]
 
 FEATURES = "features"
 """Name of the only tensor of a network that gives one."""
+DENSE = "dense_map/v1"
+"""Id of the protocol that every stage that scores videos reports itself."""
 
 
 @dataclass(frozen=True)

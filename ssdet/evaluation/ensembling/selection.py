@@ -1,8 +1,9 @@
 """Which members an ensemble needs: weights and choices fitted on held-out videos, gains, errors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,8 @@ from ssdet.evaluation.predictions import PredictionSet
 Members = Sequence[PredictionSet] | Alignment
 Targets = Mapping[str, Array]
 Weights = tuple[float, ...]
+Measure = Callable[[PredictionSet], float]
+"""The score of a prediction set, the higher the better."""
 LAST_STEP = 1 / 32
 LEAST_GAIN = 1e-5
 """mAP (fraction) below which a change is not worth its passes over the predictions."""
@@ -32,7 +35,7 @@ class Fit:
     weights: Weights
     """Of each member, >= 0, sum 1."""
     score: float
-    """Dense mAP (fraction) on the videos that were fitted: an optimistic number."""
+    """Score (fraction) on the videos that were fitted: an optimistic number."""
     chosen: tuple[int, ...]
     """Greedy: positions of the members in the order in which they were added."""
     evaluations: int
@@ -64,7 +67,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class MarginalGain:
-    """What one member is worth, dense mAP as a fraction."""
+    """What one member is worth, scores as fractions."""
 
     single: float
     """Score of the member alone."""
@@ -79,8 +82,14 @@ def weighted(method: Method) -> Method:
     return "weighted" if method == "mean_probability" else method
 
 
-def fit_weights(members: Members, targets: Targets, method: Method = "mean_probability") -> Fit:
-    """Weights that raise the dense mAP on held-out videos, by a pattern search on the simplex.
+def fit_weights(
+    members: Members,
+    targets: Targets,
+    method: Method = "mean_probability",
+    score: Measure | None = None,
+) -> Fit:
+    """Weights that raise a score, dense mAP by default, on held-out videos, by a pattern search on
+    the simplex.
 
     Starts from equal weights, or from a single member where that scores higher. Moves each
     member's weight towards 1 and towards 0, all the way (the member alone, or dropped), keeps
@@ -88,7 +97,7 @@ def fit_weights(members: Members, targets: Targets, method: Method = "mean_proba
     never below the start on these videos. Some 12 passes a member over the predictions. Raises
     as `align`.
     """
-    judge = _Judge(members, targets, method)
+    judge = _Judge(members, targets, method, score)
     starts = [_equal(judge.size), *_singles(judge.size)]
     best = max(starts, key=judge)  # the first of equal scores: equal weights before any single
     step = 1.0
@@ -104,15 +113,20 @@ def fit_weights(members: Members, targets: Targets, method: Method = "mean_proba
 
 
 def select_greedily(
-    members: Members, targets: Targets, method: Method = "mean_probability", rounds: int = ROUNDS
+    members: Members,
+    targets: Targets,
+    method: Method = "mean_probability",
+    rounds: int = ROUNDS,
+    score: Measure | None = None,
 ) -> Fit:
-    """Add the member that raises the held-out dense mAP most, with replacement, until none does.
+    """Add the member that raises a held-out score, dense mAP by default, most, with replacement,
+    until none does.
 
     Stops below a gain of 1e-5. Equal scores go to the earlier member. How often a member was
     added is its weight. Raises as `align`. Source: Caruana et al., Ensemble selection from
     libraries of models, ICML 2004.
     """
-    judge = _Judge(members, targets, method)
+    judge = _Judge(members, targets, method, score)
     chosen: list[int] = []
     best = -np.inf
     while len(chosen) < rounds:
@@ -129,13 +143,14 @@ def marginal_gains(
     targets: Targets,
     method: Method = "mean_probability",
     weights: Sequence[float] | None = None,
+    score: Measure | None = None,
 ) -> tuple[MarginalGain, ...]:
     """What each member adds to the others, and to the best single one; 3 passes a member.
 
     ``weights`` are those of the ensemble (equal by default); without a member the others keep
     theirs in proportion. Raises as `align`, and where the weights do not fit.
     """
-    judge = _Judge(members, targets, method)
+    judge = _Judge(members, targets, method, score)
     whole = tuple(weights) if weights is not None else _equal(judge.size)
     if len(whole) != judge.size:
         raise ValueError(f"{len(whole)} weights of {judge.size} members: give one a member")
@@ -179,18 +194,27 @@ def error_correlation(members: Members, targets: Targets) -> Array:
 
 
 class _Judge:
-    """Dense mAP of any weighting of the members; what was asked once is remembered."""
+    """Score of any weighting of the members, dense mAP where no other is given; what was asked once
+    is remembered."""
 
-    def __init__(self, members: Members, targets: Targets, method: Method) -> None:
+    def __init__(
+        self, members: Members, targets: Targets, method: Method, score: Measure | None
+    ) -> None:
         aligned = members if isinstance(members, Alignment) else align(members)
         self.size = len(aligned.members)
-        self._combiner, self._targets = Combiner(aligned, method), targets
+        self._combiner, self._targets, self._score = Combiner(aligned, method), targets, score
         self._known: dict[Weights, float] = {}
 
     def __call__(self, weights: Weights) -> float:
         if weights not in self._known:
-            self._known[weights] = self._combiner.dense_map(self._targets, weights)
+            self._known[weights] = self._scored(weights)
         return self._known[weights]
+
+    def _scored(self, weights: Weights) -> float:
+        if self._score is None:
+            return self._combiner.dense_map(self._targets, weights)
+        with TemporaryDirectory(prefix="ssdet-members-") as folder:
+            return self._score(self._combiner.write(folder, weights))
 
     def fit(
         self, kind: Literal["weights", "greedy"], weights: Weights, chosen: tuple[int, ...] = ()

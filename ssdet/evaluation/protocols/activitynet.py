@@ -1,11 +1,11 @@
 """Detection mAP as ActivityNet's evaluation script computes it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ssdet.evaluation.average_precision import Array
-from ssdet.evaluation.protocols.segments import Segments, overlaps
+from ssdet.evaluation.protocols.segments import RankedSegments, Segments, overlaps
 
 ACTIVITYNET_TIOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """0.5, 0.55, …, 0.95 with the script's rounding."""
@@ -26,27 +26,39 @@ def activitynet_average_precision(
     leaves that to chance. Source: `Evaluation/eval_detection.py` of activitynet/ActivityNet.
     """
     ap_OK = np.full((len(tious), classes), np.nan)
-    for k in range(classes):
-        instances = {v: rows[rows[:, 0] == k, 1:] for v, rows in truth.items()}
-        count = sum(map(len, instances.values()))
-        if count:
-            of_class = {v: rows[rows[:, 0] == k, 1:] for v, rows in detections.items()}
-            hits_OD = _ranked_hits(of_class, instances, np.asarray(tious))
-            ap_OK[:, k] = [_interpolated_sum(hits_D) / count for hits_D in hits_OD]
+    for k, ranked in ranked_detections(detections, truth, classes, tious):
+        ap_OK[:, k] = [_interpolated_sum(hits_D) / ranked.expected for hits_D in ranked.hits]
     return ap_OK
 
 
-def _ranked_hits(detections: Segments, instances: Segments, tious_O: Array) -> Array:
-    """Whether each detection of one class is a hit, bool [thresholds, D], by falling score."""
+def ranked_detections(
+    detections: Segments,
+    truth: Segments,
+    classes: int,
+    tious: Sequence[float] = ACTIVITYNET_TIOUS,
+) -> Iterator[tuple[int, RankedSegments]]:
+    """Each class that has an instance, and its detections as the script ranks them."""
+    for k in range(classes):
+        instances = {v: rows[rows[:, 0] == k, 1:] for v, rows in truth.items()}
+        if any(map(len, instances.values())):
+            of_class = {v: rows[rows[:, 0] == k, 1:] for v, rows in detections.items()}
+            yield k, _ranked(of_class, instances, np.asarray(tious))
+
+
+def _ranked(detections: Segments, instances: Segments, tious_O: Array) -> RankedSegments:
+    names: list[str] = []
     scores: list[Array] = [np.zeros(0)]
     hits: list[Array] = [np.zeros((len(tious_O), 0), bool)]
     for video in sorted(video for video, rows in detections.items() if len(rows)):
         rows_D3 = detections[video][np.argsort(-detections[video][:, 2], kind="stable")]
         iou_GD = overlaps(instances.get(video, np.zeros((0, 2))), rows_D3)
+        names += [video] * len(rows_D3)
         scores.append(rows_D3[:, 2])
         hits.append(_matched(iou_GD, tious_O))
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    return np.concatenate(hits, axis=1)[:, order]
+    counts = {video: len(rows) for video, rows in instances.items()}
+    videos = [np.array(names, object)[order]] * len(tious_O)
+    return RankedSegments(videos, list(np.concatenate(hits, axis=1)[:, order]), counts)
 
 
 def _matched(iou_GD: Array, tious_O: Array) -> Array:

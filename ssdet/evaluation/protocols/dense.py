@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from ssdet.evaluation.average_precision import (
     Array,
+    EmptyClasses,
     HistogramAP,
     as_array,
     checked,
@@ -18,7 +18,6 @@ from ssdet.evaluation.average_precision import (
 from ssdet.evaluation.lazy_rows import Rows, View, all_half, release
 from ssdet.evaluation.predictions import PredictionSet
 
-EmptyClasses = Literal["left_out", "zero", "nonzero"]
 _DENSE = {
     "left_out": "dense_map/v1",
     "zero": "dense_map_apmeter/v1",
@@ -69,6 +68,11 @@ def dense_map_min162(predictions: Rows, targets: Rows) -> Score:
 
     A video without a known length stays expected. Source: specs/EVAL.md 3.
     """
+    return pooled(*without_short(predictions, targets), "dense_map_min162/v1", "left_out")
+
+
+def without_short(predictions: Rows, targets: Rows) -> tuple[View, View]:
+    """Scores and labels of the videos of 162 frames and more; ValueError without any."""
     kept = [video for video in targets if not 0 < len(targets[video]) < SHORT]
     scored = View(
         [video for video in kept if video in predictions],
@@ -79,8 +83,7 @@ def dense_map_min162(predictions: Rows, targets: Rows) -> Score:
     if not scored:
         raise ValueError(f"no scored video has {SHORT} frames or more")
     check_known(predictions, targets)
-    labels = View(kept, lambda video: as_array(targets[video]))
-    return pooled(scored, labels, "dense_map_min162/v1", "left_out")
+    return scored, View(kept, lambda video: as_array(targets[video]))
 
 
 def pooled(predictions: Rows, targets: Rows, protocol: str, empty_classes: EmptyClasses) -> Score:

@@ -1,20 +1,23 @@
 """Every protocol by its name: what it needs, and the numbers that it gives, each with its id."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ssdet.data.datasets.manifest import Manifest
-from ssdet.evaluation.average_precision import Array
-from ssdet.evaluation.lazy_rows import Rows
-from ssdet.evaluation.predictions import PredictionSet
+from ssdet.data.loading.recipe import DENSE
+from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array
+from ssdet.evaluation.lazy_rows import Rows, View, frame_labels
+from ssdet.evaluation.predictions import PredictionSet, PredictionWriter
 from ssdet.evaluation.protocols.activitynet import (
     ACTIVITYNET_TIOUS,
     THUMOS_TIOUS,
     activitynet_average_precision,
+    ranked_detections,
 )
 from ssdet.evaluation.protocols.charades_official import (
     PROTOCOL,
@@ -24,16 +27,33 @@ from ssdet.evaluation.protocols.charades_official import (
     truth_of,
 )
 from ssdet.evaluation.protocols.conditional import conditional_map
-from ssdet.evaluation.protocols.dense import EmptyClasses, dense_map, dense_map_min162
-from ssdet.evaluation.protocols.sampled import Sampling, multithumos_map, sampled25_map
+from ssdet.evaluation.protocols.dense import SHORT, dense_map, dense_map_min162, without_short
+from ssdet.evaluation.protocols.resampling import (
+    drawn_manifest,
+    drawn_predictions,
+    drawn_truth,
+    evaluated_statistic,
+    official_statistic,
+    pooled_statistic,
+    segment_statistic,
+)
+from ssdet.evaluation.protocols.sampled import (
+    Sampling,
+    multithumos_map,
+    on_grid,
+    sampled25_map,
+    sampled25_rows,
+)
 from ssdet.evaluation.protocols.segments import (
     TIOUS,
     Segments,
     frame_segments,
+    ranked_segments,
     segment_average_precision,
     truth_segments,
 )
 from ssdet.evaluation.protocols.strata import PUBLISHED, Stratum, boundary, strata
+from ssdet.evaluation.statistics.bootstrap import Statistic
 from ssdet.plugins import Registry
 
 STEPS_APART = (0, 20, 40)
@@ -60,6 +80,13 @@ class Reading:
     per_class: tuple[float | None, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counts of what was left out or is missing."""
+
+    @property
+    def number(self) -> float:
+        """The value; ValueError where there is none."""
+        if self.value is None:
+            raise ValueError(f"{self.protocol} has no value for these labels")
+        return self.value
 
     @property
     def column(self) -> str:
@@ -104,6 +131,17 @@ class Material:
             raise ValueError("needs the annotation")
         return self.manifest
 
+    def drawn(self, sources: Mapping[str, str]) -> "Material":
+        """The same of a resample: ``sources`` maps a name of its own to each drawn video."""
+        predictions, labels = self.dense
+        return replace(
+            self,
+            labels=View(sources, lambda name: as_array(labels[sources[name]])),
+            predictions=drawn_predictions(predictions, sources),
+            manifest=self.manifest and drawn_manifest(self.manifest, sources),
+            truth=self.truth and drawn_truth(self.truth, sources),
+        )
+
 
 Scorer = Callable[[Material], Sequence[Reading]]
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
@@ -121,6 +159,57 @@ class Protocol:
     """Format of annotation whose data set has another protocol in its place."""
     only_named: bool = False
     """Left out where no protocol is named."""
+    primary: str = ""
+    """Id of the reading that a study is scored by; the first reading where there is none of it."""
+    resampled: Callable[[Material], Statistic] | None = None
+    """That reading's value as a function of how often videos are drawn; None: every resample is
+    evaluated."""
+
+    @property
+    def id(self) -> str:
+        """What a study's `protocol` is: the id of the primary reading, else the name."""
+        return self.primary or self.name
+
+    def reading(self, material: Material) -> Reading:
+        """The primary reading; ValueError where the protocol does not apply."""
+        return self.chosen(self.score(material))
+
+    def chosen(self, readings: Sequence[Reading]) -> Reading:
+        """The primary one among this protocol's readings."""
+        return next((one for one in readings if one.protocol == self.primary), readings[0])
+
+    def statistic(self, material: Material) -> Statistic:
+        """The primary reading's value for intervals: see `paired_difference`."""
+        if self.resampled is not None:
+            return self.resampled(material)
+        return evaluated_statistic(
+            tuple(material.dense[1]), lambda sources: self.reading(material.drawn(sources)).value
+        )
+
+    def check(self, material: Material) -> None:
+        """ValueError where a split, given without predictions, has no value under this protocol.
+
+        How many frames videos have is not known before they are decoded: what is too short for a
+        protocol is refused when it is scored.
+        """
+        manifest = material.annotated
+        if material.format and material.format == self.not_of:
+            raise ValueError(f"annotation of format {material.format!r} has another in its place")
+        if not manifest.videos:
+            raise ValueError(f"data set {manifest.name!r} has no videos there")
+        with TemporaryDirectory(prefix="ssdet-check-") as folder:
+            with PredictionWriter(folder, manifest.num_classes) as writer:
+                zeros_TK = np.zeros((SHORT, manifest.num_classes), np.float16)
+                for video in manifest.videos:
+                    writer.add(video.id, zeros_TK, SHORT / (video.duration or SHORT))
+            predictions = PredictionSet.open(folder)
+            labels = frame_labels(manifest, predictions)
+            reading = self.reading(replace(material, predictions=predictions, labels=labels))
+        if reading.value is None:
+            raise ValueError(
+                f"{reading.protocol} has no value: {reading.classes_scored} of "
+                f"{manifest.num_classes} classes have a positive"
+            )
 
 
 def _score(found: Any, **notes: int) -> Reading:
@@ -203,17 +292,14 @@ def _official(material: Material) -> list[Reading]:
 def _segments(material: Material) -> list[Reading]:
     detections, truth, frames = _detected(material)
     ap_OK = segment_average_precision(detections, truth, material.annotated.num_classes)
-    ids = [f"tiou{tiou:g}" for tiou in TIOUS]
-    return _segment_readings(material, "segment_map", ids, ap_OK, detections, frames)
+    return _segment_readings(material, "segment_map", TIOUS, ap_OK, detections, frames)
 
 
 def _activitynet(material: Material, tious: Sequence[float]) -> list[Reading]:
     detections, truth, frames = _detected(material)
     classes = material.annotated.num_classes
     ap_OK = activitynet_average_precision(detections, truth, classes, tious)
-    ids = [f"tiou{tiou:g}" for tiou in tious] + [f"average_{tious[0]:g}_{tious[-1]:g}"]
-    rows_OK = np.concatenate([ap_OK, ap_OK.mean(axis=0, keepdims=True)])
-    return _segment_readings(material, "activitynet_map", ids, rows_OK, detections, frames)
+    return _segment_readings(material, "activitynet_map", tious, ap_OK, detections, frames)
 
 
 def _detected(material: Material) -> tuple[dict[str, Array], dict[str, Array], int]:
@@ -230,11 +316,14 @@ def _detected(material: Material) -> tuple[dict[str, Array], dict[str, Array], i
 def _segment_readings(
     material: Material,
     name: str,
-    ids: Sequence[str],
+    tious: Sequence[float],
     ap_OK: Array,
     detections: Segments,
     frames: int,
 ) -> list[Reading]:
+    """Of each threshold, and of their average."""
+    ids = [f"tiou{tiou:g}" for tiou in tious] + [f"average_{tious[0]:g}_{tious[-1]:g}"]
+    ap_OK = np.concatenate([ap_OK, ap_OK.mean(axis=0, keepdims=True)])
     manifest, file = material.annotated, material.detections
     every = material.dense[0] if file is None else file
     instances = sum(len(video.segments) for video in manifest.videos)
@@ -266,41 +355,124 @@ def _made(predictions: PredictionSet) -> Iterator[tuple[str, Array]]:
         predictions.release()
 
 
+def _dense_statistic(material: Material, empty_classes: EmptyClasses) -> Statistic:
+    return pooled_statistic(*material.dense, empty_classes)
+
+
+def _min162_statistic(material: Material) -> Statistic:
+    return pooled_statistic(*without_short(*material.dense), "left_out")
+
+
+def _sampled_statistic(material: Material, variant: Sampling) -> Statistic:
+    return pooled_statistic(*sampled25_rows(*material.dense, variant), "zero")
+
+
+def _multithumos_statistic(material: Material, rate: float | None) -> Statistic:
+    return pooled_statistic(*on_grid(material.dense[0], material.annotated, rate), "zero")
+
+
+def _official_statistic(material: Material) -> Statistic:
+    truth = material.truth or truth_of(material.annotated)
+    return official_statistic(official_points(material.dense[0], truth), truth)
+
+
+def _segments_statistic(material: Material) -> Statistic:
+    detections, truth, _ = _detected(material)
+    ranked = ranked_segments(detections, truth, material.annotated.num_classes)
+    return segment_statistic(ranked, tuple(truth), interpolated=False)
+
+
+def _activitynet_statistic(material: Material, tious: Sequence[float]) -> Statistic:
+    detections, truth, _ = _detected(material)
+    ranked = ranked_detections(detections, truth, material.annotated.num_classes, tious)
+    return segment_statistic(ranked, tuple(truth), interpolated=True)
+
+
 def _protocols() -> Iterable[Protocol]:
-    dense, sampled, grid, within = (
-        partial(partial, way) for way in (_dense, _sampled, _multithumos, _strata)
-    )
-    yield Protocol("dense", "every frame", dense(empty_classes="left_out"))
+    empty_rules: list[tuple[str, str, EmptyClasses, str]] = [
+        ("dense", "every frame", "left_out", DENSE),
+        ("dense_apmeter", "every frame; empty classes count 0", "zero", "dense_map_apmeter/v1"),
+        ("dense_pdan", "every frame; mean of non-zero APs", "nonzero", "dense_map_pdan/v1"),
+    ]
+    for name, about, rule, id in empty_rules:
+        yield Protocol(
+            name, about, partial(_dense, empty_classes=rule), primary=id,
+            resampled=partial(_dense_statistic, empty_classes=rule),
+        )  # fmt: skip
     yield Protocol(
-        "dense_apmeter", "every frame; empty classes count 0", dense(empty_classes="zero")
-    )
+        "dense_min162", "every frame of videos with 162 or more", _min162,
+        primary="dense_map_min162/v1", resampled=_min162_statistic,
+    )  # fmt: skip
+    samplings: list[tuple[Sampling, str]] = [
+        ("mstct", "25 steps; videos of 25 skipped"), ("cf", "25 steps; no video below 25"),
+    ]  # fmt: skip
+    for variant, about in samplings:
+        yield Protocol(
+            f"sampled25_{variant}", about, partial(_sampled, variant=variant),
+            primary=f"sampled25_map_{variant}/v1",
+            resampled=partial(_sampled_statistic, variant=variant),
+        )  # fmt: skip
     yield Protocol(
-        "dense_pdan", "every frame; mean of non-zero APs", dense(empty_classes="nonzero")
-    )
-    yield Protocol("dense_min162", "every frame of videos with 162 or more", _min162)
-    yield Protocol("sampled25_mstct", "25 steps; videos of 25 skipped", sampled(variant="mstct"))
-    yield Protocol("sampled25_cf", "25 steps; no video below 25", sampled(variant="cf"))
-    yield Protocol("charades_official", "25 points, map and wap", _official, "multithumos")
-    yield Protocol("multithumos", "frames at 10 a second", grid(rate=10.0), "charades")
-    yield Protocol("multithumos_steps", "frames at own steps", grid(rate=None), "charades")
-    yield Protocol("strata", "acts per frame; boundary within 3 frames", within(by=PUBLISHED))
-    yield Protocol("strata_r1", "boundary within 1 frame", within(by=boundary(1)))
+        "charades_official", "25 points, map and wap", _official, "multithumos",
+        primary=f"{PROTOCOL}_map/v1", resampled=_official_statistic,
+    )  # fmt: skip
+    for name, about, rate, id in (
+        ("multithumos", "frames at 10 a second", 10.0, "multithumos_map_10fps/v1"),
+        ("multithumos_steps", "frames at own steps", None, ""),
+    ):
+        yield Protocol(
+            name, about, partial(_multithumos, rate=rate), "charades", primary=id,
+            resampled=partial(_multithumos_statistic, rate=rate),
+        )  # fmt: skip
+    for name, about, by, id in (
+        ("strata", "acts per frame; boundary within 3 frames", PUBLISHED, "boundary_r3"),
+        ("strata_r1", "boundary within 1 frame", boundary(1), "boundary_r1"),
+        ("strata_per_class", "boundary of each class", boundary(per_class=True),
+         "boundary_r3_per_class"),
+    ):  # fmt: skip
+        yield Protocol(name, about, partial(_strata, by=by), primary=f"dense_map.{id}/v1")
     yield Protocol(
-        "strata_per_class", "boundary of each class", within(by=boundary(per_class=True))
-    )
-    yield Protocol("conditional", "given another action, 0, 20 and 40 frames before", _conditional)
-    yield Protocol("segments", "segment mAP at tIoU 0.3 to 0.7, THUMOS'14 kit", _segments)
+        "conditional", "given another action, 0, 20 and 40 frames before", _conditional,
+        primary="conditional_map_t0/v1",
+    )  # fmt: skip
+    yield Protocol(
+        "segments", "segment mAP at tIoU 0.3 to 0.7, THUMOS'14 kit", _segments,
+        primary="segment_map_average_0.3_0.7/v1", resampled=_segments_statistic,
+    )  # fmt: skip
     for name, about, tious in (
         ("activitynet", "segment mAP at tIoU 0.5 to 0.95, ActivityNet's script", ACTIVITYNET_TIOUS),
         ("activitynet_thumos", "the same at tIoU 0.3 to 0.7", THUMOS_TIOUS),
     ):
-        yield Protocol(name, about, partial(_activitynet, tious=tious), only_named=True)
+        yield Protocol(
+            name, about, partial(_activitynet, tious=tious), only_named=True,
+            primary=f"activitynet_map_average_{tious[0]:g}_{tious[-1]:g}/v1",
+            resampled=partial(_activitynet_statistic, tious=tious),
+        )  # fmt: skip
 
 
 PROTOCOLS: Registry[Protocol] = Registry("protocol")
 available = PROTOCOLS.available
+_NAMES: dict[str, str] = {}
+"""Names by id, where it is another."""
 for _protocol in _protocols():
     PROTOCOLS.add(_protocol.name, _protocol, __name__)
+    _NAMES[_protocol.id] = _protocol.name
+
+
+def protocol_of(name: str) -> Protocol:
+    """The protocol of a name, or of the id of a primary reading; ValueError for any other."""
+    return PROTOCOLS[_NAMES.get(name, name)]
+
+
+def refusals(material: Material, names: Iterable[str]) -> dict[str, str]:
+    """Protocols that cannot score a split, given without predictions, and why."""
+    found = {}
+    for name in names:
+        try:
+            PROTOCOLS[name].check(material)
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def register(scorer: AnyScorer) -> AnyScorer:
@@ -343,3 +515,8 @@ def _left_out(protocol: Protocol, format: str) -> bool:
 def to_json(reading: Reading) -> dict[str, Any]:
     """A reading as JSON values."""
     return asdict(reading)
+
+
+def from_json(values: Mapping[str, Any]) -> Reading:
+    """A reading, or a stage's own score, from JSON values."""
+    return Reading(**{**values, "per_class": tuple(values["per_class"])})

@@ -5,10 +5,10 @@ from typing import Literal
 import numpy as np
 
 from ssdet.data.datasets.manifest import Manifest
-from ssdet.evaluation.average_precision import Array, as_array
+from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array
 from ssdet.evaluation.lazy_rows import Rows, View, all_half, at_steps
 from ssdet.evaluation.predictions import PredictionSet
-from ssdet.evaluation.protocols.dense import EmptyClasses, Score, check_known, pooled
+from ssdet.evaluation.protocols.dense import Score, check_known, pooled
 
 Sampling = Literal["mstct", "cf"]
 SAMPLES = 25
@@ -44,6 +44,12 @@ def sampled25_map(
     suffix = {"zero": "", "left_out": "_left_out", "nonzero": "_pdan"}
     if empty_classes not in suffix:
         raise ValueError(f"empty_classes={empty_classes!r}: choose one of {list(suffix)}")
+    name = f"sampled25_map_{variant}{suffix[empty_classes]}/v1"
+    return pooled(*sampled25_rows(predictions, targets, variant), name, empty_classes)
+
+
+def sampled25_rows(predictions: Rows, targets: Rows, variant: Sampling) -> tuple[View, View]:
+    """Scores and labels at the sampled steps of every video; ValueErrors of `sampled25_map`."""
     check_known(predictions, targets)
     picks: dict[str, range] = {}
     for video in (video for video in targets if video in predictions):
@@ -59,9 +65,7 @@ def sampled25_map(
         raise ValueError(f"no scored video has more than {SAMPLES} steps")
     half = all_half(predictions)
     scores = View(ranked, lambda v: as_array(predictions[v])[list(picks[v])], half, predictions)
-    labels = View(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
-    name = f"sampled25_map_{variant}{suffix[empty_classes]}/v1"
-    return pooled(scores, labels, name, empty_classes)
+    return scores, View(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
 
 
 def multithumos_map(

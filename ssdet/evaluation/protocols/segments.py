@@ -48,34 +48,65 @@ def segment_average_precision(
     if not tious or not all(0 <= tiou < 1 for tiou in tious):
         raise ValueError(f"tious={tious}: expected thresholds from 0 to below 1")
     ap_OK = np.full((len(tious), classes), np.nan)
-    for k in range(classes):
-        instances = {v: rows[rows[:, 0] == k, 1:] for v, rows in truth.items()}
-        expected = sum(map(len, instances.values()))
-        if expected:
-            found = {v: rows[rows[:, 0] == k, 1:] for v, rows in detections.items()}
-            ap_OK[:, k] = _class_average_precision(
-                found, instances, ambiguous or {}, tious, expected
-            )
+    for k, ranked in ranked_segments(detections, truth, classes, tious, ambiguous):
+        ap_OK[:, k] = [_precision_sum(hits_D) / ranked.expected for hits_D in ranked.hits]
     return ap_OK
 
 
-def _class_average_precision(
-    found: Segments, instances: Segments, ambiguous: Segments, tious: Sequence[float], expected: int
-) -> Array:
-    scores: list[Array] = []
-    states: list[Array] = []
+@dataclass(frozen=True)
+class RankedSegments:
+    """Detections of one class by falling score."""
+
+    videos: Sequence[Array]
+    """Video id of each ranked detection, [D] for each threshold."""
+    hits: Sequence[Array]
+    """Whether each is a hit, bool [D] for each threshold."""
+    instances: Mapping[str, int]
+    """Instances by video."""
+
+    @property
+    def expected(self) -> int:
+        return sum(self.instances.values())
+
+
+def ranked_segments(
+    detections: Segments,
+    truth: Segments,
+    classes: int,
+    tious: Sequence[float] = TIOUS,
+    ambiguous: Segments | None = None,
+) -> Iterator[tuple[int, RankedSegments]]:
+    """Each class that has an instance, and its detections as `segment_average_precision` ranks
+    them; what is dropped is not among them."""
+    for k in range(classes):
+        instances = {v: rows[rows[:, 0] == k, 1:] for v, rows in truth.items()}
+        if any(map(len, instances.values())):
+            found = {v: rows[rows[:, 0] == k, 1:] for v, rows in detections.items()}
+            yield k, _ranked(found, instances, ambiguous or {}, tious)
+
+
+def _ranked(
+    found: Segments, instances: Segments, ambiguous: Segments, tious: Sequence[float]
+) -> RankedSegments:
+    names: list[str] = []
+    scores: list[Array] = [np.zeros(0)]
+    states: list[Array] = [np.zeros((len(tious), 0), int)]
     for video in sorted(video for video, rows in found.items() if len(rows)):
         rows_D3 = found[video][np.argsort(-found[video][:, 2], kind="stable")]
         iou_GD = overlaps(instances.get(video, np.zeros((0, 2))), rows_D3)
         hits_OD = np.stack([_matched(iou_GD, tiou) for tiou in tious])
         dropped_D = (overlaps(ambiguous.get(video, np.zeros((0, 2))), rows_D3) > 0).any(axis=0)
+        names += [video] * len(rows_D3)
         scores.append(rows_D3[:, 2])
         states.append(np.where(hits_OD, 1, np.where(dropped_D, -1, 0)))
-    if not scores:
-        return np.zeros(len(tious))
     order = np.argsort(-np.concatenate(scores), kind="stable")
-    ranked_OD = np.concatenate(states, axis=1)[:, order]
-    return np.array([_precision_sum(states_D[states_D >= 0]) / expected for states_D in ranked_OD])
+    ranked_OD, names_D = np.concatenate(states, axis=1)[:, order], np.array(names, object)[order]
+    counts = {video: len(rows) for video, rows in instances.items()}
+    return RankedSegments(
+        [names_D[states_D >= 0] for states_D in ranked_OD],
+        [states_D[states_D >= 0] > 0 for states_D in ranked_OD],
+        counts,
+    )
 
 
 def _precision_sum(hits_D: Array) -> float:

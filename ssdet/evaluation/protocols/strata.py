@@ -9,13 +9,14 @@ import numpy as np
 
 from ssdet.evaluation.average_precision import (
     Array,
+    EmptyClasses,
     HistogramAP,
     as_array,
     average_precision,
     checked,
 )
 from ssdet.evaluation.lazy_rows import Rows, release
-from ssdet.evaluation.protocols.dense import EmptyClasses, scored_videos
+from ssdet.evaluation.protocols.dense import scored_videos
 
 
 @dataclass(frozen=True)

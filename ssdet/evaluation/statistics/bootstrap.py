@@ -1,6 +1,6 @@
 """Paired bootstrap over videos and seeds: is the difference of two arms more than chance?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch.nn.functional import embedding_bag
 
-from ssdet.evaluation.average_precision import Array, checked, class_blocks, descending_order
+from ssdet.evaluation.average_precision import (
+    Array,
+    EmptyClasses,
+    checked,
+    class_blocks,
+    descending_order,
+)
 
 Scores = Mapping[str, Array | torch.Tensor]
 
@@ -21,8 +27,20 @@ ROUNDING = 8 * 2.0**-24
 
 
 @dataclass(frozen=True)
+class Statistic:
+    """The score of one prediction set as a function of how often each video is drawn."""
+
+    videos: tuple[str, ...]
+    """What is resampled."""
+    under: Callable[[torch.Tensor], Array]
+    """Scores float64 [R] under the weights [R, V] of R resamples: how often each video is drawn."""
+    resamples: int | None = None
+    """Most resamples, of a score that is evaluated again for each of them."""
+
+
+@dataclass(frozen=True)
 class BootstrapResult:
-    """Difference b - a of the mean average precision (fractions) with its uncertainty."""
+    """Difference b - a of a score (fractions) with its uncertainty."""
 
     difference: float
     """On the videos as they are, mean over seeds."""
@@ -65,14 +83,45 @@ def paired_bootstrap(
     """
     seeds_a, seeds_b = _as_seeds(scores_a), _as_seeds(scores_b)
     _check(seeds_a, seeds_b, targets)
+    a, b = ([dense_statistic(one, targets) for one in seeds] for seeds in (seeds_a, seeds_b))
+    return paired_difference(a, b, resamples, generator, confidence)
+
+
+def paired_difference(
+    statistics_a: Sequence[Statistic],
+    statistics_b: Sequence[Statistic],
+    resamples: int = 1000,
+    generator: torch.Generator | None = None,
+    confidence: float = 0.95,
+) -> BootstrapResult:
+    """`paired_bootstrap` of any score: one statistic per seed and arm, paired by position.
+
+    ``resamples`` is lowered to what the statistics allow. ValueError where they are of other
+    videos, or are not paired.
+    """
+    every = [*statistics_a, *statistics_b]
+    if len(statistics_a) != len(statistics_b) or not every:
+        raise ValueError(
+            f"{len(statistics_a)} seeds of one arm and {len(statistics_b)} of the other: pairs are "
+            "needed"
+        )
+    if len({one.videos for one in every}) > 1:
+        counts = sorted({len(one.videos) for one in every})
+        raise ValueError(f"scores of other videos ({counts} of them): compare equal splits")
+    resamples = min([resamples, *(one.resamples for one in every if one.resamples is not None)])
     if resamples < 1 or not 0 < confidence < 1:
         raise ValueError(f"resamples={resamples} must be >= 1, confidence={confidence} in (0, 1)")
     generator = generator or torch.Generator().manual_seed(0)
-    videos_RV = _draw(resamples, len(targets), generator)
-    seeds_RS = _draw(resamples, len(seeds_a), generator)
-    weights_RV = torch.cat([torch.ones(1, len(targets)), videos_RV])  # row 0: the data themselves
-    difference_RS = _differences(seeds_a, seeds_b, targets, weights_RV)
-    drawn_R = (difference_RS[1:] * seeds_RS.numpy()).sum(axis=1) / len(seeds_a)
+    videos, seeds = len(every[0].videos), len(statistics_a)
+    videos_RV = _draw(resamples, videos, generator)
+    seeds_RS = _draw(resamples, seeds, generator)
+    weights_RV = torch.cat([torch.ones(1, videos), videos_RV])  # row 0: the data themselves
+    difference_RS = np.stack(
+        [b.under(weights_RV) - a.under(weights_RV)
+         for a, b in zip(statistics_a, statistics_b, strict=True)],
+        axis=1,
+    )  # fmt: skip
+    drawn_R = (difference_RS[1:] * seeds_RS.numpy()).sum(axis=1) / seeds
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn_R, [tail, 1 - tail])
     smaller = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
@@ -106,10 +155,6 @@ def _draw(resamples: int, items: int, generator: torch.Generator) -> torch.Tenso
 
 
 def _check(seeds_a: Sequence[Scores], seeds_b: Sequence[Scores], targets: Scores) -> None:
-    if len(seeds_a) != len(seeds_b) or not len(seeds_a):
-        raise ValueError(
-            f"{len(seeds_a)} seeds of one arm and {len(seeds_b)} of the other: pairs are needed"
-        )
     if not targets:
         raise ValueError("no video to resample: the targets are empty")
     for arm, seeds in (("a", seeds_a), ("b", seeds_b)):
@@ -121,18 +166,19 @@ def _check(seeds_a: Sequence[Scores], seeds_b: Sequence[Scores], targets: Scores
                 )
 
 
-def _differences(
-    seeds_a: Sequence[Scores], seeds_b: Sequence[Scores], targets: Scores, weights_RV: torch.Tensor
+def dense_statistic(
+    scores: Scores, targets: Scores, empty_classes: EmptyClasses = "left_out"
+) -> Statistic:
+    """Mean average precision of the rows [T, K] of all videos together; see `dense_map`."""
+    return Statistic(
+        tuple(targets),
+        lambda weights_RV: _resampled_map(scores, targets, weights_RV, empty_classes),
+    )
+
+
+def _resampled_map(
+    scores: Scores, targets: Scores, weights_RV: torch.Tensor, empty_classes: EmptyClasses
 ) -> Array:
-    """mAP of b minus mAP of a for each weighting of the videos and each seed, float64 [R, S]."""
-    columns = []
-    for scores_a, scores_b in zip(seeds_a, seeds_b, strict=True):
-        map_a, map_b = (_resampled_map(s, targets, weights_RV) for s in (scores_a, scores_b))
-        columns.append(map_b - map_a)
-    return np.stack(columns, axis=1)
-
-
-def _resampled_map(scores: Scores, targets: Scores, weights_RV: torch.Tensor) -> Array:
     """Mean average precision under each weighting of the videos, float64 [R]."""
     pairs = [checked(scores[v], targets[v], f"video {v!r}") for v in targets]
     frames_V = np.array([len(scores_TK) for scores_TK, _ in pairs])
@@ -153,7 +199,7 @@ def _resampled_map(scores: Scores, targets: Scores, weights_RV: torch.Tensor) ->
                 classes_R += ~np.isnan(ap_R)
     if not classes_R.all():
         raise ValueError("a resample has no positive frame: too few videos hold positives")
-    return total_R / classes_R
+    return total_R / (pairs[0][0].shape[1] if empty_classes == "zero" else classes_R)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.network_costs import clip_macs, row_width, whole
+from ssdet.studies.scoring import Scoring
 from ssdet.system.recipe_json import to_json
 from ssdet.training.context import default_device
 from ssdet.training.heads.feature_heads import head
@@ -215,11 +216,12 @@ def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[floa
     """
     study = plan.study
     scores: dict[str, dict[int, float]] = {}
+    scoring = Scoring.of(store, study.data, study.protocol)
     for run in plan.runs:
         stage = run.predict if readout == "predict" else run.probe
         result = store.result(stage.id) if stage is not None else None
-        if result is not None and "test" in result["scores"]:
-            scores.setdefault(run.arm, {})[run.seed] = result["scores"]["test"]["value"]
+        if stage is not None and result is not None and "test" in result["scores"]:
+            scores.setdefault(run.arm, {})[run.seed] = scoring.value(stage.id)
     pairs = [(scores.get(study.baseline_of(arm), {}), seen) for arm, seen in scores.items()]
     found = [(sd, len(base.keys() & s.keys())) for base, s in pairs if (sd := paired_sd(base, s))]
     if not found or len(study.seeds) < 2:

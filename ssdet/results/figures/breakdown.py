@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.evaluation import PredictionSet, paired_bootstrap
 from ssdet.evaluation.protocols.strata import (
     PUBLISHED,
@@ -100,9 +101,9 @@ def breakdown(
     than dense_map/v1, or where arms were scored on different videos or frames.
     """
     study = plan.study
-    if study.protocol != "dense_map/v1":
+    if study.protocol != DENSE:
         raise ValueError(
-            f"study {study.name!r} asks for {study.protocol}: strata exist for dense_map/v1 only"
+            f"study {study.name!r} asks for {study.protocol}: strata exist for {DENSE} only"
         )
     data = study.data
     targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ssdet.results.tables.result_table import ResultTable
 from ssdet.store.base import Store
 from ssdet.studies.graph.lineage import parts
 from ssdet.studies.graph.plan import Plan
+from ssdet.studies.scoring import Scoring
 
 LOGGED = ("loss", "validation")
 KINDS = ("pretrain", "finetune")
@@ -121,19 +123,22 @@ def class_gains(plan: Plan, store: Store, arm: str, readout: str = "finetuned") 
     return [
         ClassGain(name, tuple(mine[k] - other[k] for mine, other in pairs), int(positives_K[k]))
         for k, name in enumerate(manifest.classes)
-        if positives_K[k]
+        if positives_K[k] and not any(side[k] is None for pair in pairs for side in pair)
     ]
 
 
-def _per_class(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, list[float]]:
-    found = {}
+def _per_class(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, Any]:
+    found, data = {}, plan.study.data
+    scoring = Scoring.of(store, data, plan.study.protocol)
     for run in plan.of(arm):
         stage = run.predict if readout == "finetuned" else run.probe
         if stage is None:
             raise ValueError(f"arm {arm!r} has no read-out {readout!r}")
-        if (result := store.result(stage.id)) is None:
-            raise ValueError(f"arm {arm!r} seed {run.seed}: {stage.id} is not finished")
-        found[run.seed] = result["scores"]["test"]["per_class"]
+        try:
+            reading = scoring.reading(stage.id)
+        except ValueError as error:
+            raise ValueError(f"arm {arm!r} seed {run.seed}: {error}") from error
+        found[run.seed] = reading.per_class or [None] * len(data.manifests["downstream"].classes)
     return found
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-VALIDATED = {"pretrain": " (share of clips)", "finetune": " (dense mAP)"}
+VALIDATED = {"pretrain": " (share of clips)", "finetune": " (score of whole videos)"}
 
 
 def write_figure(table: ResultTable, path: Path) -> Path:

@@ -5,7 +5,8 @@ and what it unpacks to is no larger than itself. `manifest.json` names every mem
 and SHA-256; `record.json` is the plan with all recipes; `results/ID.json` and `provenance/ID.json`
 are what stages reported and how they ran; `predictions/SET` the scores of every test frame, a set
 once however many runs have it; `targets.json` and `targets.bits` the dense labels; `table.csv` the
-table. It names no machine and no folder.
+table. For a study of another protocol than dense mAP `annotation.json` has the segments. It names
+no machine and no folder.
 """
 
 import hashlib
@@ -22,13 +23,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import ssdet
-from ssdet.data.datasets.manifest import Manifest, Video
+from ssdet.data.datasets.manifest import Manifest, Segment, Video
+from ssdet.data.loading.recipe import DENSE
 from ssdet.data.video.clock import Clock
+from ssdet.evaluation.protocols.charades_official import POINTS, OfficialTruth
+from ssdet.evaluation.protocols.registry import Material
 from ssdet.evaluation.source import source_digest
 from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.result_table import TEST, result_table, write_csv
 from ssdet.store.base import Store
 from ssdet.studies.graph.record import StudyRecord
+from ssdet.studies.truth import annotated
 from ssdet.system.safe_files import replacing
 
 if TYPE_CHECKING:
@@ -46,9 +51,16 @@ PATH = re.compile(r"""(?<![\w./])/(?:[^\s/'",;:()]+/)+([^\s/'",;:()]*)""")
 
 
 class StoredTargets:
-    """Stands where a plan's `Data` stands: dense labels of the test split, without any video."""
+    """Stands where a plan's `Data` stands: dense labels of the test split, without any video, and
+    the annotation where a protocol needs it."""
 
-    def __init__(self, targets: Mapping[str, np.ndarray], classes: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        targets: Mapping[str, np.ndarray],
+        classes: Mapping[str, int],
+        annotation: Material | None = None,
+    ) -> None:
+        self._truth = replace(annotation or Material(), labels=targets)
         self._frames = {video: len(rows) for video, rows in targets.items()}
         names = tuple(map(str, range(classes["downstream"])))
         videos = tuple(Video(video, "", "test") for video in targets)
@@ -61,6 +73,11 @@ class StoredTargets:
         if (role, name) != ("downstream", "test"):
             raise ValueError(f"the labels of {role} {name} are not in a bundle")
         return self._manifest
+
+    def truth(self, split: str) -> Material:
+        """What predictions of the test videos are scored against."""
+        self.split("downstream", split)
+        return self._truth
 
     def reader(self, role: str) -> "StoredTargets":
         """Itself, which knows how many frames videos have."""
@@ -98,19 +115,22 @@ def write_bundle(results: "Results", study: str, out: Path) -> Path:
     data = record.plan().study.data
     targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))
     classes = {role: manifest.num_classes for role, manifest in data.manifests.items()}
+    segments = None if record.study["protocol"] == DENSE else annotated(data, "test")
     private = [store.root, Path.home(), *_paths(record.data)]
     packed = _without_paths(record, private)
     members: dict[str, bytes | Path] = {
         "record.json": _bytes(asdict(packed)),
         **_targets_members(targets, classes),
     }
+    if segments is not None:
+        members["annotation.json"] = _bytes(annotation_json(segments))
     for stage in record.stages:
         members |= _stage_members(store, stage, private)
     ends = [stage for run in record.runs for stage in (run.predict, run.probe) if stage is not None]
     sets = {stage: store.fetch(stage, TEST) / TEST for stage in dict.fromkeys(ends)}
     with tempfile.TemporaryDirectory() as work:
         path = Path(work) / "table.csv"
-        plan = packed.plan(StoredTargets(targets, classes))
+        plan = packed.plan(StoredTargets(targets, classes, segments))
         table = result_table(plan, store)
         write_csv(table, path)
         members["table.csv"] = path.read_bytes()
@@ -151,6 +171,42 @@ def _targets_members(
     videos = [[video, len(rows)] for video, rows in targets.items()]
     bits = b"".join(np.packbits(rows.ravel()).tobytes() for rows in targets.values())
     return {"targets.json": _bytes({"classes": classes, "videos": videos}), "targets.bits": bits}
+
+
+def annotation_json(material: Material) -> dict[str, Any]:
+    """Format, names of classes, and duration and segments (class, start, end) of every video; with
+    labels at the 25 points (point, class) where the official CSV has its own."""
+    manifest, truth = material.annotated, material.truth
+    videos = [
+        [video.id, video.duration, [[s.label, s.start, s.end] for s in video.segments]]
+        for video in manifest.videos
+    ]
+    found: dict[str, Any] = {
+        "format": material.format,
+        "classes": manifest.classes,
+        "videos": videos,
+    }
+    if truth is not None:
+        points = {video: np.argwhere(hits).tolist() for video, hits in truth.hits.items()}
+        found |= {"points": points, "lengths": dict(truth.lengths)}
+    return found
+
+
+def annotation_of(values: Mapping[str, Any]) -> Material:
+    """The annotation from `annotation_json`; ValueError, TypeError or KeyError for what is none."""
+    classes, truth = tuple(map(str, values["classes"])), None
+    videos = tuple(
+        Video(id, "", "test", None, tuple(Segment(*one) for one in segments), duration)
+        for id, duration, segments in values["videos"]
+    )
+    if "points" in values:
+        hits = {video: np.zeros((POINTS, len(classes)), bool) for video in values["points"]}
+        for video, pairs in values["points"].items():
+            for point, k in pairs:
+                hits[video][point, k] = True
+        truth = OfficialTruth(hits, values["lengths"], len(classes))
+    manifest = Manifest("stored", classes, videos)
+    return Material(manifest=manifest, truth=truth, format=values["format"])
 
 
 def _paths(data: Mapping[str, Any]) -> list[Path]:

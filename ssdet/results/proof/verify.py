@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 import ssdet
+from ssdet.data.loading.recipe import DENSE
 from ssdet.evaluation import PredictionSet, dense_map
 from ssdet.evaluation.source import source_digest
-from ssdet.results.proof.bundle import FORMAT, StoredTargets
+from ssdet.results.proof.bundle import FORMAT, StoredTargets, annotation_of
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.store.base import Store
 from ssdet.studies.graph.record import parse_record
@@ -25,7 +26,7 @@ from ssdet.system.safe_files import write_json
 
 STAGE = r"[a-z_]+-[0-9a-f]{16}"
 MEMBER = re.compile(
-    rf"(manifest|record|targets)\.json|targets\.bits|table\.csv|(results|provenance)/{STAGE}\.json"
+    rf"(annotation|manifest|record|targets)\.json|targets\.bits|table\.csv|(results|provenance)/{STAGE}\.json"
     r"|predictions/[0-9a-f]{16}/[A-Za-z0-9][A-Za-z0-9_-]*\.(f16|json)"
 )
 REQUIRED = {"record.json", "targets.json", "targets.bits", "table.csv"}
@@ -34,7 +35,6 @@ BROKEN_ZIP = (
     zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, OverflowError,
     UnicodeError,
 )  # fmt: skip
-EMPTY_CLASSES = {"dense_map/v1": "left_out", "dense_map_apmeter/v1": "zero"}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,9 @@ def _recomputed(root: Path, manifest: Mapping[str, Any]) -> Verification:
     resamples = manifest["resamples"]
     if type(resamples) is not int or not 1 <= resamples <= MOST_RESAMPLES:
         raise ValueError(f"resamples={resamples!r}: expected 1 to {MOST_RESAMPLES}")
-    plan = record.plan(StoredTargets(targets, classes))
+    path = root / "annotation.json"
+    segments = annotation_of(json.loads(path.read_bytes())) if path.is_file() else None
+    plan = record.plan(StoredTargets(targets, classes, segments))
     write_csv(result_table(plan, store, resamples), root / "recomputed.csv")
     inside, again = (root / "table.csv").read_bytes(), (root / "recomputed.csv").read_bytes()
     if inside != again:
@@ -186,10 +188,9 @@ def _score(
     predictions.verify()
     result = store.result(stage) or {}
     reported = result["scores"]["test"]
-    if (rule := EMPTY_CLASSES.get(reported["protocol"])) is None:
-        raise ValueError(f"{stage}: protocol {reported['protocol']!r} is not known here")
-    score = asdict(dense_map(predictions, targets, rule))  # type: ignore[arg-type]
-    score = json.loads(json.dumps(score))
+    if reported["protocol"] != DENSE:
+        raise ValueError(f"{stage}: reported {reported['protocol']!r}, expected {DENSE!r}")
+    score = json.loads(json.dumps(asdict(dense_map(predictions, targets))))
     (store.folder(stage) / "predictions").mkdir()
     (store.folder(stage) / "predictions" / "test").symlink_to(folder, target_is_directory=True)
     write_json(store.folder(stage) / "DONE", {**result, "scores": {"test": score}})

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssdet.evaluation import BootstrapResult, paired_bootstrap
+from ssdet.evaluation import BootstrapResult
+from ssdet.evaluation.statistics.bootstrap import paired_difference
 from ssdet.results.queries.run_frame import SETTING, text
 from ssdet.results.tables.result_table import READOUTS
 from ssdet.studies.graph.record import StudyRecord
+from ssdet.studies.scoring import Scoring
 
 if TYPE_CHECKING:
     from ssdet.results.queries.results import Results, Run
@@ -50,19 +52,27 @@ def compare(
         raise ValueError(f"{arm_a!r} and {arm_b!r} have no finished seed in common")
     runs_a, runs_b = ([by_seed[seed] for seed in seeds] for by_seed in (by_seed_a, by_seed_b))
     _check(arm_a, arm_b, [*runs_a, *runs_b])
-    sets_a, sets_b = ([run.predictions() for run in runs] for runs in (runs_a, runs_b))
-    targets = results.targets(runs_a[0].id)
-    scored = {video: rows for video, rows in targets.items() if video in sets_a[0]}
-    found = paired_bootstrap(sets_a, sets_b, scored, resamples)
-    column = "probe_map" if readout == "probe" else "dense_map"
-    mean_a, mean_b = (
-        float(np.mean([run.row[column] for run in runs])) for runs in (runs_a, runs_b)
-    )
-    row = runs_a[0].row
+    scoring = _scoring(results, record_a, record_b)
+    sides = [[scoring.statistic(run.id) for run in runs] for runs in (runs_a, runs_b)]
+    found = paired_difference(sides[0], sides[1], resamples)
+    readings = [[scoring.reading(run.id) for run in runs] for runs in (runs_a, runs_b)]
+    mean_a, mean_b = (float(np.mean([one.number for one in side])) for side in readings)
+    first = readings[0][0]
     return Comparison(
         arm_a, arm_b, record_a.name, record_b.name, readout, tuple(seeds), mean_a, mean_b, found,
-        row["protocol"], row["videos_scored"], row["videos_expected"],
+        first.protocol, first.videos_scored, first.videos_expected,
     )  # fmt: skip
+
+
+def _scoring(results: "Results", record_a: StudyRecord, record_b: StudyRecord) -> Scoring:
+    """Scores under the protocol of both studies; ValueError where they have two."""
+    study = record_a.plan().study
+    if study.protocol != (other := str(record_b.study["protocol"])):
+        raise ValueError(
+            f"study {study.name!r} is scored by {study.protocol}, {record_b.name!r} by {other}: "
+            "plan one of them with the protocol of the other"
+        )
+    return Scoring.of(results.store, study.data, study.protocol)
 
 
 def _resolved(
@@ -81,14 +91,16 @@ def _resolved(
 
 
 def _only(arm: str, records: Sequence[StudyRecord], study: str | None) -> StudyRecord:
-    """The study of an arm; any of those that give it the same runs."""
-    if len({text(record.finals(arm)) for record in records}) == 1:
+    """The study of an arm; any of those that give it the same runs and protocol."""
+    if len({text([record.finals(arm), record.study["protocol"]]) for record in records}) == 1:
         return records[0]
     if not records:
         where = "no study that ran here" if study is None else f"study {study!r}"
         raise ValueError(f"{where} has an arm {arm!r}" if study is None else f"{where}: no {arm!r}")
     names = ", ".join(sorted(record.name for record in records))
-    raise ValueError(f"arm {arm!r} stands for other runs in each of {names}: say which study")
+    raise ValueError(
+        f"arm {arm!r} stands for other runs or scores in each of {names}: say which study"
+    )
 
 
 def _finished(results: "Results", record: StudyRecord, arm: str, readout: str) -> dict[int, "Run"]:

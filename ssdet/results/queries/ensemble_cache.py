@@ -6,43 +6,39 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssdet.evaluation import PredictionSet, Score, dense_map
-from ssdet.evaluation.average_precision import Array
+from ssdet.evaluation import PredictionSet
 from ssdet.evaluation.ensembling.alignment import Alignment
 from ssdet.evaluation.ensembling.combination import Combiner, Method
 
-FORMAT = "ssdet-ensemble/1"
+FORMAT = "ssdet-ensemble/2"
 """A change that alters combined scores raises it."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A combined prediction set, and its score."""
+    """A combined prediction set."""
 
     folder: Path
     predictions: PredictionSet
-    score: Score
 
 
 def stored(
     root: Path,
     runs: Sequence[str],
     aligned: Alignment,
-    targets: Mapping[str, Array],
     split: str,
     method: Method,
     weights: Sequence[float] | None,
 ) -> Stored:
-    """The combination of these runs from `root/HASH`, made and scored first where it is not there.
+    """The combination of these runs from `root/HASH`, made first where it is not there.
 
     ``aligned`` has the runs' predictions in their order, whose change changes nothing. The folder
     holds `predictions/SPLIT` and `ensemble.json`, and appears whole: of two processes that make
-    the same, the second takes what the first made. Raises ValueError for a damaged folder and
-    for scores that do not fit the targets.
+    the same, the second takes what the first made. Raises ValueError for a damaged folder.
     """
     shares: Sequence[float | None] = weights or [None] * len(runs)
     what = {
@@ -54,15 +50,12 @@ def stored(
     }
     folder = root / _digest(what)
     if not folder.is_dir():
-        _make(folder, what, Combiner(aligned, method), weights, targets)
+        _make(folder, what, Combiner(aligned, method), weights)
     try:
         predictions = PredictionSet.open(folder / "predictions" / split)
         predictions.verify()
-        score = json.loads((folder / "ensemble.json").read_bytes())["score"]
-        return Stored(
-            folder, predictions, Score(**{**score, "per_class": tuple(score["per_class"])})
-        )
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        return Stored(folder, predictions)
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"{folder} is damaged ({error}): remove it, and it is made again"
         ) from error
@@ -73,14 +66,12 @@ def _make(
     what: Mapping[str, Any],
     combiner: Combiner,
     weights: Sequence[float] | None,
-    targets: Mapping[str, Array],
 ) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.partial")
     try:
-        made = combiner.write(work / "predictions" / what["split"], weights)
-        described = {**what, "score": asdict(dense_map(made, targets))}
-        (work / "ensemble.json").write_text(json.dumps(described, indent=1))
+        combiner.write(work / "predictions" / what["split"], weights)
+        (work / "ensemble.json").write_text(json.dumps(what, indent=1))
         try:
             os.rename(work, folder)
         except OSError:

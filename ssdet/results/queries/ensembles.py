@@ -1,21 +1,23 @@
 """Ensembles by query: which runs, combined how, and what that is worth beside single runs and
 beside an ensemble of equal size made of seeds of one arm."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 
-from ssdet.evaluation import BootstrapResult, Score, mean_and_sd, paired_bootstrap
+from ssdet.data.loading.recipe import DENSE
+from ssdet.evaluation import BootstrapResult, PredictionSet, mean_and_sd
 from ssdet.evaluation.average_precision import Array
 from ssdet.evaluation.ensembling.alignment import Alignment, Videos, align, grid_of, same_grid
 from ssdet.evaluation.ensembling.combination import METHODS, Method
 from ssdet.evaluation.ensembling.selection import (
     Fit,
     MarginalGain,
+    Measure,
     Targets,
     error_correlation,
     fit_weights,
@@ -23,12 +25,14 @@ from ssdet.evaluation.ensembling.selection import (
     select_greedily,
     weighted,
 )
+from ssdet.evaluation.protocols.registry import Material, Reading, protocol_of
+from ssdet.evaluation.protocols.registry import Protocol as ScoreProtocol
+from ssdet.evaluation.statistics.bootstrap import paired_difference
 from ssdet.results.queries.candidates import Team, seeds_of, teams_of
 from ssdet.results.queries.ensemble_cache import Stored, stored
 from ssdet.store.base import Store
 
-FITS = {"weights": fit_weights, "greedy": select_greedily}
-PROTOCOL = "dense_map/v1"
+FITS: Mapping[str, Callable[..., Fit]] = {"weights": fit_weights, "greedy": select_greedily}
 
 
 class Source(Protocol):
@@ -41,7 +45,9 @@ class Source(Protocol):
 
     def run(self, run: str) -> Any: ...
 
-    def targets(self, run: str, split: str = "test") -> dict[str, np.ndarray]: ...
+    def truth(self, run: str, split: str = "test") -> Material: ...
+
+    def protocol(self, where: Mapping[str, Any]) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,9 @@ class Query:
     per_seed: bool = True
     """One ensemble of all arms for each seed; False: one ensemble of all runs."""
     held_out: str = "val"
+    protocol: str = ""
+    """Name or id of the protocol by which members are fitted and chosen, and scores compared; that
+    of the study that `where` names by default, else dense mAP."""
     videos: Videos = "equal"
     """Common: combine the videos that every member has, and count the others as not scored."""
 
@@ -92,7 +101,7 @@ class Ensemble:
     seed: int | None
     """None: of all seeds together."""
     members: tuple[Member, ...]
-    score: Score
+    score: Reading
     held_out: float | None
     """Score that was fitted, on the held-out split: an optimistic number."""
     correlation: Array
@@ -131,11 +140,11 @@ class EnsembleResult:
 
     @property
     def mean(self) -> float:
-        return mean_and_sd([one.score.value for one in self.ensembles])[0]
+        return mean_and_sd([one.score.number for one in self.ensembles])[0]
 
     @property
     def sd(self) -> float | None:
-        return mean_and_sd([one.score.value for one in self.ensembles])[1]
+        return mean_and_sd([one.score.number for one in self.ensembles])[1]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; a correlation that is not defined is None."""
@@ -169,7 +178,9 @@ def build(
     teams = teams_of(results.where(**{"kind": "single", **query.where}), query.per_seed)
     _check_setting(teams)
     place = Path(folder or results.store.root / "ensembles")
-    work = _Workshop(results, query, split, place, anchor=teams[0].runs[0])
+    protocol = protocol_of(query.protocol or results.protocol(query.where))
+    query = replace(query, protocol=protocol.id)
+    work = _Workshop(results, query, protocol, split, place, anchor=teams[0].runs[0])
     if query.size:
         kept = work.best_on_held_out(teams, query.size)
         teams = [team.keep(kept) for team in teams]
@@ -208,18 +219,34 @@ class _Workshop:
 
     results: Source
     query: Query
+    protocol: ScoreProtocol
     split: str
     place: Path
     anchor: str
     """A run whose videos all others share."""
-    _truths: dict[str, Targets] = field(default_factory=dict)
+    _truths: dict[str, Material] = field(default_factory=dict)
     _made: dict[tuple[str, ...], _Made] = field(default_factory=dict)
+
+    def material(self, split: str) -> Material:
+        """What predictions of a split are scored against."""
+        if split not in self._truths:
+            self._truths[split] = self.results.truth(self.anchor, split)
+        return self._truths[split]
 
     def truth(self, split: str) -> Targets:
         """Labels of a split."""
-        if split not in self._truths:
-            self._truths[split] = self.results.targets(self.anchor, split)
-        return self._truths[split]
+        labels: Any = self.material(split).labels
+        return labels
+
+    def reading(self, predictions: PredictionSet, split: str) -> Reading:
+        """Score of a prediction set."""
+        return self.protocol.reading(replace(self.material(split), predictions=predictions))
+
+    def measure(self, split: str) -> Measure | None:
+        """What members are judged by, beside dense mAP, which needs no prediction set."""
+        if self.protocol.id == DENSE:
+            return None
+        return lambda predictions: self.reading(predictions, split).number
 
     def aligned(self, runs: Sequence[str], split: str) -> Alignment:
         """Runs on the frames that are labelled, which one of them at least must have."""
@@ -244,6 +271,8 @@ class _Workshop:
         scores = self.results.run(run).scores
         if self.query.held_out not in scores:
             raise ValueError(f"{run} has no score on {self.query.held_out!r}, only on {[*scores]}")
+        if (measure := self.measure(self.query.held_out)) is not None:
+            return measure(self.results.run(run).predictions(self.query.held_out))
         return float(scores[self.query.held_out]["value"])
 
     def made(self, runs: Sequence[str]) -> _Made:
@@ -252,7 +281,8 @@ class _Workshop:
             aligned, query, fit = self.aligned(runs, self.split), self.query, None
             if query.fit is not None:
                 held_out = self.aligned(runs, query.held_out)
-                fit = FITS[query.fit](held_out, self.truth(query.held_out), query.method)
+                truth, measure = self.truth(query.held_out), self.measure(query.held_out)
+                fit = FITS[query.fit](held_out, truth, query.method, score=measure)
                 fit.check_unseen(set(aligned.grid))
             self._made[key] = _Made(key, aligned, fit, self._stored(runs, aligned, fit))
         return self._made[key]
@@ -260,48 +290,46 @@ class _Workshop:
     def _stored(self, runs: Sequence[str], aligned: Alignment, fit: Fit | None) -> Stored:
         method = weighted(self.query.method) if fit else self.query.method
         weights = fit.weights if fit else None
-        return stored(
-            self.place, runs, aligned, self.truth(self.split), self.split, method, weights
-        )
+        return stored(self.place, runs, aligned, self.split, method, weights)
 
     def judged(self, team: Team, made: _Made) -> Ensemble:
         """An ensemble with what its members are worth."""
         truth, fit = self.truth(self.split), made.fit
         weights = fit.weights if fit else (1 / len(made.runs),) * len(made.runs)
-        gains = marginal_gains(made.aligned, truth, self.query.method, weights)
+        measure = self.measure(self.split)
+        gains = marginal_gains(made.aligned, truth, self.query.method, weights, measure)
+        score = self.reading(made.stored.predictions, self.split)
         members = tuple(
             Member(row["id"], tuple(row["arms"]), int(row["seed"]), weight, gain)
             for row, weight, gain in zip(team.rows, weights, gains, strict=True)
         )
         return Ensemble(
-            team.seed, members, made.stored.score, fit.score if fit else None,
+            team.seed, members, score, fit.score if fit else None,
             error_correlation(made.aligned, truth), made.aligned.left_out, made.stored.folder,
         )  # fmt: skip
 
-    def alone(self, made: _Made, position: int) -> Targets:
+    def alone(self, made: _Made, position: int) -> PredictionSet:
         """Scores of one member on the frames of the ensemble."""
         member, grid = made.aligned.members[position], made.aligned.grid
         own = grid_of(member)
         if all(video in own and same_grid(own[video], row) for video, row in grid.items()):
             return member
         aligned = align([member], grid, "common")
-        run, truth = [made.runs[position]], self.truth(self.split)
-        return stored(
-            self.place, run, aligned, truth, self.split, "mean_probability", None
-        ).predictions
+        run = [made.runs[position]]
+        return stored(self.place, run, aligned, self.split, "mean_probability", None).predictions
 
     def gain(
-        self, others: Sequence[Targets], made: Sequence[_Made], resamples: int
+        self, others: Sequence[PredictionSet], made: Sequence[_Made], resamples: int
     ) -> BootstrapResult:
         """Of the ensembles over others, over the videos that all of them have."""
-        ours: list[Targets] = [one.stored.predictions for one in made]
+        ours = [one.stored.predictions for one in made]
         videos = [v for v in ours[0] if all(v in scores for scores in [*ours, *others])]
-        base, better = (
-            [{video: scores[video] for video in videos} for scores in side]
+        truth, same = self.material(self.split), {video: video for video in videos}
+        sides = [
+            [self.protocol.statistic(replace(truth, predictions=one).drawn(same)) for one in side]
             for side in (others, ours)
-        )
-        truth = {video: self.truth(self.split)[video] for video in videos}
-        return paired_bootstrap(base, better, truth, resamples)
+        ]
+        return paired_difference(sides[0], sides[1], resamples)
 
 
 def _control(
@@ -325,15 +353,14 @@ def _control(
     if all({*one.runs} == {*other.used} for one, other in zip(controls, made, strict=True)):
         return None, f"the members are seeds of {label}: this is what seeds alone give"
     gain = work.gain([one.stored.predictions for one in controls], made, resamples)
-    scores = tuple(one.stored.score.value for one in controls)
+    readings = (work.reading(one.stored.predictions, work.split) for one in controls)
+    scores = tuple(one.number for one in readings)
     return Control(tuple(one.runs for one in controls), scores, gain), ""
 
 
 def _check_setting(teams: Sequence[Team]) -> None:
-    """Scores of other protocols, or of other videos, are not combined."""
+    """Runs that were scored on other videos are not combined."""
     rows = [row for team in teams for row in team.rows]
-    if other := sorted({str(row["protocol"]) for row in rows} - {PROTOCOL}):
-        raise ValueError(f"ensembles are scored by {PROTOCOL}, runs by {', '.join(other)}")
     if len(data := {row["data"] for row in rows}) > 1:
         raise ValueError(
             f"runs were scored on other videos (data {', '.join(sorted(map(str, data)))}): say "

@@ -12,6 +12,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.results.queries import index
 from ssdet.results.queries.index import Index
 from ssdet.results.queries.run_frame import COLUMNS, SETTING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from ssdet.evaluation import PredictionSet
+    from ssdet.evaluation import Material, PredictionSet
     from ssdet.results.queries.compare import Comparison
     from ssdet.results.queries.ensembles import EnsembleResult, Query
     from ssdet.results.tables.result_table import ResultTable
@@ -226,16 +227,18 @@ class Results:
         self._check(where)
         return self.runs.iloc[self.table_of_runs.matching(where)]
 
-    def best(self, metric: str, split: str = "test", **where: Any) -> Run:
+    def best(self, metric: str = "", split: str = "test", **where: Any) -> Run:
         """The run with the highest score among those that `where` (see there) keeps.
 
         metric: "dense_map" ranks fine-tuned single networks, "probe_map" probes, "ensemble_map"
-        ensembles; a column of `ssdet results rescore` ranks single networks by it. To choose by the
+        ensembles; a column of `ssdet results rescore` ranks single networks by it, as does, without
+        a metric, the protocol of the study that `where` names. To choose by the
         test split is not a selection rule that a score can be reported with: choose with
         split="val" and report the test score of what was chosen. Of equals the first id wins.
         ValueError for unknown metrics, splits and columns, where nothing is left, or where
         candidates differ in protocol, data or coverage.
         """
+        metric = metric or self.protocol(where).rpartition("/")[0]
         kind, column = METRICS.get(metric, ("single", metric))
         if column not in self.metrics or split not in ("test", "val"):
             known = ", ".join(dict.fromkeys([*METRICS, *self.metrics]))
@@ -315,12 +318,21 @@ class Results:
 
         From the data of the newest plan that has the run; ValueError where none has.
         """
-        from ssdet.inference.scoring import frame_targets
+        labels: Any = self.truth(run, split).labels
+        return dict(labels)
 
+    def protocol(self, where: Mapping[str, Any]) -> str:
+        """Id of the protocol of the study that `where` names, dense mAP where it names none."""
+        study = where.get("studies")
+        return DENSE if study is None else str(self.record(study).study["protocol"])
+
+    def truth(self, run: str, split: str = "test") -> Material:
+        """What predictions of a split are scored against, under any protocol: labels as `targets`
+        has them, and the annotation."""
         if (record := self.record_with(run)) is None:
             raise ValueError(f"no study has {run}: where its videos are is not known")
-        data = record.plan().study.data
-        return frame_targets(data.split("downstream", split), data.reader("downstream"))
+        found: Material = record.plan().study.data.truth(split)
+        return found
 
     def table(self, study: str) -> ResultTable:
         """Table of the plan that a study ran last, from its predictions and data."""

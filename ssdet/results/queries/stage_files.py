@@ -1,6 +1,5 @@
 """What the index reads of a store: the times of its files, finished stages, records of studies."""
 
-import hashlib
 import json
 import os
 import time
@@ -15,9 +14,8 @@ import numpy as np
 
 from ssdet.results.queries.run_frame import KINDS, Summary, Uses, checked, short_score, summarise
 from ssdet.store.base import STAGE_ID
+from ssdet.studies import score_files
 
-RESCORED = "ssdet-scores/1"
-"""Format of the files in a stage's folder `scores`: its numbers under further protocols."""
 UNREADABLE = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError
 )  # fmt: skip
@@ -157,20 +155,15 @@ def _read_stage(folder: Path, stamp: Stamp, now: int) -> Finished:
     return Finished(stamp.settled(now), summary, odd)
 
 
-def result_digest(folder: Path) -> str:
-    """Names the result of a finished stage, which scores under further protocols belong to."""
-    return hashlib.sha256((folder / "DONE").read_bytes()).hexdigest()[:16]
-
-
 def _rescored(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Scores under further protocols by split and column, and why files are left out."""
     scores: dict[str, dict[str, Any]] = {}
     odd: dict[str, str] = {}
-    digest = result_digest(folder)
-    for path in sorted((folder / "scores").glob("*.json")):
+    digest = score_files.result_digest(folder)
+    for path in sorted((folder / score_files.FOLDER).glob("*.json")):
         try:
             content = _json(path)
-            if content.get("format") != RESCORED or content.get("result") != digest:
+            if content.get("format") != score_files.FORMAT or content.get("result") != digest:
                 raise ValueError(f"{path} is not of this stage's result")
             for split, columns in content["scores"].items():
                 short = {column: short_score(score) for column, score in columns.items()}

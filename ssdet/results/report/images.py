@@ -13,7 +13,7 @@ from ssdet.results.figures.study_figures import (
     write_figure,
     write_forest,
 )
-from ssdet.results.tables.formatted import difference_text, label_against, p_text
+from ssdet.results.tables.formatted import difference_text, label_against, p_text, score_title
 from ssdet.results.tables.result_table import READOUTS, ResultTable, Row
 from ssdet.store.base import Store
 from ssdet.studies.graph.plan import Plan
@@ -84,7 +84,8 @@ def _said_of_differences(table: ResultTable) -> str:
             if cell.difference
         ]
         parts += [f"{name}: {'; '.join(told)}."] if told else []
-    return f"Differences in points of mAP with 95 % intervals. {' '.join(parts)}"
+    score = score_title(table.protocol)
+    return f"Differences in points of {score} with 95 % intervals. {' '.join(parts)}"
 
 
 def _said_of_scores(table: ResultTable) -> str:
@@ -94,7 +95,8 @@ def _said_of_scores(table: ResultTable) -> str:
         if cells:
             told = "; ".join(f"{label} {100 * cell.mean:.1f}" for label, cell in cells)
             parts.append(f"{name}: {told}.")
-    return f"Mean mAP in percent as bars, single seeds as dots. {' '.join(parts)}"
+    score = score_title(table.protocol)
+    return f"Mean {score} in percent as bars, single seeds as dots. {' '.join(parts)}"
 
 
 def _said_of_curves(lines: list[Curve]) -> str:

@@ -1,7 +1,7 @@
 """The report of a finished study: one HTML page that needs nothing but itself."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.execution.tuning import SUFFIX, Choice, choices
 from ssdet.results.figures.breakdown import (
     breakdown,
@@ -29,6 +30,7 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.audit import audit
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.graph.record import record_of
+from ssdet.studies.scoring import Scoring
 from ssdet.system.console import duration
 from ssdet.system.safe_files import write_bytes
 
@@ -172,14 +174,17 @@ def _score(cell: Cell) -> str:
 
 def _classes(plan: Plan, store: Store) -> list[ClassScore]:
     """Every class by arm, fine-tuned."""
-    scores: dict[str, list[list[float | None]]] = {}
+    scores: dict[str, list[Sequence[float | None]]] = {}
     called = labels(plan.study)
+    scoring = Scoring.of(store, plan.study.data, plan.study.protocol)
     for arm in plan.study.arms:
         for run in plan.of(arm.name):
-            result = store.result(run.predict.id) or {}
-            scores.setdefault(called[arm.name], []).append(result["scores"]["test"]["per_class"])
+            per_class = scoring.reading(run.predict.id).per_class
+            scores.setdefault(called[arm.name], []).append(per_class)
     return [
-        ClassScore(name, {label: _mean([one[k] for one in of]) for label, of in scores.items()})
+        ClassScore(
+            name, {label: _mean([one[k] for one in of if one]) for label, of in scores.items()}
+        )
         for k, name in enumerate(plan.study.data.manifests["downstream"].classes)
     ]
 
@@ -193,7 +198,7 @@ def _mean(values: list[float | None]) -> float | None:
 def _breakdown(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any] | None:
     """Scores in strata of frames, or why they are left out; None where the protocol has none."""
     scores = len(plan.runs) * table.frames * plan.study.data.manifests["downstream"].num_classes
-    if table.protocol != "dense_map/v1":
+    if table.protocol != DENSE:
         return None
     if scores > BREAKDOWN_SCORES:
         why = f"Left out: for {scores / 1e6:,.0f} million scores it would take long."

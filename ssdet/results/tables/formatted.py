@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from ssdet.data.loading.recipe import DENSE
 from ssdet.results.tables.result_table import COSTS, READOUTS, Cell, ResultTable, Row
 
 MARKS = "†‡§¶"
 VERDICT = "verdict"
 AGAINST = "compared with"
-SCORE = "mAP, "
 COST_TITLES = {"parameters": "parameters (M)", "macs": "GMACs", "pflops": "pretraining PFLOPs"}
 COST_UNITS = {"parameters": 1e6, "macs": 1e9, "pflops": 1.0}
 
@@ -106,8 +106,8 @@ def narrow(shown: Sheet) -> Sheet:
         if title == VERDICT:
             lines = [line for block in shown.blocks for line in block.lines]
             said = [f"{n.label}: {n.entries[place].text}" for n in lines if n.entries[place].text]
-            score = next(t for t in reversed(shown.header[:place]) if t.startswith(SCORE))
-            readout = score.removeprefix(SCORE)
+            titles = (title.rpartition(", ")[2] for title in reversed(shown.header[:place]))
+            readout = next(title for title in titles if title in READOUTS.values())
             verdicts.append(("", f"Verdicts, {readout}. {'. '.join(said)}."))
     header = tuple(shown.header[place] for place in kept)
     return replace(shown, header=header, blocks=blocks, notes=(*verdicts, *shown.notes))
@@ -127,7 +127,7 @@ def _columns(table: ResultTable) -> list[Column]:
     against = _against_column(table)
     for name in wanted:
         if name in READOUTS:
-            columns.append(_score_column(name))
+            columns.append(_score_column(name, score_title(table.protocol)))
             if "difference" in wanted:
                 columns += against + _difference_columns(name, table.baseline)
                 against = []
@@ -145,7 +145,12 @@ def _columns(table: ResultTable) -> list[Column]:
     return columns
 
 
-def _score_column(readout: str) -> Column:
+def score_title(protocol: str) -> str:
+    """What a score is called: mAP, or the id of another protocol without its version."""
+    return "mAP" if protocol == DENSE else protocol.rpartition("/")[0]
+
+
+def _score_column(readout: str, title: str) -> Column:
     def entry(row: Row) -> Entry:
         if (cell := row.cells.get(readout)) is None:
             return Entry()
@@ -156,7 +161,7 @@ def _score_column(readout: str) -> Column:
         cell = row.cells.get(readout)
         return None if cell is None else round(100 * cell.mean, 2)
 
-    return Column(f"{SCORE}{READOUTS[readout]}", entry, value)
+    return Column(f"{title}, {READOUTS[readout]}", entry, value)
 
 
 def _against_column(table: ResultTable) -> list[Column]:
@@ -273,7 +278,8 @@ def _notes(table: ResultTable) -> list[str]:
     spread = "one seed" if table.seeds == 1 else f"mean ± standard deviation of {table.seeds} seeds"
     notes = [
         f"Protocol {table.protocol} on the test split: {table.videos_scored} of "
-        f"{table.videos_expected} videos, {table.frames} frames. mAP in percent, {spread}."
+        f"{table.videos_expected} videos, {table.frames} frames. {score_title(table.protocol)} in "
+        f"percent, {spread}."
     ]
     if "difference" in shown:
         notes += _comparison_notes(table)

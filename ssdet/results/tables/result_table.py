@@ -6,13 +6,13 @@
 import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ssdet.evaluation import PredictionSet, mean_and_sd, paired_bootstrap
-from ssdet.evaluation.statistics.bootstrap import BootstrapResult
+from ssdet.evaluation import PredictionSet, mean_and_sd
+from ssdet.evaluation.protocols.registry import Reading
+from ssdet.evaluation.statistics.bootstrap import BootstrapResult, paired_difference
 from ssdet.evaluation.statistics.comparison import (
     detectable_difference,
     effect_size,
@@ -20,11 +20,11 @@ from ssdet.evaluation.statistics.comparison import (
     paired_sd,
     verdict,
 )
-from ssdet.inference.scoring import frame_targets
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.lineage import ancestry
 from ssdet.studies.graph.plan import Plan, Run
+from ssdet.studies.scoring import Scoring
 from ssdet.studies.study import Arm, Study, Table
 from ssdet.system.safe_files import text_file
 
@@ -121,24 +121,27 @@ def enough_resamples(study: Study) -> int:
 def result_table(plan: Plan, store: Store, resamples: int | None = None) -> ResultTable:
     """Table of a finished study on its test split; `enough_resamples` by default.
 
-    Raises ValueError where a stage is not finished, or where arms differ in protocol, in the
-    videos that they were scored on, or in their seeds (an ensemble of seeds may have fewer): such
-    numbers do not belong into one column.
+    Scores of the study's protocol are computed from the stages' predictions where they are not
+    kept beside them yet. Raises ValueError where a stage is not finished, or where arms differ in
+    protocol, in the videos that they were scored on, or in their seeds (an ensemble of seeds may
+    have fewer): such numbers do not belong into one column.
     """
     study = plan.study
     built = [arm for arm in study.arms if not plan.missing(arm)]
     _check_seeds(plan, built)
-    found = {(run.arm, run.seed): _scores(run, store) for arm in built for run in plan.of(arm.name)}
+    scoring = Scoring.of(store, study.data, study.protocol)
+    runs = [run for arm in built for run in plan.of(arm.name)]
+    found = {(run.arm, run.seed): _scores(run, scoring) for run in runs}
     protocol, scored, expected, frames = _common_setting(study.name, found)
-    if protocol != study.protocol:
-        raise ValueError(f"study {study.name!r} asks for {study.protocol}, scores are {protocol}")
     rows = [_row(plan, store, arm, found) for arm in study.arms]
     resamples = enough_resamples(study) if resamples is None else resamples
-    rows = _compared(plan, store, rows, resamples)
+    rows = _compared(plan, scoring, rows, resamples)
+    drawn = [c.difference.resamples for row in rows for c in row.cells.values() if c.difference]
     unreadable = {name: why for row in rows for name, why in row.unreadable.items()}
     return ResultTable(
         study.name, study.table.title or study.name, study.baseline, tuple(rows), protocol, scored,
-        expected, frames, len(study.seeds), resamples, study.table.source, unreadable, study.table,
+        expected, frames, len(study.seeds), min(drawn, default=resamples), study.table.source,
+        unreadable, study.table,
     )  # fmt: skip
 
 
@@ -156,14 +159,11 @@ def _check_seeds(plan: Plan, arms: list[Arm]) -> None:
         )
 
 
-def _scores(run: Run, store: Store) -> dict[str, dict[str, Any]]:
-    scores = {}
-    for readout, stage in _ends(run):
-        result = store.result(stage.id)
-        if result is None:
-            raise ValueError(f"arm {run.arm!r} seed {run.seed}: {stage.id} is not finished")
-        scores[readout] = result["scores"]["test"]
-    return scores
+def _scores(run: Run, scoring: Scoring) -> dict[str, Reading]:
+    try:
+        return {readout: scoring.reading(stage.id) for readout, stage in _ends(run)}
+    except ValueError as error:
+        raise ValueError(f"arm {run.arm!r} seed {run.seed}: {error}") from error
 
 
 def _ends(run: Run) -> Iterator[tuple[str, Stage]]:
@@ -176,17 +176,13 @@ def _ends(run: Run) -> Iterator[tuple[str, Stage]]:
 Setting = tuple[str, int, int, int]
 
 
-def _common_setting(
-    study: str, found: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]]
-) -> Setting:
+def _common_setting(study: str, found: Mapping[tuple[str, int], Mapping[str, Reading]]) -> Setting:
     """Protocol, videos scored and expected, and frames of all scores."""
-    fields = ("protocol", "videos_scored", "videos_expected", "frames")
+    fields = attrgetter("protocol", "videos_scored", "videos_expected", "frames")
     arms: dict[Setting, list[str]] = {}
     for (arm, seed), scores in found.items():
         for score in scores.values():
-            arms.setdefault(tuple(score[name] for name in fields), []).append(
-                f"{arm} (seed {seed})"
-            )
+            arms.setdefault(fields(score), []).append(f"{arm} (seed {seed})")
     if not arms:
         raise ValueError(f"study {study!r}: no arm has a score, so there is no table")
     if len(arms) > 1:
@@ -206,7 +202,7 @@ def _row(
     plan: Plan,
     store: Store,
     arm: Arm,
-    found: Mapping[tuple[str, int], Mapping[str, Mapping[str, Any]]],
+    found: Mapping[tuple[str, int], Mapping[str, Reading]],
 ) -> Row:
     quoted = plan.study.table.quoted.get(arm.name)
     ensemble = bool(arm.members or arm.seeds_of)
@@ -218,7 +214,7 @@ def _row(
     for readout in READOUTS:
         ids = {run.seed: stage.id for run in runs for name, stage in _ends(run) if name == readout}
         if ids:
-            scores = {seed: found[arm.name, seed][readout]["value"] for seed in ids}
+            scores = {seed: found[arm.name, seed][readout].number for seed in ids}
             cells[readout] = Cell(scores, None, ids)
     unreadable, training = _coverage(runs, store)
     return Row(
@@ -270,14 +266,12 @@ def _costs(study: Study, arm: Arm) -> dict[str, float]:
     return totals
 
 
-def _compared(plan: Plan, store: Store, rows: list[Row], resamples: int) -> list[Row]:
+def _compared(plan: Plan, scoring: Scoring, rows: list[Row], resamples: int) -> list[Row]:
     """The rows with every read-out compared with that of the row's own baseline."""
-    data = plan.study.data
-    targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))
     for readout in READOUTS:
         cells = {row.arm: row.cells[readout] for row in rows if readout in row.cells}
         others = [row for row in rows if row.arm in cells and row.against in cells]
-        differences = [_difference(plan, store, row, readout, targets, resamples) for row in others]
+        differences = [_difference(scoring, cells, row, resamples) for row in others]
         # One family over all baselines: an arm that was tuned has had a second chance to win.
         adjusted = holm([difference.p_value for difference in differences])
         judged = {
@@ -312,22 +306,14 @@ def _judged(
 
 
 def _difference(
-    plan: Plan,
-    store: Store,
-    row: Row,
-    readout: str,
-    targets: Mapping[str, np.ndarray],
-    resamples: int,
+    scoring: Scoring, cells: Mapping[str, Cell], row: Row, resamples: int
 ) -> BootstrapResult:
-    ours = predictions(plan, store, row.arm, readout)
-    base = predictions(plan, store, row.against, readout)
+    ours, base = cells[row.arm].runs, cells[row.against].runs
     if len(ours) == 1:  # the one ensemble of all seeds stands against every seed of the baseline
         ours = dict.fromkeys(base, *ours.values())
     seeds = sorted(ours.keys() & base.keys())
-    scored = {name: rows for name, rows in targets.items() if name in base[seeds[0]]}
-    return paired_bootstrap(
-        [base[seed] for seed in seeds], [ours[seed] for seed in seeds], scored, resamples
-    )
+    sides = [[scoring.statistic(of[seed]) for seed in seeds] for of in (base, ours)]
+    return paired_difference(sides[0], sides[1], resamples)
 
 
 def predictions(plan: Plan, store: Store, arm: str, readout: str) -> dict[int, PredictionSet]:

@@ -83,8 +83,11 @@ def plan(study: Study) -> Plan:
 
     A study without base or data gets those of the preset `tiny`, rendered on first use. The data's
     files must be there: their content is part of the stages' ids. An arm that waits for a network
-    has no runs; ValueError where it is the baseline, and for an arm whose parts do not fit.
+    has no runs; ValueError where it is the baseline, for an arm whose parts do not fit, and for a
+    protocol that the data cannot be scored under.
     """
+    from ssdet.studies.scoring import check_protocol  # loads what scores
+
     study = completed(study)
     base = study.arm(study.baseline)
     if not study.can_run(base):
@@ -92,6 +95,7 @@ def plan(study: Study) -> Plan:
     arms = [arm for arm in study.arms if study.can_run(arm)]
     assert study.base is not None
     _check_start(study.base, study.data)
+    check_protocol(study.protocol, study.data)
     graph = StageGraph(study.data)
     runs: dict[tuple[str, int], Run] = {}
     for seed in study.seeds:
@@ -103,7 +107,14 @@ def plan(study: Study) -> Plan:
         for seed, members in _members(study, arm):
             ensemble = graph.ensemble(runs[member].predict for member in members)
             runs[arm.name, seed] = Run(arm.name, seed, ensemble, None)
-    return Plan(study, tuple(runs.values()))
+    planned = Plan(study, tuple(runs.values()))
+    for by, split in {
+        (stage.recipe.validate_by, stage.recipe.validate_on)
+        for stage in planned.stages.values()
+        if stage.kind in ("finetune", "fit_head") and stage.recipe.validations
+    }:
+        check_protocol(by, study.data, split)
+    return planned
 
 
 def _run(graph: StageGraph, arm: Arm, seed: int, experiment: Experiment) -> Run:

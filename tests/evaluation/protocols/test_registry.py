@@ -122,6 +122,6 @@ def test_detections_in_place_of_frame_scores(manifest) -> None:
     perfect = {v: np.c_[rows, np.ones(len(rows))] for v, rows in truth.items()}
     perfect["unknown"] = perfect["v0"]
     readings, _ = score_all(Material(manifest=manifest, detections=perfect), ["segments"])
-    assert [reading.value for reading in readings] == [1.0] * 5
+    assert [reading.value for reading in readings] == [1.0] * 6
     assert readings[0].protocol == "segment_map_file_tiou0.3/v1"
     assert readings[0].notes["videos_ignored"] == 1 and readings[0].videos_scored == 4

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ssdet.evaluation.protocols.registry import Reading, to_json
 from ssdet.evaluation.statistics.comparison import detectable_difference
 from ssdet.execution.planning import estimate as costs
 from ssdet.execution.planning.budget import Budget
@@ -33,10 +34,15 @@ def test_a_plan_lasts_as_long_as_its_stages_can_overlap() -> None:
     assert costs.makespan([], {}, slots=1) == 0
 
 
+def scored(value: float) -> dict:
+    """A stage's own score as JSON."""
+    return to_json(Reading(value, "dense_map/v1", 1, 1, 1, 1, "left_out"))
+
+
 def planned(scores: dict[str, list[float | None]], against: dict[str, str] | None = None):
     """A plan whose stages are called ARM-SEED, and a store that holds the given scores."""
     results = {
-        f"{arm}-{seed}": {"scores": {"test": {"value": value}}}
+        f"{arm}-{seed}": {"scores": {"test": scored(value)}}
         for arm, values in scores.items()
         for seed, value in enumerate(values)
         if value is not None

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.evaluation.protocols.registry import Reading, to_json
 from ssdet.evaluation.statistics.bootstrap import BootstrapResult
 from ssdet.inference.scoring import frame_targets
 from ssdet.results.figures.figure_data import (
@@ -198,6 +199,9 @@ def test_curves_are_those_of_the_training_stages(planned, tmp_path) -> None:
     assert {c.arm for c in curves(planned, store, ["mix"])} == {"mix"}
 
 
+NO_SCORE = Reading(0.5, "dense_map/v1", 1, 1, 1, 1, "left_out")
+
+
 def test_gains_are_paired_by_seed_and_class(planned, tmp_path) -> None:
     store, data = Store.open(tmp_path), planned.study.data
     manifest = data.split("downstream", "test")
@@ -208,7 +212,8 @@ def test_gains_are_paired_by_seed_and_class(planned, tmp_path) -> None:
         value = {"cls": 0.5, "mix": 0.6, "control": 0.9}[run.arm] + 0.01 * run.seed
         per_class = [value if n else None for n in positives]
         store.folder(run.predict.id).mkdir(exist_ok=True)
-        store.finish(run.predict.id, {"scores": {"test": {"per_class": per_class}}})
+        score = replace(NO_SCORE, per_class=tuple(per_class))
+        store.finish(run.predict.id, {"scores": {"test": to_json(score)}})
     found = class_gains(planned, store, "mix")
     assert [gain.name for gain in found] == [
         manifest.classes[k] for k in range(classes) if positives[k]

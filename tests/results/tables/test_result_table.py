@@ -165,13 +165,6 @@ def test_a_layout_for_fewer_arms_names_no_other() -> None:
     assert (kept.quoted, kept.groups, kept.title) == ({"cls": 2.0}, {"b": ("cls",)}, "t")
 
 
-def test_another_protocol_than_the_study_asks_for_is_refused(made) -> None:
-    planned, store = made
-    other = replace(planned, study=replace(planned.study, protocol="dense_map_apmeter/v1"))
-    with pytest.raises(ValueError, match="asks for dense_map_apmeter"):
-        result_table(other, store)
-
-
 def test_unreadable_videos_are_named_at_their_arm(made) -> None:
     planned, store = made
     stage = planned.of("cls")[0].predict
