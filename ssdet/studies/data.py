@@ -77,12 +77,12 @@ class Data:
         return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)
 
     def _stored(self, role: str, progress: Progress) -> "FrameReader":
-        from ssdet.data.datasets.moving_shapes import default_cache
         from ssdet.data.loading.frame_readers import Decoder, open_cache
+        from ssdet.data.storage.cache import cache_folder
 
         if not self.cache:
             return Decoder(self.decode_size)
-        root = Path(self.cache_folder) if self.cache_folder else default_cache()
+        root = Path(self.cache_folder) if self.cache_folder else cache_folder()
         return open_cache(self.manifests[role], self.decode_size, root, progress)
 
 

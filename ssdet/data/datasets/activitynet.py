@@ -7,7 +7,7 @@ from typing import Any
 
 from ssdet.data.datasets.manifest import Manifest, Video, join_files
 from ssdet.data.datasets.segments import WITHHELD, keep_segments, seconds
-from ssdet.data.storage.folders import inside, split_name
+from ssdet.data.storage.folders import safe_name, split_name
 from ssdet.data.storage.text import as_number, class_names, read_json
 
 Entries = Mapping[str, tuple[str, float, list[Any]]]
@@ -45,7 +45,7 @@ def read_activitynet(path: Path, videos: Path | None) -> Manifest:
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, float, list[Any]]:
     """(split, duration, actions [label, start, end]) of a video."""
     where = f"{path}: video {name!r}"
-    inside(name, f"{path}: video")
+    safe_name(name, f"{path}: video")
     if not isinstance(entry, dict):
         raise ValueError(
             f"{where}: {type(entry).__name__}, expected subset, duration and annotations"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ssdet.data.datasets.manifest import Manifest, Video, join_files
 from ssdet.data.datasets.segments import from_entries, keep_segments, seconds
-from ssdet.data.storage.folders import Once, inside
+from ssdet.data.storage.folders import UniqueVideos, safe_name
 from ssdet.data.storage.text import class_names, number, read_json, read_table
 
 NUM_CLASSES = 157
@@ -35,12 +35,12 @@ def read_charades(paths: Sequence[Path], videos: Path | None) -> Manifest:
         for path in paths
         for table in ([path / f"Charades_v1_{s}.csv" for s in _SPLITS] if path.is_dir() else [path])
     ]
-    once = Once()
+    once = UniqueVideos()
     found = [video for table in tables for video in _read_csv(table, len(classes), notes, once)]
     return join_files("charades", classes, found, [(v.id,) for v in found], videos, notes)
 
 
-def _read_csv(path: Path, classes: int, notes: Counter[str], once: Once) -> list[Video]:
+def _read_csv(path: Path, classes: int, notes: Counter[str], once: UniqueVideos) -> list[Video]:
     splits = [split for split in _SPLITS if split in path.stem.lower()]
     if len(splits) != 1:
         raise ValueError(f"{path}: expected train or test in the file name, which tells the split")
@@ -50,7 +50,7 @@ def _read_csv(path: Path, classes: int, notes: Counter[str], once: Once) -> list
         if not {"id", "actions", "length"} <= row.keys():
             raise ValueError(f"{path}: columns {[*row]}, expected id, actions and length")
         where = f"{path}: video {row['id']!r}"
-        inside(row["id"], f"{path}: video")
+        safe_name(row["id"], f"{path}: video")
         once.add(row["id"], f"{path}")
         length = seconds(where, "length", number(row["length"], f"{where}: length"))
         actions = [_action(where, text) for text in row["actions"].split(";") if text]

@@ -14,12 +14,12 @@ from ssdet.data.storage.folders import (
     EXTENSIONS,
     NOISE,
     SPLITS,
-    Once,
-    inside,
+    UniqueVideos,
     is_noise,
+    safe_name,
+    split_in_name,
     split_name,
     subfolders,
-    told_split,
     video_stems,
 )
 from ssdet.data.storage.text import class_list, clean, number, read_table, read_text
@@ -82,7 +82,7 @@ def read_kinetics(paths: Sequence[Path], videos: Path | None) -> Manifest:
     lists = [file for path in paths for file in (_lists(path) if path.is_dir() else [path])]
     if not lists:
         return _read_folders(paths[0] if videos is None else videos)
-    once = Once()
+    once = UniqueVideos()
     clips = [clip for file in lists for clip in _read_list(file)]
     for clip in clips:
         once.add(clip.video.id, clip.where)
@@ -102,8 +102,8 @@ def _lists(folder: Path) -> list[Path]:
         names = sorted(os.listdir(place)) if place.is_dir() else []
         lists = [place / name for name in names if name.endswith((".csv", ".txt"))]
         by_split: dict[str, Path] = {}
-        for file in (file for file in lists if told_split(file.name)):
-            split = told_split(file.name)
+        for file in (file for file in lists if split_in_name(file.name)):
+            split = split_in_name(file.name)
             if split in by_split:
                 raise ValueError(
                     f"{folder}: two lists for {split}, {by_split[split].name} and {file.name}: "
@@ -120,7 +120,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _read_list(path: Path) -> list[Clip]:
-    split = told_split(path.name)
+    split = split_in_name(path.name)
     if _is_text(path):
         lines = enumerate(read_text(path).splitlines(), 1)
         clips = [
@@ -150,15 +150,15 @@ def _published(where: str, row: Row, told: str) -> Clip:
     end = number(row["time_end"], f"{where}: time_end")
     if not 0 <= start < end < 1e6:
         raise ValueError(f"{where}: times {start} to {end}, expected seconds, start < end")
-    inside(row["youtube_id"], f"{where}: youtube_id")
-    inside(_label(where, row), f"{where}: label")
+    safe_name(row["youtube_id"], f"{where}: youtube_id")
+    safe_name(_label(where, row), f"{where}: label")
     name = f"{row['youtube_id']}_{int(start):06d}_{int(end):06d}"
     video = Video(name, "", split_name(row.get("split", told), where), duration=end - start)
     return Clip(where, video, row["label"], (name, row["youtube_id"]), by_class=True)
 
 
 def _listed(where: str, row: Row, told: str) -> Clip:
-    file = inside(row["file"], f"{where}: file")
+    file = safe_name(row["file"], f"{where}: file")
     split = split_name(row.get("split", told), where)
     return Clip(where, Video(os.path.splitext(file)[0], "", split), _label(where, row), (file,))
 
@@ -179,7 +179,7 @@ def _line(where: str, text: str, told: str) -> Clip:
         raise ValueError(f"{where}: {text!r}, expected two columns, 'path number'")
     if not told:
         raise ValueError(f"{where}: expected train, val or test in the file's name")
-    file = clean(inside(path, f"{where}: path"))
+    file = clean(safe_name(path, f"{where}: path"))
     video = Video(os.path.splitext(file)[0], "", told)
     return Clip(where, video, label or folder, (file,), unnumbered=not parts)
 

@@ -1,4 +1,4 @@
-"""Loading of manifests in any registered format, with quarantine and remote folders."""
+"""`load_manifest`: read annotations of any registered format, local or remote."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssdet.data.datasets.manifest import AnyPath, Manifest
 from ssdet.data.datasets.registry import FORMATS
-from ssdet.data.storage.cache import origin, stand_in
+from ssdet.data.storage.cache import local_mirror, mirrored_uri
 from ssdet.data.storage.filesystem import is_remote
 from ssdet.data.storage.folders import quarantine_beside, read_quarantine
 
@@ -44,17 +44,17 @@ def load_manifest(
     """
     given = [path] if isinstance(path, str | os.PathLike) else list(path)
     deep = format == "kinetics"
-    paths = [stand_in(part, deep) for part in given]
+    paths = [local_mirror(part, deep) for part in given]
     if not paths:
         raise ValueError("no annotation given, expected a file or folder")
     if format == "moving_shapes" and split is not None:
         from ssdet.data.datasets import moving_shapes
 
         return moving_shapes.manifest(paths[0], split)
-    folder = None if videos is None else stand_in(videos, deep=True)
+    folder = None if videos is None else local_mirror(videos, deep=True)
     manifest = FORMATS[format](paths, folder)
     if any(is_remote(os.fspath(part)) for part in [*given, *([videos] if videos else [])]):
-        named = tuple(replace(video, path=origin(video.path)) for video in manifest.videos)
+        named = tuple(replace(video, path=mirrored_uri(video.path)) for video in manifest.videos)
         manifest = replace(manifest, videos=named)
     if any(video.path for video in manifest.videos):
         manifest = manifest.without(_quarantined(paths[0], quarantine))

@@ -11,11 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdet.data.storage.folders import (
-    NOISE,
-    VideoFolder,
-    split_name,
-)
+from ssdet.data.storage.folders import NOISE, VideoFolder, split_name
 from ssdet.data.video.image_folders import stored_size
 
 AnyPath = str | os.PathLike[str]
@@ -195,7 +191,7 @@ def join_files(
             if not found[-1].path and (reason := files.reason(names)):
                 reasons[video.id] = reason
         videos = found
-        notes[NOISE] = files.passed_over
+        notes[NOISE] = files.ignored
     missing = [video for video in videos if folder is not None and not video.path]
     return Manifest(
         name,

@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from ssdet.data.datasets.kinetics import read_kinetics
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.data.datasets.segments import read_segments
 from ssdet.data.storage.build_once import build_once, process_pool
+from ssdet.data.storage.cache import cache_folder
 from ssdet.data.storage.folders import quarantine_beside
 
 UPSTREAM_CLASSES = (
@@ -256,11 +256,6 @@ def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
         container.mux(stream.encode())
 
 
-def default_cache() -> Path:
-    """Where rendered data lies: SSDET_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("SSDET_CACHE", Path.home() / ".cache" / "ssdet"))
-
-
 def _write_clip(job: tuple[Config, int, Path]) -> list[str]:
     config, index, folder = job
     pictures, label = render_clip(config, index)
@@ -295,7 +290,7 @@ def prepare(
     `progress(done, total)` is called as files are written. A folder appears under its name only
     when it is complete, so a killed rendering leaves nothing that would be read.
     """
-    root = (cache or default_cache()) / config.name
+    root = (cache or cache_folder()) / config.name
     build_once(root, lambda work: _render(config, work, progress, processes))
     return root
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdet.data.datasets.manifest import Manifest, Segment, Video, join_files
-from ssdet.data.storage.folders import SPLITS, inside, split_name
+from ssdet.data.storage.folders import SPLITS, safe_name, split_name
 from ssdet.data.storage.text import as_number, class_names, clean, read_json
 
 WITHHELD = "test videos left out: their labels are not published"
@@ -77,7 +77,7 @@ def from_entries(
     found = []
     for name, entry in entries.items():
         where = f"{path}: video {name!r}"
-        inside(name, f"{path}: video")
+        safe_name(name, f"{path}: video")
         if _withheld(entry):
             notes[WITHHELD] += 1
             continue
@@ -93,11 +93,7 @@ def from_entries(
 
 
 def keep_segments(
-    where: str,
-    actions: list[Any],
-    codes: Mapping[Any, int],
-    duration: float,
-    notes: Counter[str],
+    where: str, actions: list[Any], codes: Mapping[Any, int], duration: float, notes: Counter[str]
 ) -> tuple[Segment, ...]:
     """Checked segments; those that end before they start are counted and left out."""
     segments = []

@@ -19,16 +19,7 @@ import numpy as np
 from torch import Tensor
 
 from ssdet.data.datasets.manifest import Video
-from ssdet.data.features.index import (
-    DTYPES,
-    FORMAT,
-    NAME,
-    Entry,
-    Index,
-    Shape,
-    damaged,
-    line_of,
-)
+from ssdet.data.features.index import DTYPES, FORMAT, NAME, Entry, Index, Shape, damaged, line_of
 from ssdet.data.loading.recipe import Dtype
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.reader import CorruptVideo

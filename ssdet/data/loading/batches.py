@@ -90,10 +90,7 @@ def batches(
 
 
 def load(
-    dataset: Dataset,
-    places: Iterable[list[Any]],
-    loaders: int = 0,
-    decode: Decode | None = None,
+    dataset: Dataset, places: Iterable[list[Any]], loaders: int = 0, decode: Decode | None = None
 ) -> Iterator[Batch]:
     """Batches of the samples of a data set at these places."""
     if decode is not None:

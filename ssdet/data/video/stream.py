@@ -10,13 +10,7 @@ from av.video.reformatter import VideoReformatter
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.frame_index import CACHED_INDEXES, FileCache, rounding
 from ssdet.data.video.orientation import frame_orientation
-from ssdet.data.video.reader import (
-    Size,
-    _check_range,
-    _scaled,
-    decoding,
-    probe,
-)
+from ssdet.data.video.reader import Size, _check_range, _scaled, decoding, probe
 
 Path = str | os.PathLike[str]
 
