@@ -8,7 +8,15 @@ itself, on clips of a quarter of the frames. Each is compared with X3D after the
 """
 
 from ssdet.cli import experiment
-from ssdet.studies import Arm, Study, Table, augmented, classification, coarser, finetuned_as
+from ssdet.studies import (
+    Arm,
+    Study,
+    Table,
+    augmented,
+    classification,
+    coarser,
+    finetuned_as,
+)
 
 PRETRAINED = {
     "cls": (classification, "classification"),

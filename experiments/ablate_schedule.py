@@ -9,7 +9,15 @@ two arms from scratch: the paper, whose checkpoint was published, counts the las
 """
 
 from ssdet.cli import experiment
-from ssdet.studies import Arm, Study, Table, augmented, classification, from_checkpoint, lasting
+from ssdet.studies import (
+    Arm,
+    Study,
+    Table,
+    augmented,
+    classification,
+    from_checkpoint,
+    lasting,
+)
 
 TASKS = {"cls": classification, "det": augmented("joint_single")}
 LENGTHS = {"_third": (1 / 3, "a third"), "": (1, "all"), "_longer": (4 / 3, "four thirds")}

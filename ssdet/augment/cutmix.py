@@ -192,12 +192,8 @@ class _Cut:
         self.columns_T2W = (columns_T2W % width).to(clips_BCTHW.device)
 
     def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
-        if out.device.type != "cpu":  # gathers: a few launches per clip, not per frame
-            own_view, other_view = self._views(b, own, other)
-            torch.lerp(other_view, own_view, self.rows_BTW[b, :, None], out=out)
-            if any(self.black[b]):
-                out.masked_fill_(self.black_BT11[b], 0)
-            return
+        if out.device.type != "cpu":
+            return self.write_gathered(b, out, own, other)
         width = out.shape[-1]
         for i in range(out.shape[1]):
             t, frame = first + i, out[:, i]
@@ -217,6 +213,13 @@ class _Cut:
             if left < right:
                 row, strip = self.rows_BTW[b, t, left:right], frame[..., left:right]
                 torch.lerp(other_part[..., : right - left], own_part[..., left:], row, out=strip)
+
+    def write_gathered(self, b: int, out: Tensor, own: Tensor, other: Tensor) -> None:
+        """The same by gathers: a few launches per clip instead of a few per frame."""
+        own_view, other_view = self._views(b, own, other)
+        torch.lerp(other_view, own_view, self.rows_BTW[b, :, None], out=out)
+        if any(self.black[b]):
+            out.masked_fill_(self.black_BT11[b], 0)
 
     def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
         own_view, other_view = self._views(b, own, other)
