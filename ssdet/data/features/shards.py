@@ -1,9 +1,9 @@
-"""Features of videos: raw matrices that are read memory-mapped, beside an append-only index.
+"""Stored features of videos: memory-mapped matrices beside an append-only index.
 
-A folder holds shards, one per writing process. ``SHARD.NAME.bin`` is the matrix [steps, *shape] of
-one named tensor, of all its videos one after the other. ``SHARD.jsonl`` gets a line for each video
-after its rows are on disk, and a last line when the shard is complete; every line carries its
-checksum. A writer that was killed goes on after the last video that has its line.
+A folder contains shards, one per writing process. ``SHARD.NAME.bin`` is the matrix [steps, *shape]
+of one named tensor of all videos of the shard in turn. ``SHARD.jsonl`` gets a line with a checksum
+for each video after its rows are on disk, and a last line when the shard is complete. A writer
+continues a killed one after the last video with a line.
 """
 
 import math
@@ -19,23 +19,31 @@ import numpy as np
 from torch import Tensor
 
 from ssdet.data.datasets.manifest import Video
-from ssdet.data.features.index import DTYPES, FORMAT, NAME, Entry, Index, Shape, damaged, line_of
+from ssdet.data.features.index import (
+    DTYPES,
+    FORMAT,
+    NAME,
+    Shape,
+    ShardIndex,
+    StoredVideo,
+    damaged,
+    line_of,
+)
 from ssdet.data.loading.recipe import Dtype
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.reader import CorruptVideo
 
 
 class FeatureWriter:
-    """Writes one shard, and goes on where a killed writer of the same shard stopped.
+    """Writer of one shard; continues where a killed writer of the same shard stopped.
 
-    ``with FeatureWriter(folder) as out: out.begin(...); out.add({...}); out.commit()``. What was
-    begun and not committed leaves nothing behind. ``done`` are the videos that are finished,
-    ``broken`` those that could not be read.
+    ``with FeatureWriter(folder) as out: out.begin(...); out.add({...}); out.commit()``. Uncommitted
+    videos leave nothing behind.
     """
 
     def __init__(self, folder: str | Path, dtype: Dtype = "float16", shard: str = "0") -> None:
         if not NAME.fullmatch(shard):
-            raise ValueError(f"shard {shard!r}: use letters, digits, '-' and '_' only")
+            raise ValueError(f"shard {shard!r}: use only letters, digits, '-' and '_'")
         self.folder, self.dtype, self.shard = Path(folder), dtype, shard
         self._files: dict[str, IO[bytes]] = {}
         self._begun: dict[str, Any] | None = None
@@ -43,34 +51,35 @@ class FeatureWriter:
     def __enter__(self) -> "FeatureWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.shard}.jsonl"
-        found = Index.read(path) if path.is_file() else Index()
-        if found.dtype not in ("", self.dtype):
+        self._index = index = ShardIndex.read(path) if path.is_file() else ShardIndex()
+        if index.dtype not in ("", self.dtype):
             raise ValueError(
-                f"{path}: features of {found.dtype}, asked for {self.dtype}: use another folder"
+                f"{path}: features of {index.dtype}, asked for {self.dtype}: use another folder"
             )
-        self._index = found
         self._lines = open(path, "r+b" if path.is_file() else "w+b")
-        self._lines.truncate(found.length)
-        self._lines.seek(found.length)
-        if not found.length:
+        self._lines.truncate(index.length)
+        self._lines.seek(index.length)
+        if not index.length:
             self._write({"format": FORMAT, "dtype": self.dtype})
-        for name in found.shapes:
+        for name in index.shapes:
             self._open_file(name)
         return self
 
     @property
     def done(self) -> frozenset[str]:
-        """Videos that need no more work, readable or not."""
+        """Finished videos, including unreadable ones."""
         return frozenset((*self._index.entries, *self._index.broken))
 
     @property
     def broken(self) -> dict[str, str]:
-        """Why videos could not be read."""
+        """Reasons by id of videos that could not be read."""
         return dict(self._index.broken)
 
     def begin(self, video: str, frames: int, fps: float | Clock, stride: int) -> None:
-        """Start a video of so many frames at so many a second or, if its rate varies, with this
-        clock; what another had begun is dropped. ValueError for one that is done."""
+        """Start a video with its frames per second or clock; drops an uncommitted one.
+
+        Raises ValueError for a finished video.
+        """
         self.abandon()
         if video in self.done:
             raise ValueError(f"video {video!r} was already written to {self.folder}")
@@ -86,19 +95,19 @@ class FeatureWriter:
         self._sums = dict.fromkeys(self._index.shapes, 0)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Append rows [n, *shape] of every tensor to the video that was begun.
+        """Append rows [n, *shape] of every tensor to the current video.
 
-        Raises ValueError for other names or shapes than those of earlier videos, NaN, and values
-        that the type cannot hold.
+        Raises ValueError for other names or shapes than earlier ones, NaN, and values beyond the
+        range of the type.
         """
         if self._begun is None:
             raise ValueError("no video was begun")
+        shapes = {name: tuple(value.shape[1:]) for name, value in rows.items()}
         if not self._index.shapes:
-            self._describe({name: tuple(value.shape[1:]) for name, value in rows.items()})
-        found = {name: tuple(value.shape[1:]) for name, value in rows.items()}
-        if found != self._index.shapes:
+            self._describe(shapes)
+        if shapes != self._index.shapes:
             raise ValueError(
-                f"video {self._begun['id']!r}: tensors {found}, earlier {self._index.shapes}"
+                f"video {self._begun['id']!r}: tensors {shapes}, earlier {self._index.shapes}"
             )
         for name, value in rows.items():
             data = self._encoded(name, value)
@@ -107,24 +116,20 @@ class FeatureWriter:
             self._steps[name] += len(value)
 
     def _encoded(self, name: str, value: Tensor) -> memoryview:
-        kind, layout = DTYPES[self.dtype]
-        kept = value.detach().cpu().to(kind)
-        if not kept.isfinite().all():
-            beyond = value.isfinite().all()
-            raise ValueError(
-                f"{self._begun and self._begun['id']}: {name} "
-                + (
-                    "is beyond float16 (65504): store float32"
-                    if beyond
-                    else "holds NaN or infinity"
-                )
-            )
-        return kept.contiguous().numpy().astype(layout, copy=False).reshape(-1).view(np.uint8).data
+        dtype, layout = DTYPES[self.dtype]
+        stored = value.detach().cpu().to(dtype)
+        if not stored.isfinite().all():
+            overflow = "is beyond float16 (65504): store float32"
+            fault = overflow if value.isfinite().all() else "holds NaN or infinity"
+            raise ValueError(f"{self._begun and self._begun['id']}: {name} {fault}")
+        return (
+            stored.contiguous().numpy().astype(layout, copy=False).reshape(-1).view(np.uint8).data
+        )
 
     def _describe(self, shapes: Mapping[str, Shape]) -> None:
         for name in shapes:
             if not NAME.fullmatch(name):
-                raise ValueError(f"tensor {name!r}: use letters, digits, '-' and '_' only")
+                raise ValueError(f"tensor {name!r}: use only letters, digits, '-' and '_'")
         self._index.shapes = dict(shapes)
         self._write({"tensors": {name: list(shape) for name, shape in shapes.items()}})
         self._steps, self._sums = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0)
@@ -132,7 +137,7 @@ class FeatureWriter:
             self._open_file(name)
 
     def commit(self) -> None:
-        """Finish the video that was begun: from here on no kill takes it away."""
+        """Finish the current video: write it to disk with its line of the index."""
         assert self._begun is not None
         steps, *others = {*self._steps.values()}
         if others or not steps:
@@ -140,20 +145,22 @@ class FeatureWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        entry = Entry(**self._begun, offset=self._index.rows, steps=steps, checksums=self._sums)
+        entry = StoredVideo(
+            **self._begun, offset=self._index.rows, steps=steps, checksums=self._sums
+        )
         self._write({"video": asdict(entry)})
         self._index.add(entry)
         self._begun = None
 
     def abandon(self) -> None:
-        """Drop the video that was begun, if any."""
+        """Drop the uncommitted video, if any."""
         self._begun = None
         for name, file in self._files.items():
             file.truncate(self._index.size(name, self.dtype))
             file.seek(0, os.SEEK_END)
 
     def leave_out(self, video: str, reason: str) -> None:
-        """Note that a video cannot be read, in place of its features."""
+        """Record that a video cannot be read, with the reason."""
         self.abandon()
         self._write({"broken": video, "reason": reason})
         self._index.broken[video] = reason
@@ -161,8 +168,8 @@ class FeatureWriter:
     def _open_file(self, name: str) -> None:
         path = self.folder / f"{self.shard}.{name}.bin"
         size = self._index.size(name, self.dtype)
-        if size and (found := path.stat().st_size if path.is_file() else 0) < size:
-            raise ValueError(f"{path}: {found} bytes, its index says {size}: remove the folder")
+        if size and (actual := path.stat().st_size if path.is_file() else 0) < size:
+            raise ValueError(f"{path}: {actual} bytes, its index says {size}: remove the folder")
         self._files[name] = open(path, "r+b" if path.is_file() else "w+b")  # noqa: SIM115
         self._files[name].truncate(size)
         self._files[name].seek(size)
@@ -186,37 +193,37 @@ class FeatureWriter:
 
 
 class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
-    """Read-only mapping from video id to its tensors by name, [steps, *shape] of mapped files.
+    """Read-only mapping from video id to memory-mapped tensors [steps, *shape] by name.
 
-    Tells frames and rate of a video as a `FrameReader` does, so labels need no video file.
+    Provides frames and clock of videos like a `FrameReader`, so labels need no video files.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape], dtype: str) -> None:
         self.folder, self.shapes, self.dtype = folder, dict(shapes), dtype
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StoredVideo] = {}
         self.broken: dict[str, str] = {}
-        """Why videos have no features."""
+        """Reasons by id of videos without features."""
         self._maps: dict[str, Mapping[str, np.ndarray]] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "FeatureSet":
-        """Open every shard in ``folder``, by name, without reading the features.
+        """Open every shard in ``folder`` without reading the features.
 
-        Raises FileNotFoundError without any, ValueError naming the file for one that is unfinished,
-        truncated or damaged, or does not fit the others.
+        Raises FileNotFoundError without shards, ValueError naming the file for one that is
+        unfinished, truncated or damaged, or differs from the others in its tensors.
         """
         folder = Path(folder)
         paths = sorted(folder.glob("*.jsonl"))
         if not paths:
             raise FileNotFoundError(f"{folder}: no features (SHARD.jsonl) here")
-        indices = {path: Index.read(path) for path in paths}
-        known = next((i for i in indices.values() if i.shapes), indices[paths[0]])
-        opened = cls(folder, known.shapes, known.dtype)
+        indices = {path: ShardIndex.read(path) for path in paths}
+        first = next((i for i in indices.values() if i.shapes), indices[paths[0]])
+        features = cls(folder, first.shapes, first.dtype)
         for path, index in indices.items():
-            opened._add(path, index)
-        return opened
+            features._add(path, index)
+        return features
 
-    def _add(self, path: Path, index: Index) -> None:
+    def _add(self, path: Path, index: ShardIndex) -> None:
         if not index.ended:
             raise damaged(path, "unfinished: extract again, and it goes on")
         if index.shapes and (index.shapes, index.dtype) != (self.shapes, self.dtype):
@@ -228,39 +235,39 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
             self.entries[video], self._maps[video] = entry, maps
         self.broken |= index.broken
 
-    def _map(self, path: Path, name: str, index: Index) -> np.ndarray:
+    def _map(self, path: Path, name: str, index: ShardIndex) -> np.ndarray:
         data = path.with_name(f"{path.stem}.{name}.bin")
         expected = index.size(name, index.dtype)
-        found = data.stat().st_size if data.is_file() else 0
-        if found != expected:
-            raise damaged(data, f"{found} bytes, its index says {expected}")
+        actual = data.stat().st_size if data.is_file() else 0
+        if actual != expected:
+            raise damaged(data, f"{actual} bytes, its index says {expected}")
         layout, shape = DTYPES[index.dtype][1], (index.rows, *index.shapes[name])
         return np.memmap(data, layout, "r", shape=shape) if expected else np.empty(shape, layout)
 
     def verify(self) -> None:
-        """Read everything once; ValueError naming a video whose rows are not what was written."""
+        """Compare all checksums. Raises ValueError naming a video with damaged rows."""
         for video in self:
             for name, rows in self[video].items():
-                found = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-                if found != self.entries[video].checksums[name]:
+                checksum = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+                if checksum != self.entries[video].checksums[name]:
                     raise damaged(self.folder, f"{name} of video {video!r} is not what was written")
 
     def frames(self, video: Video) -> int:
-        """Frames of a video. Raises CorruptVideo for one without features."""
+        """Number of frames of a video. Raises CorruptVideo without features."""
         return self._entry(video).frames
 
     def fps(self, video: Video) -> float:
-        """Frames per second of a video. Raises CorruptVideo for one without features."""
+        """Frames per second of a video. Raises CorruptVideo without features."""
         return self._entry(video).fps
 
     def clock(self, video: Video) -> Clock:
-        """Times of the frames of a video. Raises CorruptVideo for one without features."""
+        """Times of the frames of a video. Raises CorruptVideo without features."""
         timing, frames = self._entry(video).timing, self.frames(video)
         if isinstance(timing, Clock):
             return timing
         return Clock.regular(frames, frames / video.duration if video.duration else timing)
 
-    def _entry(self, video: Video) -> Entry:
+    def _entry(self, video: Video) -> StoredVideo:
         if video.id not in self.entries:
             raise CorruptVideo(video.path, self.broken.get(video.id, f"not in {self.folder}"))
         return self.entries[video.id]
