@@ -60,12 +60,8 @@ class LabelCounts:
     """[K] frames of each class."""
 
     def __add__(self, other: "LabelCounts") -> "LabelCounts":
-        return LabelCounts(
-            self.videos + other.videos,
-            self.labels + other.labels,
-            self.near + other.near,
-            self.positives + other.positives,
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return LabelCounts(*(mine + others for mine, others in pairs))
 
     @property
     def frames(self) -> int:

@@ -17,10 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdet.data.datasets.manifest import Video
 from ssdet.data.features.foreign_files import npy_header
-from ssdet.data.video.clock import Clock
-from ssdet.data.video.reader import CorruptVideo
+from ssdet.data.features.stored_videos import StoredVideos
 
 Array = np.ndarray[Any, Any]
 ABSENT, ACTOR, OBJECT = -1, 0, 1
@@ -93,11 +91,10 @@ class DetectionsHeader:
         return {n: shape[-1] for n, shape in self.shapes.items() if n not in ("boxes", "kind")}
 
 
-class DetectionSet(Mapping[str, Mapping[str, Array]]):
+class DetectionSet(StoredVideos[DetectionsHeader]):
     """Read-only mapping from video id (the file's name) to its arrays, read on demand.
 
-    Boxes and features of absent slots are 0. Provides frames and clock of videos like a
-    `FrameReader`, so labels need no video files.
+    Boxes and features of absent slots are 0.
     """
 
     def __init__(self, entries: Mapping[str, DetectionsHeader], folder: Path) -> None:
@@ -128,38 +125,14 @@ class DetectionSet(Mapping[str, Mapping[str, Array]]):
         """Padded batch of these videos, with the available ones of `segments`."""
         return padded([_arrays(self.entries[v], segments) for v in videos])
 
-    def frames(self, video: Video) -> int:
-        """Number of frames of a video. Raises CorruptVideo without detections."""
-        return self._entry(video).frames
-
-    def fps(self, video: Video) -> float:
-        """Frames per second of a video. Raises CorruptVideo without detections."""
-        return self._entry(video).fps
-
-    def clock(self, video: Video) -> Clock:
-        """Even clock over the annotated duration, else at the rate. Raises CorruptVideo without
-        detections."""
-        frames = self.frames(video)
-        return Clock.regular(frames, frames / video.duration if video.duration else self.fps(video))
-
-    def _entry(self, video: Video) -> DetectionsHeader:
-        if video.id not in self.entries:
-            raise CorruptVideo(video.path, f"no detections in {self.folder}")
-        return self.entries[video.id]
+    def reason(self, video: str) -> str:
+        """Reason why a video has no detections."""
+        return f"no detections in {self.folder}"
 
     def __getitem__(self, video: str) -> dict[str, Array]:
         if video not in self.entries:
             raise KeyError(f"{self.folder}: no detections of video {video!r}")
         return _arrays(self.entries[video], SEGMENTS)
-
-    def __contains__(self, video: object) -> bool:
-        return video in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
 
 
 def padded(videos: Sequence[Mapping[str, Array]]) -> Detections:

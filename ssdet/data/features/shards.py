@@ -9,7 +9,7 @@ continues a killed one after the last video with a line.
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,9 @@ from ssdet.data.features.index import (
     damaged,
     line_of,
 )
+from ssdet.data.features.stored_videos import StoredVideos
 from ssdet.data.loading.recipe import Dtype
 from ssdet.data.video.clock import Clock
-from ssdet.data.video.reader import CorruptVideo
 
 
 class FeatureWriter:
@@ -192,11 +192,8 @@ class FeatureWriter:
             file.close()
 
 
-class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
-    """Read-only mapping from video id to memory-mapped tensors [steps, *shape] by name.
-
-    Provides frames and clock of videos like a `FrameReader`, so labels need no video files.
-    """
+class FeatureSet(StoredVideos[StoredVideo]):
+    """Read-only mapping from video id to memory-mapped tensors [steps, *shape] by name."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape], dtype: str) -> None:
         self.folder, self.shapes, self.dtype = folder, dict(shapes), dtype
@@ -252,25 +249,14 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
                 if checksum != self.entries[video].checksums[name]:
                     raise damaged(self.folder, f"{name} of video {video!r} is not what was written")
 
-    def frames(self, video: Video) -> int:
-        """Number of frames of a video. Raises CorruptVideo without features."""
-        return self._entry(video).frames
-
-    def fps(self, video: Video) -> float:
-        """Frames per second of a video. Raises CorruptVideo without features."""
-        return self._entry(video).fps
-
     def clock(self, video: Video) -> Clock:
-        """Times of the frames of a video. Raises CorruptVideo without features."""
-        timing, frames = self._entry(video).timing, self.frames(video)
-        if isinstance(timing, Clock):
-            return timing
-        return Clock.regular(frames, frames / video.duration if video.duration else timing)
+        """Times of the frames of a video."""
+        timing = self.entry(video).timing
+        return timing if isinstance(timing, Clock) else super().clock(video)
 
-    def _entry(self, video: Video) -> StoredVideo:
-        if video.id not in self.entries:
-            raise CorruptVideo(video.path, self.broken.get(video.id, f"not in {self.folder}"))
-        return self.entries[video.id]
+    def reason(self, video: str) -> str:
+        """Reason why a video has no features."""
+        return self.broken.get(video, super().reason(video))
 
     def __getitem__(self, video: str) -> Mapping[str, np.ndarray]:
         if video not in self.entries:
@@ -278,12 +264,3 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
         entry = self.entries[video]
         rows = slice(entry.offset, entry.offset + entry.steps)
         return {name: values[rows] for name, values in self._maps[video].items()}
-
-    def __contains__(self, video: object) -> bool:
-        return video in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)

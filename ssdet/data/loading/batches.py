@@ -35,16 +35,9 @@ class Batch:
 
     def split(self, parts: int) -> list["Batch"]:
         """Split into equal parts; the first has samples 0, parts, 2 · parts, ..., and so on."""
+        fields = vars(self)
         return [
-            Batch(
-                self.clips_BTHWC[part::parts],
-                self.targets_BKF[part::parts],
-                self.mask_BF[part::parts],
-                self.positions_B[part::parts],
-                self.replaced,
-                self.videos[part::parts],
-                self.starts_B[part::parts],
-            )
+            Batch(**{n: v if n == "replaced" else v[part::parts] for n, v in fields.items()})
             for part in range(parts)
         ]
 

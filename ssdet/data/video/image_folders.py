@@ -35,7 +35,12 @@ class ImageFolder:
         for number in numbers:
             file = self.files[number]
             try:
-                yield number, decode_jpeg(_content(os.path.join(self.path, file)))
+                path = os.path.join(self.path, file)
+                if not stat.S_ISREG(os.stat(path).st_mode):
+                    raise ValueError("not a regular file")
+                yield number, decode_jpeg(Path(path).read_bytes())
+            except FileNotFoundError:
+                raise CorruptVideo(self.path, f"picture {file!r}: the file has gone") from None
             except ValueError as error:
                 raise CorruptVideo(self.path, f"picture {file!r}: {error}") from error
 
@@ -96,12 +101,3 @@ def stored_size(path: str) -> int | list[int]:
     files = sorted(name for name in names if _PICTURE.fullmatch(name))
     ends = [os.path.getsize(os.path.join(path, name)) for name in (*files[:1], *files[-1:])]
     return [len(files), *ends]
-
-
-def _content(path: str) -> bytes:
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ValueError("not a regular file")
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ValueError("the file has gone") from None
