@@ -1,6 +1,6 @@
 """Volume CutMix: two clips side by side in the frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,7 @@ from ssdet.augment.base import (
 )
 from ssdet.augment.checks import check_choice, check_draw
 from ssdet.augment.masks import alpha_BT, present_2BT, released_weights, spatial_window
-from ssdet.augment.mixup import (
-    OverlapDraws,
-    WindowDraws,
-    draw_overlap,
-    draw_windows,
-    fixed_overlap,
-    fixed_windows,
-)
+from ssdet.augment.mixup import OverlapDraws, VolumeMixUp, WindowDraws
 
 WINDOWS = ("view", "transient")
 PANS = ("opposite", "same")
@@ -58,7 +51,7 @@ class _Layout:
 class VolumeCutMix(Augmentation):
     """Show each clip left and a random partner right of a vertical plane with a soft edge.
 
-    window "view": the plane stands in the middle while both clips move behind it, labels half
+    window "view": the plane is fixed in the middle while both clips move behind it, labels half
     and half; pan "opposite" moves the right clip the other way (published code), "same" moves
     both left to right. window "transient": the plane crosses the frame as MixUp's weight changes,
     labels by area. `delta` is half the soft edge in columns (default width // 16, 0: hard edge);
@@ -90,16 +83,14 @@ class VolumeCutMix(Augmentation):
     def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> Any:
         if self.window == "view":
             return ViewDraws(random_partners(batch, generator))
-        if self.compat == "released":
-            return draw_windows(batch, frames, generator)
-        return draw_overlap(batch, frames, generator)
+        return VolumeMixUp(compat=self.compat).draw(batch, frames, width, generator)
 
     def evaluation_draws(self, batch: int, frames: int, width: int) -> Any:
+        partner = fixed_partners(batch, offset=2)
         if self.window == "view":
-            return ViewDraws(fixed_partners(batch, offset=2))
-        if self.compat == "released":
-            return fixed_windows(batch, frames, offset=2)
-        return fixed_overlap(batch, frames, offset=2)
+            return ViewDraws(partner)
+        draws = VolumeMixUp(compat=self.compat).evaluation_draws(batch, frames, width)
+        return replace(draws, partner=partner)
 
     def effects(self, draws: Any, clips_BCTHW: Tensor) -> list[Effect]:
         batch, _, frames, _, width = clips_BCTHW.shape

@@ -56,40 +56,6 @@ class WindowDraws:
         check_draw("lengths", self.lengths, (2, batch), 1, frames - self.starts)
 
 
-def draw_overlap(batch: int, frames: int, generator: torch.Generator) -> OverlapDraws:
-    """Draw overlaps: half the clips go 1 -> 2, half 1 -> 2 -> 1; every frame is covered."""
-    full, half = torch.full((batch,), frames), torch.full((batch,), (frames + 1) // 2)
-    returns = uniform(torch.zeros_like(full), torch.ones_like(full), generator) == 1
-    n1 = uniform(torch.where(returns, full, half), full, generator)
-    n2 = uniform(half, torch.where(returns, full - 1, full), generator)
-    low = torch.where(returns, 0, full - n2)
-    shift = uniform(low, torch.where(returns, full - n2 - 1, n1), generator)
-    return OverlapDraws(random_partners(batch, generator), n1, n2, shift)
-
-
-def draw_windows(batch: int, frames: int, generator: torch.Generator) -> WindowDraws:
-    """Draw two windows of T/2 ... T frames anywhere in each clip, as the published code does."""
-    full = torch.full((2, batch), frames)
-    lengths = uniform(full // 2, full, generator)
-    starts = uniform(torch.zeros_like(full), full - lengths, generator)
-    return WindowDraws(random_partners(batch, generator), starts, lengths)
-
-
-def fixed_overlap(batch: int, frames: int, offset: int) -> OverlapDraws:
-    """Overlap for validation: clip 1 in the first three quarters, its partner in the last three."""
-    one = torch.ones(batch, dtype=torch.long)
-    quarter = frames // 4
-    partner = fixed_partners(batch, offset)
-    return OverlapDraws(partner, one * (3 * frames // 4), one * (frames - quarter), one * quarter)
-
-
-def fixed_windows(batch: int, frames: int, offset: int) -> WindowDraws:
-    """Windows for validation of the published code, each three quarters of the clip."""
-    starts = torch.tensor([0, frames // 4])[:, None].expand(2, batch)
-    lengths = torch.full((2, batch), 3 * frames // 4)
-    return WindowDraws(fixed_partners(batch, offset), starts, lengths)
-
-
 def stretched(draws: WindowDraws, frames: int) -> tuple[Tensor, Tensor]:
     """Starts and lengths [2, B] of windows stretched to cover the clip, as in the published code.
 
@@ -137,14 +103,28 @@ class VolumeMixUp(Augmentation):
     def draw(
         self, batch: int, frames: int, width: int, generator: torch.Generator
     ) -> OverlapDraws | WindowDraws:
-        if self.compat == "released":
-            return draw_windows(batch, frames, generator)
-        return draw_overlap(batch, frames, generator)
+        if self.compat == "released":  # two windows of T/2 ... T frames anywhere in the clip
+            full = torch.full((2, batch), frames)
+            lengths = uniform(full // 2, full, generator)
+            starts = uniform(torch.zeros_like(full), full - lengths, generator)
+            return WindowDraws(random_partners(batch, generator), starts, lengths)
+        # Half the clips go 1 -> 2, half 1 -> 2 -> 1; every frame is covered.
+        full, half = torch.full((batch,), frames), torch.full((batch,), (frames + 1) // 2)
+        returns = uniform(torch.zeros_like(full), torch.ones_like(full), generator) == 1
+        n1 = uniform(torch.where(returns, full, half), full, generator)
+        n2 = uniform(half, torch.where(returns, full - 1, full), generator)
+        low = torch.where(returns, 0, full - n2)
+        shift = uniform(low, torch.where(returns, full - n2 - 1, n1), generator)
+        return OverlapDraws(random_partners(batch, generator), n1, n2, shift)
 
     def evaluation_draws(self, batch: int, frames: int, width: int) -> OverlapDraws | WindowDraws:
+        partner, quarter = fixed_partners(batch, offset=1), frames // 4
+        three_quarters = 3 * frames // 4
         if self.compat == "released":
-            return fixed_windows(batch, frames, offset=1)
-        return fixed_overlap(batch, frames, offset=1)
+            starts = torch.tensor([0, quarter])[:, None].expand(2, batch)
+            return WindowDraws(partner, starts, torch.full((2, batch), three_quarters))
+        one = torch.ones(batch, dtype=torch.long)
+        return OverlapDraws(partner, one * three_quarters, one * (frames - quarter), one * quarter)
 
     def effects(self, draws: OverlapDraws | WindowDraws, clips_BCTHW: Tensor) -> list[Effect]:
         batch, _, frames, _, _ = clips_BCTHW.shape

@@ -14,7 +14,7 @@ NUM_CLASSES = 51
 CLASS_FILES = ("classes.txt", "Action_list")
 FPS = 25.0
 """Frames a second if no video file gives a rate."""
-NO_RATE = "videos whose file does not say how many frames a second its times count: 25 assumed"
+NO_RATE = "videos without a frame rate in their file, for times in frames: 25 a second assumed"
 
 
 def read_tsu(path: Path, videos: Path | None) -> Manifest:

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -179,12 +178,7 @@ class FeatureWriter:
         self._lines.flush()
         os.fsync(self._lines.fileno())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.abandon()
         if kind is None:
             self._write({"end": len(self._index.entries)})

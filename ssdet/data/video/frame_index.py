@@ -242,7 +242,7 @@ def _scan(path: str, container: InputContainer, stream: VideoStream) -> FrameInd
     last: deque[bytes] = deque(maxlen=_LAST_PACKETS if unfinished else 0)
     rows, damage = _packet_table(container, stream, last)
     if cut and not damage:
-        damage = "the file ends before its header says"
+        damage = "the file ends before its declared length"
     if format == "matroska" and not damage:
         with open_bytes(path) as file:
             broken = matroska.damage(file)

@@ -63,7 +63,9 @@ def damage(file: BinaryIO) -> tuple[str, int] | None:
         if in_cluster and cluster_end is not None and position > cluster_end:
             return f"the element at byte {begin} is longer than its cluster", sound
     lacking = 0 if length is None else segment[1] + length - size
-    return (f"the file ends {lacking} bytes before its header says", size) if lacking > 0 else None
+    return (
+        (f"the file ends {lacking} bytes before its declared length", size) if lacking > 0 else None
+    )
 
 
 def _element(file: BinaryIO, position: int, size: int) -> tuple[int, int, int | None] | None:

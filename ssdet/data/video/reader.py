@@ -187,15 +187,15 @@ def check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
     """Raise IndexError, or CorruptVideo for a damaged file, unless these frames can be read."""
     name = os.fspath(path)
     if numbers and min(numbers) < 0:
-        raise IndexError(f"video {name!r}: frame {min(numbers)} asked, expected 0 or more")
+        raise IndexError(f"video {name!r}: frame {min(numbers)} requested, expected 0 or more")
     last = max(numbers, default=0)
     if last < index.count:
         return
     if index.damage and (last < index.declared or not index.declared):
-        reason = f"{index.damage}; frame {last} asked, {index.count} frames can be read"
+        reason = f"{index.damage}; frame {last} requested, {index.count} frames can be read"
         raise CorruptVideo(path, reason)
     count = max(index.count, index.declared)
-    raise IndexError(f"video {name!r}: frame {last} asked, has {count} (0 to {count - 1})")
+    raise IndexError(f"video {name!r}: frame {last} requested, has {count} (0 to {count - 1})")
 
 
 def _clip(numbers: list[int], size: Size | None, decoded: Decoded) -> np.ndarray:
@@ -231,7 +231,7 @@ def scaled_size(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
         height, width = size
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(
-            f"size {size}: {height}x{width} asked, expected sides of at least 1 and at most "
+            f"size {size}: {height}x{width} requested, expected sides of at least 1 and at most "
             f"{MAX_PIXELS} pixels"
         )
     return height, width
