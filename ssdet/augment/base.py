@@ -156,19 +156,15 @@ class Augmentation(ABC):
                 blended = [effect.blend(b, own, mixed[p]) for b, (own, p) in enumerate(pairs)]
                 mixed = torch.stack(blended)
         else:
-            mixed = destination(clips_BCTHW, out, inplace)
-            _write(effects, clips_BCTHW, mixed)
+            mixed, source = destination(clips_BCTHW, out, inplace), clips_BCTHW
+            with torch.no_grad():
+                for effect in effects:
+                    _write_effect(effect, source, mixed)
+                    source = mixed
+                if source is not mixed:
+                    mixed.copy_(source)
         targets = components.soft_targets()
         return (mixed, targets, components) if return_components else (mixed, targets)
-
-
-@torch.no_grad()
-def _write(effects: Sequence[Effect], source: Tensor, out: Tensor) -> None:
-    for effect in effects:
-        _write_effect(effect, source, out)
-        source = out
-    if source is not out:
-        out.copy_(source)
 
 
 def _write_effect(effect: Effect, clips_BCTHW: Tensor, out_BCTHW: Tensor) -> None:

@@ -77,7 +77,11 @@ class VolumeFreeze(Augmentation):
 
     def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> FreezeDraws:
         if self.compat == "released":
-            return self._draw_released(batch, frames, generator)
+            if frames < 4:
+                raise ValueError(f"{frames} frames: expected at least 4 (compat='released')")
+            one = torch.ones(batch, 1, dtype=torch.long)
+            lengths = uniform(one, one * (frames // 2 - 1), generator)
+            return FreezeDraws(uniform(one * 0, frames - lengths, generator), lengths)
         if frames < 2 * self.segments:
             raise ValueError(
                 f"{frames} frames, {self.segments} segments: expected at least 2 frames each"
@@ -87,13 +91,6 @@ class VolumeFreeze(Augmentation):
         starts = uniform(begin, end - 2, generator)
         lengths = uniform(torch.full_like(starts, 2), end - starts, generator)
         return FreezeDraws(starts, lengths)
-
-    def _draw_released(self, batch: int, frames: int, generator: torch.Generator) -> FreezeDraws:
-        if frames < 4:
-            raise ValueError(f"{frames} frames: expected at least 4 (compat='released')")
-        one = torch.ones(batch, 1, dtype=torch.long)
-        lengths = uniform(one, one * (frames // 2 - 1), generator)
-        return FreezeDraws(uniform(one * 0, frames - lengths, generator), lengths)
 
     def evaluation_draws(self, batch: int, frames: int, width: int) -> FreezeDraws:
         odd = torch.arange(batch)[:, None] % 2 == 1

@@ -181,6 +181,7 @@ def split_statistics(
     labels = [[s.label for s in v.segments] if v.label is None else [v.label] for v in videos]
     lengths = [video.duration for video in videos if video.duration is not None]
     clips = any(video.label is not None for video in videos)
+    timed = (point_targets(manifest, video) for video in videos if video.duration is not None)
     return SplitStatistics(
         videos=len(videos),
         missing=len(manifest.missing),
@@ -195,19 +196,13 @@ def split_statistics(
         else 0.0,
         instances_per_class=_per_class(manifest, [k for classes in labels for k in classes]),
         videos_per_class=_per_class(manifest, [k for classes in labels for k in set(classes)]),
-        points=None if clips else _points(manifest),
+        points=None if clips else sum(map(count_labels, timed), no_labels(manifest.num_classes)),
         dense=None if clips else _dense(manifest, rule or FrameRule(), clocks),
     )
 
 
 def _per_class(manifest: Manifest, labels: list[int]) -> np.ndarray:
     return np.bincount(np.array(labels, int), minlength=manifest.num_classes)
-
-
-def _points(manifest: Manifest) -> LabelCounts:
-    timed = (video for video in manifest.videos if video.duration is not None)
-    counts = (count_labels(point_targets(manifest, video)) for video in timed)
-    return sum(counts, no_labels(manifest.num_classes))
 
 
 def _dense(manifest: Manifest, rule: FrameRule, clocks: Mapping[str, Clock] | None) -> LabelCounts:

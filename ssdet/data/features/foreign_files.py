@@ -4,6 +4,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -186,21 +187,25 @@ def _check_type(dtype: np.dtype[Any], where: str) -> None:
         raise ValueError(f"{where}: an array of {dtype}, expected numbers")
 
 
-def _npy(path: Path) -> Tree:
+@contextmanager
+def _damage(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise these errors as ValueError naming the damaged file."""
     try:
-        with open(path, "rb") as file:
-            shape, dtype = npy_header(file)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
+        yield
+    except errors as error:
+        raise ValueError(f"{path}: not a whole {kind} file: {error}") from error
+
+
+def _npy(path: Path) -> Tree:
+    with _damage(path, ".npy", ValueError, EOFError), open(path, "rb") as file:
+        shape, dtype = npy_header(file)
     _check_type(dtype, str(path))
     return _leaf(shape, dtype.itemsize, partial(_load_npy, path), str(path))
 
 
 def _load_npy(path: Path) -> Array:
-    try:
+    with _damage(path, ".npy", ValueError, EOFError):
         array: Array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
     return array
 
 
@@ -214,28 +219,24 @@ def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _npz(path: Path) -> Tree:
     leaves: dict[str, Leaf] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    shape, dtype = npy_header(file)
-                name = member.removesuffix(".npy")
-                where = f"{path}: {name!r}"
-                if dtype.kind in NUMBERS or dtype.hasobject:
-                    _check_type(dtype, where)
-                    load = partial(_load_npz, path, name)
-                    leaves[name] = _leaf(shape, dtype.itemsize, load, where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    errors = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+    with _damage(path, ".npz", *errors), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                shape, dtype = npy_header(file)
+            name = member.removesuffix(".npy")
+            where = f"{path}: {name!r}"
+            if dtype.kind in NUMBERS or dtype.hasobject:
+                _check_type(dtype, where)
+                load = partial(_load_npz, path, name)
+                leaves[name] = _leaf(shape, dtype.itemsize, load, where)
     return leaves
 
 
 def _load_npz(path: Path, name: str) -> Array:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: Array = archive[name]
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    errors = (zipfile.BadZipFile, zlib.error, KeyError, EOFError)
+    with _damage(path, ".npz", *errors), np.load(path, allow_pickle=False) as archive:
+        array: Array = archive[name]
     return array
 
 
@@ -265,11 +266,9 @@ def _hdf5(path: Path) -> Tree:
                 parts[name] = _leaf(part.shape, size, partial(load, part.name), where)
         return parts
 
-    try:
-        with h5py.File(path, "r") as file:
-            return tree(file)
-    except (OSError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
+    errors = (OSError, RuntimeError, RecursionError)
+    with _damage(path, "HDF5", *errors), h5py.File(path, "r") as file:
+        return tree(file)
 
 
 def _pickle(path: Path) -> Tree:

@@ -70,12 +70,9 @@ def run_journaled(
         with ThreadPoolExecutor(READERS) as pool:  # reading waits for disks
             keys = {v.id: key for v, key in zip(videos, pool.map(key_of, videos), strict=True)}
         for video in videos:
-            record = journaled.get(video.id)
-            if (
-                record is not None
-                and _reusable(record, keys[video.id], seconds)
-                and (is_valid is None or is_valid(record))
-            ):
+            record, key = journaled.get(video.id), keys[video.id]
+            usable = record is not None and _reusable(record, key, seconds)
+            if record is not None and usable and (is_valid is None or is_valid(record)):
                 records[video.id] = record
             else:
                 remaining.append(video)

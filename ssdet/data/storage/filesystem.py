@@ -13,6 +13,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -165,18 +166,14 @@ class Remote:
     def delete(self, name: str) -> None:
         """Delete a file if it exists."""
         fs, path = self._locate(name)
-        try:
+        with suppress(FileNotFoundError):
             self._retry("remove", name, lambda: fs.delete_file(path))
-        except FileNotFoundError:
-            return
 
     def delete_folder(self, name: str) -> None:
         """Delete a folder with its content if it exists."""
         fs, path = self._locate(name)
-        try:
+        with suppress(FileNotFoundError):
             self._retry("remove", name, lambda: fs.delete_dir(path))
-        except FileNotFoundError:
-            return
 
     def open(self, name: str = "") -> Any:
         """Open a file for random access. Raises FileNotFoundError."""
