@@ -16,7 +16,7 @@ import numpy as np
 from decode import FRAMES, RATE, SECONDS, SPAN, STRIDE, make_video
 
 from ssdet.data import Video, read_clip
-from ssdet.data.maintenance.convert import Options, convert_video
+from ssdet.data.maintenance.convert import ConvertOptions, convert_video
 
 TARGETS = "hold the pack to 2.7 to 4.8 x the original (82-87 against 18-30 clips/s/core)"
 
@@ -24,7 +24,10 @@ TARGETS = "hold the pack to 2.7 to 4.8 x the original (82-87 against 18-30 clips
 def copies(original: Path, folder: Path) -> dict[str, Path]:
     """The original, its copy with close keyframes, its pack."""
     found = {"original": original}
-    kinds = {"converted": (Options(), "clip.mp4"), "packed": (Options(packed=True), "clip.pack")}
+    kinds = {
+        "converted": (ConvertOptions(), "clip.mp4"),
+        "packed": (ConvertOptions(packed=True), "clip.pack"),
+    }
     for kind, (options, name) in kinds.items():
         convert_video(Video("clip", str(original), "train"), folder, {"clip": name}, options)
         found[kind] = folder / name

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from ssdet import augment
 from ssdet.data.datasets.load import load_manifest
 from ssdet.data.datasets.manifest import Manifest, Video
-from ssdet.data.datasets.moving_shapes import default_cache
 from ssdet.data.loading.clips import normalise
 from ssdet.data.loading.frame_readers import Decoder, dense_targets
 from ssdet.data.loading.recipe import ClipRecipe
 from ssdet.data.loading.sampling import generator_for
+from ssdet.data.storage.cache import cache_folder
 from ssdet.data.video.reader import probe, read_clip
 from ssdet.evaluation import (
     dense_map,
@@ -119,7 +119,7 @@ def features_of(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
 
 def material(options: "Options") -> Material:
     """Features and labels of both data sets."""
-    folder = options.features or default_cache() / f"features-{WEIGHTS}-{SIDE}"
+    folder = options.features or cache_folder() / f"features-{WEIGHTS}-{SIDE}"
     clips = load_manifest("kinetics", options.clips, videos=options.clips_folder)
     videos = load_manifest("segments", options.videos, videos=options.videos_folder)
     if missing := (*clips.missing, *videos.missing):

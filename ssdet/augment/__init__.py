@@ -1,4 +1,4 @@
-"""Volume augmentations: clips of one action become clips of several, with frame labels to match."""
+"""Volume augmentations: freeze, MixUp, CutMix and their combinations, on clips and frame labels."""
 
 from ssdet.augment.base import Augmentation, Components
 from ssdet.augment.combine import Joint, JointDraws, JointSingle, NoAugmentation

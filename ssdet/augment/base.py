@@ -1,4 +1,4 @@
-"""Base class of the volume augmentations: draws, application, label components."""
+"""Base class of the volume augmentations: random draws, their application, label components."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -15,18 +15,18 @@ _BLOCK = 8
 
 
 class Components(NamedTuple):
-    """The labels that one augmented batch is made of, before they are mixed (released loss)."""
+    """Labels of an augmented batch before they are mixed, as the published loss takes them."""
 
     labels: Tensor
     """[M, B, K, T] target of each component."""
     weights: Tensor
-    """[M, B, T] share of the picture that the component has in a frame."""
+    """[M, B, T] share of each frame that the component covers."""
     visible: Tensor
-    """[M, B, T] 1 where the component's clip is in the frame, else 0."""
+    """[M, B, T] 1 where the component's clip is visible, else 0."""
 
     @classmethod
     def of(cls, targets_BKT: Tensor) -> "Components":
-        """One component, fully visible: the state before any augmentation."""
+        """One fully visible component: the labels before any augmentation."""
         batch, _, frames = targets_BKT.shape
         dtype = torch.promote_types(targets_BKT.dtype, torch.float32)
         ones_MBT = torch.ones(1, batch, frames, dtype=dtype, device=targets_BKT.device)
@@ -38,12 +38,12 @@ class Components(NamedTuple):
 
 
 class Effect(Protocol):
-    """What a set of draws does to a batch, clip by clip."""
+    """Effect of one set of draws on a batch, applied clip by clip."""
 
     partner: list[int]
     """Clip mixed into clip b, -1 for none."""
     aligned: bool
-    """Whether output frame t is made of frames t alone."""
+    """Whether output frame t depends on input frames t only."""
 
     def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
         """Write clip b [C, T, H, W], or its frames from `first` on if aligned.
@@ -52,56 +52,55 @@ class Effect(Protocol):
         """
 
     def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
-        """Clip b after this effect, by differentiable operations: the values that write writes."""
+        """Clip b after this effect, by differentiable operations; same values as `write`."""
 
     def relabel(self, components: Components) -> Components:
-        """The components after this effect."""
+        """Components after this effect."""
 
 
 @dataclass
-class Shares:
-    """How two clips divide each frame: clip b and frame t - shift of its partner."""
+class MixWeights:
+    """Weights of clip b at frame t and of its partner at frame t - shift."""
 
     partner: Tensor
     """[B] clip mixed into clip b."""
     shift: Tensor
-    """[B] frames by which the partner is delayed."""
+    """[B] delay of the partner in frames."""
     own: Tensor
     """[B, T] weight of clip b."""
     other: Tensor
     """[B, T] weight of its partner."""
     visible: Tensor
-    """bool [2, B, T] whether clip b, its partner, is in the frame."""
+    """bool [2, B, T] whether clip b and its partner are visible."""
 
     def relabel(self, components: Components) -> Components:
         """Own components first, then the partner's (weights multiply, as in the published code)."""
         device, dtype = components.weights.device, components.weights.dtype
         own_BT, other_BT = self.own.to(device, dtype), self.other.to(device, dtype)
-        mine_BT, theirs_BT = self.visible.to(device, dtype)
-        labels, weights, visible = (part[:, self.partner.to(device)] for part in components)
+        own_visible_BT, other_visible_BT = self.visible.to(device, dtype)
+        parts = [part[:, self.partner.to(device)] for part in components]
         source_BT = torch.arange(own_BT.shape[1]) - self.shift[:, None]
         source_BT = source_BT.clamp(min=0).to(device)  # frames before the partner enters weigh 0
-        labels = labels.take_along_dim(source_BT[None, :, None], -1)
-        weights = weights.take_along_dim(source_BT[None], -1)
-        visible = visible.take_along_dim(source_BT[None], -1)
+        labels = parts[0].take_along_dim(source_BT[None, :, None], -1)
+        weights, visible = (part.take_along_dim(source_BT[None], -1) for part in parts[1:])
         return Components(
             torch.cat([components.labels, labels]),
             torch.cat([components.weights * own_BT, weights * other_BT]),
-            torch.cat([components.visible * mine_BT, visible * theirs_BT]),
+            torch.cat([components.visible * own_visible_BT, visible * other_visible_BT]),
         )
 
 
 class Augmentation(ABC):
-    """A volume augmentation: random draws on the CPU, then the work on the clips' own device."""
+    """A volume augmentation: random draws on the CPU, applied on the device of the clips."""
 
     @property
     @abstractmethod
     def draws_type(self) -> type:
-        """Dataclass of random numbers (CPU tensors) that `apply` takes."""
+        """Dataclass of the random numbers (CPU tensors) that `apply` takes."""
 
     @abstractmethod
     def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> Any:
-        """Random numbers for a batch, from this CPU generator alone."""
+        """Draw the random numbers of a batch from this CPU generator only."""
 
     @abstractmethod
     def evaluation_draws(self, batch: int, frames: int, width: int) -> Any:
@@ -109,7 +108,7 @@ class Augmentation(ABC):
 
     @abstractmethod
     def effects(self, draws: Any, clips_BCTHW: Tensor) -> list[Effect]:
-        """The effects of these draws, in order of application."""
+        """Effects of these draws, in order of application."""
 
     def __call__(
         self,
@@ -120,12 +119,12 @@ class Augmentation(ABC):
         inplace: bool = False,
         return_components: bool = False,
     ) -> tuple[Any, ...]:
-        """Draw and apply: (clips, soft targets), and Components if asked for.
+        """Draw and apply: return (clips, soft targets) and, with `return_components`, Components.
 
         Clips float [B, C, T, H, W], targets float [B, K, T]; both keep shape and dtype. Without
-        `out` or `inplace` the result is new memory and nothing given is changed; targets are
-        never changed. Clips that need a gradient, such as the features of a layer, get one through
-        the mixture. Raises TypeError or ValueError where shapes, dtypes or memory do not fit.
+        `out` or `inplace` the result is new memory and the inputs stay unchanged; targets are never
+        changed. Clips that require a gradient (features of a layer) get it through the mixture.
+        Raises TypeError or ValueError for shapes, dtypes or memory that do not fit.
         """
         check_batch(clips_BCTHW, targets_BKT)
         batch, _, frames, _, width = clips_BCTHW.shape
@@ -141,11 +140,11 @@ class Augmentation(ABC):
         inplace: bool = False,
         return_components: bool = False,
     ) -> tuple[Any, ...]:
-        """Apply given draws; arguments and result as in the call itself."""
+        """Apply given draws; arguments, result and errors as in `__call__`."""
         check_batch(clips_BCTHW, targets_BKT)
         if not isinstance(draws, self.draws_type):
-            expected = self.draws_type.__name__
-            raise TypeError(f"{self!r} applies {expected}, got {type(draws).__name__}")
+            expected, actual = self.draws_type.__name__, type(draws).__name__
+            raise TypeError(f"{self!r}: draws of type {actual}, expected {expected}")
         effects = self.effects(draws, clips_BCTHW)
         components = Components.of(targets_BKT)
         for effect in effects:
@@ -153,43 +152,35 @@ class Augmentation(ABC):
         if needs_gradient(clips_BCTHW) and out is None and not inplace:
             mixed = clips_BCTHW if effects else clips_BCTHW.clone()
             for effect in effects:
-                mixed = _blended(effect, mixed)
+                pairs = zip(mixed.unbind(), effect.partner, strict=True)
+                blended = [effect.blend(b, own, mixed[p]) for b, (own, p) in enumerate(pairs)]
+                mixed = torch.stack(blended)
         else:
-            mixed = destination(clips_BCTHW, out, inplace)
-            _write(effects, clips_BCTHW, mixed)
+            mixed, source = destination(clips_BCTHW, out, inplace), clips_BCTHW
+            with torch.no_grad():
+                for effect in effects:
+                    _write_effect(effect, source, mixed)
+                    source = mixed
+                if source is not mixed:
+                    mixed.copy_(source)
         targets = components.soft_targets()
         return (mixed, targets, components) if return_components else (mixed, targets)
 
 
-def _blended(effect: Effect, clips_BCTHW: Tensor) -> Tensor:
-    clips = clips_BCTHW.unbind()
-    pairs = zip(clips, effect.partner, strict=True)
-    return torch.stack([effect.blend(b, own, clips[p]) for b, (own, p) in enumerate(pairs)])
-
-
-@torch.no_grad()
-def _write(effects: Sequence[Effect], source: Tensor, out: Tensor) -> None:
-    for effect in effects:
-        _run(effect, source, out)
-        source = out
-    if source is not out:
-        out.copy_(source)
-
-
-def _run(effect: Effect, clips_BCTHW: Tensor, out_BCTHW: Tensor) -> None:
+def _write_effect(effect: Effect, clips_BCTHW: Tensor, out_BCTHW: Tensor) -> None:
     in_place = clips_BCTHW is out_BCTHW
     batch, _, frames, _, _ = out_BCTHW.shape
     order = list(_safe_order(effect.partner)) if in_place else [(b, False) for b in range(batch)]
-    # Fresh pages for a spare clip cost more than the copy; where frames allow, copy few at a time.
+    # Allocating a spare clip costs more than copying it, so aligned effects copy a few frames.
     by_block = in_place and effect.aligned and out_BCTHW.device.type == "cpu"
     block, spare = _BLOCK if by_block else frames, torch.empty(0)
     for first in range(0, frames, block):
         source, target = (x[:, :, first : first + block] for x in (clips_BCTHW, out_BCTHW))
         saved = -1
-        for b, keep in order:
+        for b, copy_first in order:
             out = target[b]
             own = out if in_place else source[b]
-            if keep:
+            if copy_first:
                 spare = spare.copy_(own) if spare.shape == own.shape else own.clone()
                 saved = b
             partner = effect.partner[b]
@@ -198,25 +189,25 @@ def _run(effect: Effect, clips_BCTHW: Tensor, out_BCTHW: Tensor) -> None:
 
 
 def _safe_order(partner: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    """Clips ordered so that each is overwritten after all that read it.
+    """Order the clips so that each is overwritten after all clips that read it.
 
-    A ring of partners has no such order: True marks the clip to copy before it is overwritten.
-    One ring is finished before the next begins, so one spare clip serves all.
+    A cycle of partners has no such order: True marks the clip to copy before it is overwritten.
+    One cycle is finished before the next begins, so one spare clip is enough.
     """
     readers = [0] * len(partner)
     for b, p in enumerate(partner):
         if p >= 0 and p != b:
             readers[p] += 1
     free = [b for b, count in enumerate(readers) if count == 0 and partner[b] != b]
-    rings = [b for b, p in enumerate(partner) if p >= 0]
+    cycles = [b for b, p in enumerate(partner) if p >= 0]
     done: set[int] = set()
-    while free or rings:
-        keep = not free
-        b = rings.pop() if keep else free.pop()
+    while free or cycles:
+        copy_first = not free
+        b = cycles.pop() if copy_first else free.pop()
         if b in done:
             continue
         done.add(b)
-        yield b, keep
+        yield b, copy_first
         p = partner[b]
         if p >= 0 and p != b:
             readers[p] -= 1
@@ -225,18 +216,18 @@ def _safe_order(partner: Sequence[int]) -> Iterator[tuple[int, bool]]:
 
 
 def uniform(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
-    """Integers uniform in low ... high (both included), element by element."""
+    """Draw integers uniformly from low ... high (inclusive), element by element."""
     check_generator(generator)
     unit = torch.rand(low.shape, generator=generator, dtype=torch.float64)
     return low + (unit * (high - low + 1)).floor().long()
 
 
 def random_partners(batch: int, generator: torch.Generator) -> Tensor:
-    """[B] a permutation of the batch; a clip may be its own partner."""
+    """Draw a permutation [B] of the batch; a clip may be its own partner."""
     check_generator(generator)
     return torch.randperm(batch, generator=generator)
 
 
 def fixed_partners(batch: int, offset: int) -> Tensor:
-    """[B] partners for validation: half the batch and `offset` clips further on."""
+    """Partners [B] for validation: the clip half the batch plus `offset` further on."""
     return (torch.arange(batch) + batch // 2 + offset) % batch

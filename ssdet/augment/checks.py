@@ -1,11 +1,12 @@
-"""Checks of what users pass in, with errors that say what was found and expected."""
+"""Checks of the arguments and draws of augmentations."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ssdet.plugins import hint
 
 
 def check_batch(clips_BCTHW: Tensor, targets_BKT: Tensor) -> None:
@@ -19,32 +20,35 @@ def check_batch(clips_BCTHW: Tensor, targets_BKT: Tensor) -> None:
         raise ValueError(f"targets: shape {shape}, expected [{batch}, K, {frames}], K >= 1")
     for name, tensor in (("clips", clips_BCTHW), ("targets", targets_BKT)):
         if not tensor.is_floating_point():
-            hint = f"convert with {name}.float() (and normalise clips) before augmenting"
-            raise TypeError(f"{name}: dtype {tensor.dtype}, expected a floating type: {hint}")
+            raise TypeError(
+                f"{name}: dtype {tensor.dtype}, expected a floating type: convert with "
+                f"{name}.float() (and normalise clips) before augmenting"
+            )
     if needs_gradient(targets_BKT):
-        raise ValueError("targets require a gradient that augmenting would drop: detach() them")
+        raise ValueError("targets require a gradient, which augmenting would drop: detach() them")
 
 
 def needs_gradient(tensor: Tensor) -> bool:
-    """Whether what is made of the tensor now must be differentiable."""
+    """Whether operations on the tensor must be differentiable now."""
     return tensor.requires_grad and torch.is_grad_enabled()
 
 
 def destination(clips_BCTHW: Tensor, out: Tensor | None, inplace: bool) -> Tensor:
-    """Where the result goes. Raises ValueError unless it can be written to without harm."""
+    """Tensor for the result. Raises ValueError if writing to it could damage the input."""
     if inplace and out is not None:
-        raise ValueError("out and inplace=True exclude each other: leave one away")
+        raise ValueError("out and inplace=True exclude each other: omit one")
     if not inplace and out is None:
         return torch.empty_like(clips_BCTHW)
     result = clips_BCTHW if out is None else out
     name = "clips" if out is None else "out"
     if needs_gradient(clips_BCTHW):
-        raise ValueError(f"clips require a gradient, {name} cannot be overwritten: leave it away")
+        raise ValueError(f"clips require a gradient, {name} cannot be overwritten: omit it")
     expected = (clips_BCTHW.shape, clips_BCTHW.dtype, clips_BCTHW.device)
     if (result.shape, result.dtype, result.device) != expected:
-        found = f"{tuple(result.shape)} {result.dtype} on {result.device}"
-        wanted = f"{tuple(expected[0])} {expected[1]} on {expected[2]}"
-        raise ValueError(f"out: {found}, expected {wanted} like clips")
+        raise ValueError(
+            f"out: {tuple(result.shape)} {result.dtype} on {result.device}, expected "
+            f"{tuple(expected[0])} {expected[1]} on {expected[2]} like clips"
+        )
     if _overlaps_itself(result):
         raise ValueError(f"{name}: elements share memory (expanded or unfolded): clone() it first")
     if out is not None and _share_memory(clips_BCTHW, out):
@@ -64,7 +68,7 @@ def _overlaps_itself(tensor: Tensor) -> bool:
 def _share_memory(first: Tensor, second: Tensor) -> bool:
     if first.untyped_storage().data_ptr() != second.untyped_storage().data_ptr():
         return False
-    # Clip by clip, so that every other clip of one buffer may be the output for the rest.
+    # Clip by clip: interleaved clips of one buffer do not overlap.
     spans = sorted(_span(clip) for batch in (first, second) for clip in batch)
     return any(right[0] < left[1] for left, right in pairwise(spans))
 
@@ -75,27 +79,25 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def check_choice(field: str, value: object, allowed: Sequence[str]) -> None:
-    """Raise ValueError naming the allowed values (and the nearest) unless value is one of them."""
+    """Raise ValueError with the closest allowed values, or all of them, for any other value."""
     if value not in allowed:
-        near = get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{field}={value!r}: expected one of {', '.join(allowed)}{hint}")
+        raise ValueError(f"{field}={value!r}{hint(str(value), allowed)}")
 
 
 def check_draw(
     field: str, values: Tensor, shape: tuple[int, ...], low: Tensor | int, high: Tensor | int
 ) -> None:
-    """Raise ValueError unless values are integers of this shape within low ... high."""
+    """Raise ValueError unless values are int64 of this shape within low ... high."""
     if values.shape != shape or values.dtype != torch.long:
-        found = f"{values.dtype} {tuple(values.shape)}"
-        raise ValueError(f"draws: {field} is {found}, expected {torch.long} {shape}")
+        actual = f"{values.dtype} {tuple(values.shape)}"
+        raise ValueError(f"draws: {field} is {actual}, expected {torch.long} {shape}")
     if bool(((values < low) | (values > high)).any()):
         bounds = " to ".join(str(x.tolist() if isinstance(x, Tensor) else x) for x in (low, high))
         raise ValueError(f"draws: {field} {values.tolist()}, expected {bounds}")
 
 
 def check_generator(generator: torch.Generator) -> None:
-    """Raise unless it is a CPU generator: None would mean torch's global state."""
+    """Raise TypeError or ValueError unless it is a CPU generator (None: torch's global state)."""
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: {generator!r}, expected a torch.Generator")
     if generator.device.type != "cpu":

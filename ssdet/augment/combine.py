@@ -1,4 +1,4 @@
-"""The augmentations together, one per clip or several."""
+"""Combinations of the augmentations, one or several per clip, and the empty augmentation."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from ssdet.augment.mixup import VolumeMixUp
 
 @dataclass
 class JointDraws:
-    """Draws of the three augmentations, and which of them each clip gets."""
+    """Draws of the three augmentations, and which of them are applied to each clip."""
 
     active: Tensor
     """bool [B, 3]: freeze, mixup, cutmix."""
@@ -38,10 +38,10 @@ class _Combination(Augmentation):
     compat: str = "paper"
 
     def __post_init__(self) -> None:
-        self.members()  # they check the options
+        self.members()  # checks the options
 
     def members(self) -> tuple[VolumeFreeze, VolumeMixUp, VolumeCutMix]:
-        """The three augmentations with the options given here."""
+        """The three augmentations with the options of this one."""
         return (
             VolumeFreeze(self.segments, self.background, self.compat),
             VolumeMixUp(self.mask, self.compat, self.ramp),
@@ -54,7 +54,7 @@ class _Combination(Augmentation):
 
     @abstractmethod
     def draw_active(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Which augmentations each clip gets, bool [B, 3]."""
+        """Draw the augmentations of each clip, bool [B, 3]."""
 
     @abstractmethod
     def fixed_active(self, batch: int) -> Tensor:
@@ -69,19 +69,19 @@ class _Combination(Augmentation):
         draws = [m.evaluation_draws(batch, frames, width) for m in self.members()]
         return JointDraws(self.fixed_active(batch), *draws)
 
-    def _stages(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
+    def _member_effects(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
         if draws.active.shape != (len(clips_BCTHW), 3) or draws.active.dtype != torch.bool:
-            found = f"{draws.active.dtype} {tuple(draws.active.shape)}"
-            raise ValueError(f"draws: active {found}, expected torch.bool ({len(clips_BCTHW)}, 3)")
+            actual = f"{draws.active.dtype} {tuple(draws.active.shape)}"
+            raise ValueError(f"draws: active {actual}, expected torch.bool ({len(clips_BCTHW)}, 3)")
         parts = zip(self.members(), (draws.freeze, draws.mixup, draws.cutmix), strict=True)
         return [member.effects(part, clips_BCTHW)[0] for member, part in parts]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Joint(_Combination):
-    """Each of freeze, MixUp and CutMix with probability p, in this order, drawn per clip.
+    """Apply each of freeze, MixUp and CutMix with probability p, in this order, drawn per clip.
 
-    Partners are mixed in as they are after the earlier augmentations, their labels with them.
+    Partners are mixed in after their own earlier augmentations, with the labels of those.
     compat="released": drawn once for the whole batch. Paper: "Combining Augmentations" (Joint
     train), Table A.1d. Options are those of the three classes.
     """
@@ -103,15 +103,15 @@ class Joint(_Combination):
         return torch.ones(batch, 3, dtype=torch.bool)
 
     def effects(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
-        stages = zip(self._stages(draws, clips_BCTHW), draws.active.T, strict=True)
-        return [_Choice([stage], used_B.long() - 1) for stage, used_B in stages if used_B.any()]
+        effects = zip(self._member_effects(draws, clips_BCTHW), draws.active.T, strict=True)
+        return [_Choice([effect], used_B.long() - 1) for effect, used_B in effects if used_B.any()]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointSingle(_Combination):
-    """One of freeze, MixUp and CutMix, uniformly at random for each clip.
+    """Apply one of freeze, MixUp and CutMix, drawn uniformly for each clip.
 
-    Partners are mixed in as they were given. compat="released": one draw for the whole batch,
+    Partners are mixed in unaugmented. compat="released": one draw for the whole batch,
     with no augmentation as a fourth outcome. Paper: "Combining Augmentations" (Joint train -
     single), Table A.1d. Options are those of the three classes.
     """
@@ -126,15 +126,15 @@ class JointSingle(_Combination):
         return torch.arange(batch)[:, None] % 3 == torch.arange(3)
 
     def effects(self, draws: JointDraws, clips_BCTHW: Tensor) -> list[Effect]:
-        stages = self._stages(draws, clips_BCTHW)
+        effects = self._member_effects(draws, clips_BCTHW)
         if bool((draws.active.sum(1) > 1).any()):
-            raise ValueError("draws: active has several augmentations of one clip: use Joint")
+            raise ValueError("draws: active has several augmentations for one clip: use Joint")
         choice_B = torch.where(draws.active.any(1), draws.active.long().argmax(1), -1)
-        return [_Choice(stages, choice_B)]
+        return [_Choice(effects, choice_B)]
 
 
 class _Choice:
-    """One of several effects for each clip, -1 for none."""
+    """One of several effects for each clip; -1 for none."""
 
     def __init__(self, effects: Sequence[Effect], choice_B: Tensor) -> None:
         self.choice_B, self.choice = choice_B, choice_B.tolist()
@@ -155,24 +155,24 @@ class _Choice:
     def relabel(self, components: Components) -> Components:
         used = sorted({c for c in self.choice if c >= 0})
         results = {c: self.effects[c].relabel(components) for c in used}
-        most = max([len(r.weights) for r in results.values()], default=len(components.weights))
-        merged = _padded(components, most)
+        count = max([len(r.weights) for r in results.values()], default=len(components.weights))
+        merged = _padded(components, count)
         for c, result in results.items():
             chosen = (self.choice_B == c).nonzero()[:, 0].to(components.weights.device)
-            for part, new in zip(merged, _padded(result, most), strict=True):
+            for part, new in zip(merged, _padded(result, count), strict=True):
                 part.index_copy_(1, chosen, new[:, chosen])
         return merged
 
 
 def _padded(components: Components, count: int) -> Components:
-    """A copy with `count` components, the added ones without weight."""
+    """A copy with `count` components; the added ones have weight 0."""
     added = count - len(components.weights)
     return Components(*(torch.cat([p, p.new_zeros(added, *p.shape[1:])]) for p in components))
 
 
 @dataclass(frozen=True)
 class NoAugmentation(Augmentation):
-    """Clips and targets as they are, not even copied (unless `out` asks for it)."""
+    """Return clips and targets unchanged, copied only into a given `out`."""
 
     @property
     def draws_type(self) -> type[None]:

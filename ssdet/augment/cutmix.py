@@ -1,6 +1,6 @@
-"""Volume CutMix: two clips share the width of the frame."""
+"""Volume CutMix: two clips side by side in the frame."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,20 +10,13 @@ from ssdet.augment.base import (
     COMPATS,
     Augmentation,
     Effect,
-    Shares,
+    MixWeights,
     fixed_partners,
     random_partners,
 )
 from ssdet.augment.checks import check_choice, check_draw
-from ssdet.augment.masks import alpha_BT, present_2BT, released_shares, spatial_window
-from ssdet.augment.mixup import (
-    OverlapDraws,
-    WindowDraws,
-    draw_overlap,
-    draw_windows,
-    fixed_overlap,
-    fixed_windows,
-)
+from ssdet.augment.masks import alpha_BT, present_2BT, released_weights, spatial_window
+from ssdet.augment.mixup import OverlapDraws, VolumeMixUp, WindowDraws
 
 WINDOWS = ("view", "transient")
 PANS = ("opposite", "same")
@@ -31,10 +24,10 @@ PANS = ("opposite", "same")
 
 @dataclass
 class ViewDraws:
-    """Partners of the constant window."""
+    """Draws of the constant window."""
 
     partner: Tensor
-    """[B] clip shown on the right."""
+    """[B] clip on the right."""
 
     def check(self, batch: int, frames: int) -> None:
         """Raise ValueError unless the partners are clips of the batch."""
@@ -43,28 +36,28 @@ class ViewDraws:
 
 @dataclass
 class _Layout:
-    """Where in the frame each clip is shown."""
+    """Position of each clip in the frame."""
 
-    shares: Shares
+    weights: MixWeights
     rows: Tensor
     """[B, T, W] mask of the own clip."""
     own_pan: list[int]
-    """[T] column of the own clip shown at column 0."""
+    """[T] column of the own clip at column 0 of the output."""
     other_pan: list[int]
-    """[T] the same of the partner, before wrapping around."""
+    """[T] the same for the partner, before wrapping around."""
 
 
 @dataclass(frozen=True)
 class VolumeCutMix(Augmentation):
     """Show each clip left and a random partner right of a vertical plane with a soft edge.
 
-    window "view": the plane stands in the middle while both clips move behind it, labels half
+    window "view": the plane is fixed in the middle while both clips move behind it, labels half
     and half; pan "opposite" moves the right clip the other way (published code), "same" moves
     both left to right. window "transient": the plane crosses the frame as MixUp's weight changes,
     labels by area. `delta` is half the soft edge in columns (default width // 16, 0: hard edge);
-    as a continuous factor it goes beyond the paper, which calls it a small value.
-    compat="released": the published ramps k / (overlap + 1) and, for "transient", windows that
-    may leave frames black. Paper: "Volume CutMix", appendix "On the Spatial Mask", Table A.1c.
+    the paper only calls it a small value. compat="released": ramps k / (overlap + 1) of the
+    published code and, for "transient", windows that may leave frames black.
+    Paper: "Volume CutMix", appendix "On the Spatial Mask", Table A.1c.
     """
 
     window: str = "view"
@@ -79,7 +72,7 @@ class VolumeCutMix(Augmentation):
         if self.delta is not None and self.delta < 0:
             raise ValueError(f"delta={self.delta}: expected at least 0")
         if self.compat == "released" and (self.delta is not None or self.pan != "opposite"):
-            raise ValueError("the released CutMix has a fixed delta and pan: leave them away")
+            raise ValueError("compat='released' has a fixed delta and pan: omit them")
 
     @property
     def draws_type(self) -> type:
@@ -90,16 +83,14 @@ class VolumeCutMix(Augmentation):
     def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> Any:
         if self.window == "view":
             return ViewDraws(random_partners(batch, generator))
-        if self.compat == "released":
-            return draw_windows(batch, frames, generator)
-        return draw_overlap(batch, frames, generator)
+        return VolumeMixUp(compat=self.compat).draw(batch, frames, width, generator)
 
     def evaluation_draws(self, batch: int, frames: int, width: int) -> Any:
+        partner = fixed_partners(batch, offset=2)
         if self.window == "view":
-            return ViewDraws(fixed_partners(batch, offset=2))
-        if self.compat == "released":
-            return fixed_windows(batch, frames, offset=2)
-        return fixed_overlap(batch, frames, offset=2)
+            return ViewDraws(partner)
+        draws = VolumeMixUp(compat=self.compat).evaluation_draws(batch, frames, width)
+        return replace(draws, partner=partner)
 
     def effects(self, draws: Any, clips_BCTHW: Tensor) -> list[Effect]:
         batch, _, frames, _, width = clips_BCTHW.shape
@@ -124,46 +115,46 @@ class VolumeCutMix(Augmentation):
             row_W, share = spatial_window((width + 1) // 2, width, self._delta(width)), 0.5
         batch, travel = len(draws.partner), 7 * width // 16
         own_BT = torch.full((batch, frames), share, dtype=torch.float64)
-        seen_2BT = torch.ones(2, batch, frames, dtype=torch.bool)
-        shares = Shares(draws.partner, draws.partner * 0, own_BT, 1 - own_BT, seen_2BT)
+        visible_2BT = torch.ones(2, batch, frames, dtype=torch.bool)
+        weights = MixWeights(draws.partner, draws.partner * 0, own_BT, 1 - own_BT, visible_2BT)
         steps = [t * travel // frames for t in range(frames)]
         back = [step - travel if self.pan == "same" else -step for step in steps]
-        return _Layout(shares, row_W.expand(batch, frames, width), steps, back)
+        return _Layout(weights, row_W.expand(batch, frames, width), steps, back)
 
     def _transient(self, draws: OverlapDraws, frames: int, width: int) -> _Layout:
         alpha = alpha_BT(draws.n1, draws.n2, draws.shift, frames, "seamless")
         plane_BT = (width * alpha + 0.5).floor()
         rows_BTW = spatial_window(plane_BT, width, self._delta(width))
-        # At its ends the ramp would let in columns of a clip that is not there.
+        # Outside the overlap the ramp would add columns of a clip that is absent.
         t = torch.arange(1, frames + 1)
         n1, end, shift = draws.n1[:, None], (draws.n2 + draws.shift)[:, None], draws.shift[:, None]
         overlap_BT = (t > shift) & (t < torch.where(end >= n1, n1, end))
         rows_BTW = torch.where(overlap_BT[..., None], rows_BTW, alpha[..., None])
         own_BT = rows_BTW.mean(-1)
-        seen_2BT = torch.stack([own_BT > 0, own_BT < 1])
-        shares = Shares(draws.partner, draws.shift, own_BT, 1 - own_BT, seen_2BT)
-        return _Layout(shares, rows_BTW, [0] * frames, [0] * frames)
+        visible_2BT = torch.stack([own_BT > 0, own_BT < 1])
+        weights = MixWeights(draws.partner, draws.shift, own_BT, 1 - own_BT, visible_2BT)
+        return _Layout(weights, rows_BTW, [0] * frames, [0] * frames)
 
 
 def _released_transient(draws: WindowDraws, frames: int, width: int) -> _Layout:
-    """Windows as drawn, widened by W/16 in the overlap; frames that neither reaches are black."""
+    """Windows as drawn, widened by W/16 in the overlap; frames outside both windows are black."""
     present = present_2BT(draws.starts, draws.lengths, frames)
-    wide_2BT = released_shares(draws.starts, draws.lengths, frames, whole=width)
+    wide_2BT = released_weights(draws.starts, draws.lengths, frames, whole=width)
     widened_2BT = (wide_2BT + width // 16).clamp(0, width)
     wide_2BT = torch.where(present[0] & present[1], widened_2BT, wide_2BT)
     left_BTW, other_BTW = _released_ramp(wide_2BT[0], wide_2BT[1], width)
     own_BTW = (1 - other_BTW) * left_BTW
     own_BT, other_BT = own_BTW.mean(-1), other_BTW.mean(-1)
-    seen_2BT = torch.stack([own_BT > 0, other_BT > 0])
-    shares = Shares(draws.partner, draws.partner * 0, own_BT, other_BT, seen_2BT)
-    return _Layout(shares, own_BTW, [0] * frames, [0] * frames)
+    visible_2BT = torch.stack([own_BT > 0, other_BT > 0])
+    weights = MixWeights(draws.partner, draws.partner * 0, own_BT, other_BT, visible_2BT)
+    return _Layout(weights, own_BTW, [0] * frames, [0] * frames)
 
 
 def _released_ramp(own_wide: Tensor, other_wide: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Columns of a left window, and the weight of a right one, [..., W] for widths [...].
+    """Columns of the left window and weights of the right one, [..., W] for widths [...].
 
-    Where both cover a column the right one has k / (n + 1), n such columns. float32, as in the
-    published code: its rounding decides which columns a window of fractional width covers.
+    Of n columns that both cover the right one has weights k / (n + 1). float32 as in the published
+    code: rounding decides which columns a window of fractional width covers.
     """
     column = torch.arange(width)
     edge = (width - other_wide)[..., None]
@@ -175,16 +166,16 @@ def _released_ramp(own_wide: Tensor, other_wide: Tensor, width: int) -> tuple[Te
 
 class _Cut:
     def __init__(self, layout: _Layout, clips_BCTHW: Tensor) -> None:
-        shares, rows_BTW = layout.shares, layout.rows
-        self.relabel = shares.relabel
-        self.partner: list[int] = shares.partner.tolist()
-        self.shift = shares.shift.tolist()
+        weights, rows_BTW = layout.weights, layout.rows
+        self.relabel = weights.relabel
+        self.partner: list[int] = weights.partner.tolist()
+        self.shift = weights.shift.tolist()
         self.aligned = not any(self.shift)
         self.pans = list(zip(layout.own_pan, layout.other_pan, strict=True))
         width = rows_BTW.shape[-1]
         self.left = (rows_BTW == 1).long().cumprod(-1).sum(-1).tolist()
         self.right = (width - (rows_BTW == 0).flip(-1).long().cumprod(-1).sum(-1)).tolist()
-        black_BT = ~shares.visible.any(0)
+        black_BT = ~weights.visible.any(0)
         self.black = black_BT.tolist()
         self.black_BT11 = black_BT.to(clips_BCTHW.device)[..., None, None]
         self.rows_BTW = rows_BTW.to(clips_BCTHW)
@@ -193,8 +184,7 @@ class _Cut:
 
     def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
         if out.device.type != "cpu":
-            self._write_whole(b, out, own, other)
-            return
+            return self.write_gathered(b, out, own, other)
         width = out.shape[-1]
         for i in range(out.shape[1]):
             t, frame = first + i, out[:, i]
@@ -202,41 +192,40 @@ class _Cut:
                 frame.zero_()
                 continue
             (own_pan, other_pan), left, right = self.pans[t], self.left[b][t], self.right[b][t]
-            mine = _columns(own[:, i], own_pan, right)
+            own_part = _columns(own[:, i], own_pan, right)
             if own is out and own_pan:
-                mine = mine.clone()  # else the moving view reads what it has just written
+                own_part = own_part.clone()  # else the moving view reads columns just written
             if own is not out or own_pan:
-                frame[..., :left].copy_(mine[..., :left])
+                frame[..., :left].copy_(own_part[..., :left])
             if left == width:
                 continue  # the partner may have no such frame
-            theirs = _columns(other[:, i - self.shift[b]], left + other_pan, width - left)
-            frame[..., right:].copy_(theirs[..., right - left :])
+            other_part = _columns(other[:, i - self.shift[b]], left + other_pan, width - left)
+            frame[..., right:].copy_(other_part[..., right - left :])
             if left < right:
                 row, strip = self.rows_BTW[b, t, left:right], frame[..., left:right]
-                torch.lerp(theirs[..., : right - left], mine[..., left:], row, out=strip)
+                torch.lerp(other_part[..., : right - left], own_part[..., left:], row, out=strip)
 
-    def _write_whole(self, b: int, out: Tensor, own: Tensor, other: Tensor) -> None:
+    def write_gathered(self, b: int, out: Tensor, own: Tensor, other: Tensor) -> None:
         """The same by gathers: a few launches per clip instead of a few per frame."""
-        mine, theirs = self._views(b, own, other)
-        torch.lerp(theirs, mine, self.rows_BTW[b, :, None], out=out)
-        for t, black in enumerate(self.black[b]):
-            if black:
-                out[:, t].zero_()
+        own_view, other_view = self._views(b, own, other)
+        torch.lerp(other_view, own_view, self.rows_BTW[b, :, None], out=out)
+        if any(self.black[b]):
+            out.masked_fill_(self.black_BT11[b], 0)
 
     def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
-        mine, theirs = self._views(b, own, other)
-        mixed = torch.lerp(theirs, mine, self.rows_BTW[b, :, None])
+        own_view, other_view = self._views(b, own, other)
+        mixed = torch.lerp(other_view, own_view, self.rows_BTW[b, :, None])
         return mixed.masked_fill(self.black_BT11[b], 0)
 
     def _views(self, b: int, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        # Frames that roll around weigh nothing: the partner is not there yet.
+        # Frames that roll around have weight 0: the partner has not begun.
         delayed = other.roll(self.shift[b], 1)
-        mine = own.take_along_dim(self.columns_T2W[None, :, :1], -1)
-        return mine, delayed.take_along_dim(self.columns_T2W[None, :, 1:], -1)
+        own_view = own.take_along_dim(self.columns_T2W[None, :, :1], -1)
+        return own_view, delayed.take_along_dim(self.columns_T2W[None, :, 1:], -1)
 
 
 def _columns(frame_CHW: Tensor, first: int, count: int) -> Tensor:
-    """Columns first ... first+count-1, counted around the edge as the moving view is."""
+    """Columns first ... first+count-1, wrapping around the edge."""
     width = frame_CHW.shape[-1]
     if first >= 0 and first + count <= width:
         return frame_CHW[..., first : first + count]

@@ -1,17 +1,11 @@
-"""Volume Freeze: one frame stands still for a while, and those frames are background."""
+"""Volume Freeze: repeat one frame for a while and label the repeated frames as background."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ssdet.augment.base import (
-    COMPATS,
-    Augmentation,
-    Components,
-    Effect,
-    uniform,
-)
+from ssdet.augment.base import COMPATS, Augmentation, Components, Effect, uniform
 from ssdet.augment.checks import check_choice, check_draw
 
 BACKGROUNDS = ("class", "zero")
@@ -20,11 +14,11 @@ BACKGROUNDS = ("class", "zero")
 def freeze(
     clip_CTHW: Tensor, target_KT: Tensor, start: int, length: int, background: str = "class"
 ) -> tuple[Tensor, Tensor]:
-    """The frame at `start` shown `length` times, later frames pushed back, cut at T.
+    """Show the frame at `start` `length` times, push later frames back and cut at T.
 
     Columns start ... start+length-1 of the target become background: one-hot of class 0
-    ("class") or all zero ("zero"); later columns move with their frames. New tensors are
-    returned. Raises ValueError where the frozen frames do not fit the clip.
+    ("class") or all zero ("zero"); later columns move with their frames. Returns new tensors.
+    Raises ValueError if the frozen frames do not fit into the clip.
     Paper: "Volume Freeze" with r = start + 1, m = length.
     """
     check_choice("background", background, BACKGROUNDS)
@@ -32,8 +26,10 @@ def freeze(
     if target_KT.dim() != 2 or target_KT.shape[1] != frames:
         raise ValueError(f"target: shape {tuple(target_KT.shape)}, expected [K, {frames}]")
     if start < 0 or length < 1 or start + length > frames:
-        found = f"start={start}, length={length}"
-        raise ValueError(f"{found}: expected 0 <= start, 1 <= length, start + length <= {frames}")
+        raise ValueError(
+            f"start={start}, length={length}: expected 0 <= start, 1 <= length, start + length <= "
+            f"{frames}"
+        )
     source_BT, _ = _timeline(torch.tensor([[start]]), torch.tensor([[length]]), frames)
     source_T = source_BT[0]
     target = target_KT.index_select(1, source_T.to(target_KT.device))
@@ -45,22 +41,22 @@ def freeze(
 
 @dataclass
 class FreezeDraws:
-    """Frozen segments of each clip, in time order; [B] stands for [B, 1]."""
+    """Frozen segments of each clip, in time order; [B] is read as [B, 1]."""
 
     starts: Tensor
-    """[B, segments] first frozen frame, counted from 0 in the output."""
+    """[B, segments] first frozen frame of the output, from 0."""
     lengths: Tensor
-    """[B, segments] frozen frames in all, the first one included."""
+    """[B, segments] number of frozen frames including the first."""
 
 
 @dataclass(frozen=True)
 class VolumeFreeze(Augmentation):
     """Freeze one frame per segment and label the frozen frames as background.
 
-    With several segments the clip's positions are cut into equal windows with one freeze in
-    each; source frames are consumed in order. compat="released" draws 1 ... T/2-1 frozen frames
-    (one: only the label changes). The published background, class 0 of the K classes, is
-    background="class" on labels that were not shifted. Paper: "Volume Freeze", Table A.1a.
+    With several segments the clip is divided into equal windows with one freeze in each; source
+    frames are consumed in order. compat="released" draws 1 ... T/2-1 frozen frames (one: only the
+    label changes). The published code's background, class 0 of the K classes, corresponds to
+    background="class" on labels that are not shifted. Paper: "Volume Freeze", Table A.1a.
     """
 
     segments: int = 1
@@ -81,21 +77,20 @@ class VolumeFreeze(Augmentation):
 
     def draw(self, batch: int, frames: int, width: int, generator: torch.Generator) -> FreezeDraws:
         if self.compat == "released":
-            return self._draw_released(batch, frames, generator)
+            if frames < 4:
+                raise ValueError(f"{frames} frames: expected at least 4 (compat='released')")
+            one = torch.ones(batch, 1, dtype=torch.long)
+            lengths = uniform(one, one * (frames // 2 - 1), generator)
+            return FreezeDraws(uniform(one * 0, frames - lengths, generator), lengths)
         if frames < 2 * self.segments:
-            raise ValueError(f"{frames} frames, {self.segments} segments: each needs 2 frames")
+            raise ValueError(
+                f"{frames} frames, {self.segments} segments: expected at least 2 frames each"
+            )
         edges = torch.arange(self.segments + 1) * frames // self.segments
         begin, end = edges[:-1].expand(batch, -1), edges[1:].expand(batch, -1)
         starts = uniform(begin, end - 2, generator)
         lengths = uniform(torch.full_like(starts, 2), end - starts, generator)
         return FreezeDraws(starts, lengths)
-
-    def _draw_released(self, batch: int, frames: int, generator: torch.Generator) -> FreezeDraws:
-        if frames < 4:
-            raise ValueError(f"{frames} frames: the released freeze needs at least 4")
-        one = torch.ones(batch, 1, dtype=torch.long)
-        lengths = uniform(one, one * (frames // 2 - 1), generator)
-        return FreezeDraws(uniform(one * 0, frames - lengths, generator), lengths)
 
     def evaluation_draws(self, batch: int, frames: int, width: int) -> FreezeDraws:
         odd = torch.arange(batch)[:, None] % 2 == 1
@@ -124,17 +119,17 @@ class _Freeze:
         self.frozen_BT, self.background = frozen_BT, background
 
     def write(self, b: int, out: Tensor, own: Tensor, other: Tensor, first: int) -> None:
-        if out.device.type != "cpu":  # one gather there costs less than many small launches
+        if out.device.type != "cpu":  # one gather costs less than many small launches
             out.copy_(own.index_select(1, self.source_BT[b]))
             return
-        # A source is never later than its place: going backwards, none is overwritten unread.
+        # Sources are never later than t: going backwards, frames are read before overwritten.
         for t in reversed(range(out.shape[1])):
             source = self.sources[b][t]
             if source != t or own is not out:
                 out[:, t].copy_(own[:, source])
 
     def blend(self, b: int, own: Tensor, other: Tensor) -> Tensor:
-        frames = own.unbind(1)  # unlike a gather's, its gradient adds repeated frames in one order
+        frames = own.unbind(1)  # unlike gather, its gradient sums repeats in a fixed order
         return torch.stack([frames[source] for source in self.sources[b]], 1)
 
     def relabel(self, components: Components) -> Components:
@@ -148,7 +143,7 @@ class _Freeze:
 
 
 def _timeline(starts_BS: Tensor, lengths_BS: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Source frame and whether it counts as frozen, both [B, T]."""
+    """Source frame of each output frame, and whether it is frozen; both [B, T]."""
     t = torch.arange(frames)
     since_BST = t - starts_BS[..., None]
     inside_BST = (since_BST >= 0) & (since_BST < lengths_BS[..., None])

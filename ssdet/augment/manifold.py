@@ -1,4 +1,4 @@
-"""Mixing at a random depth of a network: its input, or what one of its layers puts out."""
+"""Mixing at a random depth of a network: its input or the output of a layer."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ def manifold(
     level: int | None = None,
     return_components: bool = False,
 ) -> tuple[Any, ...]:
-    """Scores of clips that are mixed on their way: (logits, soft targets), Components if asked for.
+    """Run the model, mixing at one level: (logits, soft targets) and, if requested, Components.
 
-    Level 0 mixes the input, level k the output of `model.layers[k - 1]`, and gradients go through
-    the mixture; without a level one is drawn for the whole batch. Draws and labels are the
-    augmentation's own for clips as wide as that level. Raises TypeError for a model without
-    `layers`, ValueError for a level that it lacks or whose frames are not those of the targets.
-    Paper: Table A.1b, after Manifold MixUp (Verma et al. 2019); MODELS.md 3.5.
+    Level 0 mixes the input, level k the output of `model.layers[k - 1]`; gradients pass through
+    the mixture. Without a level one is drawn for the whole batch. Draws and labels are those of
+    the augmentation for clips as wide as the features at that level. Raises TypeError for a model
+    without `layers`, ValueError for an unknown level or one whose number of frames differs from
+    the targets'. Paper: Table A.1b, after Manifold MixUp (Verma et al. 2019).
     """
     level = draw_level(model, generator) if level is None else level
     labels: list[Any] = []
@@ -43,14 +43,14 @@ def manifold(
 
 
 def draw_level(model: nn.Module, generator: torch.Generator) -> int:
-    """A level of the network, 0 … the number of its layers, all equally likely."""
+    """Draw a level uniformly from 0 ... the number of layers."""
     check_generator(generator)
     return int(torch.randint(len(_layers(model)) + 1, (), generator=generator))
 
 
 @contextmanager
 def mixed_at(model: nn.Module, level: int, mix: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this lasts, the network goes on from `mix` of its input (0) or of a layer's output."""
+    """Replace the input (level 0) or the output of a layer by `mix` of it inside the block."""
     layers = _layers(model)
     if not 0 <= level <= len(layers):
         raise ValueError(f"level={level}: expected 0 (input) to {len(layers)} (last layer)")
@@ -68,7 +68,7 @@ def _layers(model: nn.Module) -> Sequence[nn.Module]:
     layers = getattr(model, "layers", None)
     if layers is None:
         raise TypeError(
-            f"{type(model).__name__} has no levels to mix at: give it `layers`, the modules whose "
-            "outputs [B, C, T, H, W] keep the frames of the input"
+            f"{type(model).__name__} has no attribute `layers`: expected the modules whose outputs "
+            "[B, C, T, H, W] keep the frames of the input"
         )
     return layers

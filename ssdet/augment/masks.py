@@ -1,4 +1,4 @@
-"""Temporal and spatial mixing masks: the paper's and those of its published code."""
+"""Temporal and spatial mixing masks of the paper and of its published code."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ TEMPORAL_MASKS = ("seamless", "half", "step")
 
 
 def check_mask(mask: str, ramp: float) -> None:
-    """Raise ValueError unless the temporal mask is known and its ramp a share of the overlap."""
+    """Raise ValueError for an unknown temporal mask or a ramp outside 0 ... 1."""
     check_choice("mask", mask, TEMPORAL_MASKS)
     if not 0 <= ramp <= 1:
         raise ValueError(f"ramp={ramp}: expected 0 (hard boundary) to 1 (the whole overlap)")
     if ramp != 1 and mask != "seamless":
-        raise ValueError(f"ramp={ramp}: only mask='seamless' has one, not {mask!r}")
+        raise ValueError(f"ramp={ramp}: expected 1 for mask={mask!r}, which has no ramp")
 
 
 def temporal_alpha(
@@ -26,17 +26,17 @@ def temporal_alpha(
     result falls from 1 to 0, else it dips and returns to 1. mask "half" is 0.5 wherever both
     clips exist, "step" switches where the seamless weight passes one half.
 
-    `ramp`, beyond the paper, narrows every seamless ramp to this share of its length around its
-    middle: 1/2 + (a - 1/2) / ramp cut to [0, 1], a the paper's weight. At 0 the ramps are steps
-    (a dip shows clip 2 alone for half the overlap), and a frame right on one is half and half,
-    which is the limit of small ramps.
+    `ramp` (not in the paper) narrows every seamless ramp to this share of its length around its
+    middle: 1/2 + (a - 1/2) / ramp clipped to [0, 1], where a is the paper's weight. At 0 the ramps
+    are steps (a dip shows only clip 2 for half the overlap), and a frame exactly at a step is half
+    and half, the limit of small ramps.
     Raises ValueError for lengths below 1, a negative shift, or a gap (shift > n1).
     Paper: "Volume MixUp" and appendix "On the Truncation Operator"; shift = n1 is a hard cut.
     """
     check_mask(mask, ramp)
     if min(n1, n2, frames) < 1 or shift < 0:
-        found = f"n1={n1}, n2={n2}, shift={shift}, frames={frames}"
-        raise ValueError(f"{found}: expected lengths >= 1 and shift >= 0")
+        actual = f"n1={n1}, n2={n2}, shift={shift}, frames={frames}"
+        raise ValueError(f"{actual}: expected lengths >= 1 and shift >= 0")
     if shift > n1:
         raise ValueError(f"shift={shift} leaves a gap after clip 1 (n1={n1}): use shift <= n1")
     n1_B, n2_B, shift_B = torch.tensor([[n1], [n2], [shift]])
@@ -46,22 +46,20 @@ def temporal_alpha(
 def alpha_BT(
     n1_B: Tensor, n2_B: Tensor, shift_B: Tensor, frames: int, mask: str, ramp: float = 1.0
 ) -> Tensor:
-    """temporal_alpha of a batch, without its checks."""
+    """`temporal_alpha` for a batch, unchecked."""
     t = torch.arange(1, frames + 1, dtype=torch.float64)
     n1, n2, shift = n1_B[:, None], n2_B[:, None], shift_B[:, None]
     falling = (n1 - t) / (n1 - shift).clamp(min=1)
     dipping = (n2 + 2 * shift - 2 * t).abs() / n2
     alpha = torch.where(n2 + shift < n1, dipping, falling).clamp(0, 1)
-    # Where one clip does not exist the other has all the weight, whatever the ramp says.
+    # Where only one clip exists it has all the weight.
     alpha = alpha.masked_fill(t <= shift, 1).masked_fill(t > n1, 0)
     if mask == "half":
         return alpha.masked_fill((t > shift) & (t <= n1) & (t <= n2 + shift), 0.5)
     if mask == "step":
         return (alpha + 0.5).floor()
-    return alpha if ramp == 1 else _narrowed(alpha, ramp)
-
-
-def _narrowed(alpha: Tensor, ramp: float) -> Tensor:
+    if ramp == 1:
+        return alpha
     if ramp == 0:
         return ((alpha - 0.5).sign() + 1) / 2
     return ((alpha - 0.5) / ramp + 0.5).clamp(0, 1)
@@ -89,12 +87,12 @@ def present_2BT(starts_2B: Tensor, lengths_2B: Tensor, frames: int) -> Tensor:
     return (t >= starts_2B[..., None]) & (t < (starts_2B + lengths_2B)[..., None])
 
 
-def released_shares(starts_2B: Tensor, lengths_2B: Tensor, frames: int, whole: int) -> Tensor:
-    """What the published code gives each clip of `whole`, float32 [2, B, frames].
+def released_weights(starts_2B: Tensor, lengths_2B: Tensor, frames: int, whole: int) -> Tensor:
+    """Weights of both clips in the published code, of `whole` in all: float32 [2, B, frames].
 
     In an overlap of L frames the ramp is k / (L + 1). If one window lies inside the other, the
-    outer one follows a V whose centre is half a frame early. Equal starts or ends count as the
-    first clip's being later. float32 in this order of operations: the rounding decides which
+    outer one follows a V whose centre is half a frame early. Of equal starts or ends the first
+    clip's counts as later. float32 and this order of operations matter: rounding decides which
     columns a moving window covers.
     """
     ends_2B = starts_2B + lengths_2B

@@ -1,4 +1,4 @@
-"""Augmentations by name: the function that makes an augmentation carries its name."""
+"""Registry of augmentations by name."""
 
 import inspect
 from collections.abc import Callable
@@ -15,36 +15,28 @@ Maker = TypeVar("Maker", bound=Callable[..., Augmentation])
 _AUGMENTATIONS: Registry[Callable[..., Augmentation]] = Registry("augmentation")
 available = _AUGMENTATIONS.available
 
-_OWN: dict[str, type[Augmentation]] = {
-    "none": NoAugmentation,
-    "freeze": VolumeFreeze,
-    "mixup": VolumeMixUp,
-    "cutmix": VolumeCutMix,
-    "joint_single": JointSingle,
-    "joint": Joint,
-}
-for _name, _kind in _OWN.items():
+for _name, _kind in {
+    "none": NoAugmentation, "freeze": VolumeFreeze, "mixup": VolumeMixUp, "cutmix": VolumeCutMix,
+    "joint_single": JointSingle, "joint": Joint,
+}.items():  # fmt: skip
     _AUGMENTATIONS.add(_name, _kind, _kind.__module__)
 
 
 def register(make: Maker) -> Maker:
-    """Make ``make(*, ...) -> Augmentation`` available under its function name."""
+    """Register the function ``make(*, ...) -> Augmentation`` under its own name."""
     _AUGMENTATIONS.add(make.__name__, make, make.__module__)
     return make
 
 
 def create(name: str, **options: Any) -> Augmentation:
-    """An augmentation by name: `available()` lists them.
+    """Create an augmentation by name (see `available`); options are the fields of its class.
 
-    Options are the fields of its class. Raises ValueError naming the nearest known name or
-    option where one is unknown, or where an option's value is not allowed.
+    Raises ValueError for an unknown name or option, with the closest one, and for values that are
+    not allowed.
     """
     make = _AUGMENTATIONS[name]
-    known = list(inspect.signature(make).parameters)
+    allowed = list(inspect.signature(make).parameters)
     for option in options:
-        if option not in known:
-            listed = ", ".join(known) or "none"
-            raise ValueError(
-                f"{name} has no option {option!r} (it has: {listed}){hint(option, known)}"
-            )
+        if option not in allowed:
+            raise ValueError(f"{name} has no option {option!r}{hint(option, allowed)}")
     return make(**options)

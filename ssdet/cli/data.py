@@ -25,8 +25,8 @@ from ssdet.plugins import Unknown
 from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
-    from ssdet.data.maintenance.check import Report
-    from ssdet.data.maintenance.convert import Conversion
+    from ssdet.data.maintenance.check import CheckReport
+    from ssdet.data.maintenance.convert import ConversionReport
 
 Annotation = Annotated[tuple[str, ...], tyro.conf.Positional]
 AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
@@ -144,11 +144,11 @@ def convert(
         strict: Exit status 1 if any video is missing or failed.
     """
     from ssdet.data.datasets.load import load_manifest
-    from ssdet.data.maintenance.convert import Options
+    from ssdet.data.maintenance.convert import ConvertOptions
     from ssdet.data.maintenance.convert import convert as convert_files
 
     manifest = load_manifest(format, path, videos=videos)
-    options = Options(short_side, gop, crf, packed)
+    options = ConvertOptions(short_side, gop, crf, packed)
     first = Path(path[0])
     source = videos or (first if first.is_dir() else first.parent)
     with Counter("converted") as counter:
@@ -206,7 +206,7 @@ class Counter:
         return f", about {seconds / 60:.0f} min left"
 
 
-def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
+def _tell_check(report: CheckReport, place: Path, with_suspicious: bool) -> None:
     unreadable, odd, unchecked = report.unreadable, report.suspicious, report.unchecked
     _tell("missing", {name: report.missing_reasons.get(name, "no file") for name in report.missing})
     _tell("unreadable", unreadable)
@@ -223,7 +223,7 @@ def _tell_check(report: Report, place: Path, with_suspicious: bool) -> None:
     print(f"{place}: {listed} in quarantine{left}")
 
 
-def _tell_conversion(done: Conversion, out: Path) -> None:
+def _tell_conversion(done: ConversionReport, out: Path) -> None:
     _tell("missing", done.missing)
     _tell("failed", done.failed)
     _tell("failed, run again", done.unread)

@@ -27,7 +27,7 @@ from ssdet.models.networks.fusion import Mixing, Modulation
 from ssdet.models.networks.pyramid import FineFeatures, pyramid
 from ssdet.models.networks.x3d_cpu import accelerate
 from ssdet.models.registry import available, create
-from ssdet.models.weights import feature_layouts, i3d_layouts, ms_tct_layout  # noqa: F401
+from ssdet.models.weights import layouts  # noqa: F401
 from ssdet.models.weights.loading import LoadReport, load_weights
 
 __all__ = [

@@ -79,17 +79,19 @@ class Data:
 
     def reader(self, role: str, progress: Progress = silent) -> "FrameReader":
         """Frames of one role's videos; fills the cache first where one is used."""
-        from ssdet.data.loading.frame_rate import on_grid
+        from ssdet.data.loading.frame_rate import ResampledReader
 
-        return on_grid(self._stored(role, progress), self.fps if role == "downstream" else 0.0)
+        reader = self._stored(role, progress)
+        resample = self.fps and role == "downstream"
+        return ResampledReader(reader, self.fps) if resample else reader
 
     def _stored(self, role: str, progress: Progress) -> "FrameReader":
-        from ssdet.data.datasets.moving_shapes import default_cache
         from ssdet.data.loading.frame_readers import Decoder, open_cache
+        from ssdet.data.storage.cache import cache_folder
 
         if not self.cache:
             return Decoder(self.decode_size)
-        root = Path(self.cache_folder) if self.cache_folder else default_cache()
+        root = Path(self.cache_folder) if self.cache_folder else cache_folder()
         return open_cache(self.manifests[role], self.decode_size, root, progress)
 
 

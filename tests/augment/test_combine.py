@@ -150,7 +150,7 @@ def test_create_passes_options():
     [
         ("cutmx", {}, "did you mean 'cutmix'"),
         ("mixup", {"maks": "half"}, "no option 'maks'.*did you mean 'mask'"),
-        ("none", {"p": 1}, "it has: none"),
+        ("none", {"p": 1}, "choose from none"),
         ("joint", {"p": 1.5}, "expected a probability"),
         ("joint", {"window": "veiw"}, "did you mean 'view'"),
         ("joint_single", {"compat": "release"}, "did you mean 'released'"),

@@ -194,7 +194,7 @@ def test_gathers_for_accelerators_equal_the_frame_loop():
         expected, _ = aug.apply(clips, targets, draws)
         effect, out = aug.effects(draws, clips)[0], torch.empty_like(clips)
         for b, p in enumerate(effect.partner):
-            effect._write_whole(b, out[b], clips[b], clips[p])
+            effect.write_gathered(b, out[b], clips[b], clips[p])
         torch.testing.assert_close(out, expected)
 
 

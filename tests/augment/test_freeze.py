@@ -121,7 +121,7 @@ def test_class_refuses():
         VolumeFreeze(segments=0)
     with pytest.raises(ValueError, match="one segment"):
         VolumeFreeze(segments=2, compat="released")
-    with pytest.raises(ValueError, match="each needs 2 frames"):
+    with pytest.raises(ValueError, match="at least 2 frames each"):
         VolumeFreeze(segments=3).draw(2, 5, 4, generator)
     with pytest.raises(ValueError, match="at least 4"):
         VolumeFreeze(compat="released").draw(2, 3, 4, generator)

@@ -183,7 +183,7 @@ def test_refuses(x3d):
     clips, targets = batch(4, 3, 6, 24, 24)
     with pytest.raises(ValueError, match=r"level=4: expected 0 \(input\) to 3"):
         manifold(create("mixup"), x3d, clips, targets, seeded(0), 4)
-    with pytest.raises(TypeError, match="Identity has no levels"):
+    with pytest.raises(TypeError, match="Identity has no attribute `layers`"):
         manifold(create("mixup"), nn.Identity(), clips, targets, seeded(0))
     with pytest.raises(TypeError, match="Generator"):
         manifold(create("mixup"), x3d, clips, targets, None)

@@ -119,7 +119,7 @@ def test_seamless_alpha_never_jumps(data):
         ((8, 8, 4, 16, "seemless"), "did you mean 'seamless'"),
         ((8, 8, 4, 16, "seamless", 1.5), r"ramp=1.5: expected 0 .* to 1"),
         ((8, 8, 4, 16, "seamless", math.nan), "ramp=nan"),
-        ((8, 8, 4, 16, "half", 0.5), "only mask='seamless' has one"),
+        ((8, 8, 4, 16, "half", 0.5), "mask='half', which has no ramp"),
     ],
 )
 def test_alpha_refuses(arguments, message):

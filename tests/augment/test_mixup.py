@@ -140,7 +140,7 @@ def test_evaluation_draws():
 
 def test_refuses():
     for options in ({"mask": "half"}, {"ramp": 0.5}):
-        with pytest.raises(ValueError, match="released MixUp is seamless"):
+        with pytest.raises(ValueError, match="expected 'seamless' and 1"):
             VolumeMixUp(**options, compat="released")
     with pytest.raises(ValueError, match="ramp=-0.1"):
         VolumeMixUp(ramp=-0.1)

@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 from ssdet.data import load_manifest
 from ssdet.data.loading.batches import Batch, batches
 from ssdet.data.loading.clips import ClipRecipe, Clips
-from ssdet.data.loading.frame_rate import Grid
+from ssdet.data.loading.frame_rate import ResampledReader
 from ssdet.data.loading.frame_readers import Decoder
 from ssdet.execution.decoding import AHEAD, decode_batches
 from ssdet.training import OptimRecipe, TrainRecipe, multigrid
@@ -31,7 +31,7 @@ def clips(shapes: Path) -> Clips:
     train = load_manifest("moving_shapes", shapes, split="downstream").split("train")
     broken = replace(train.videos[1], path=__file__)
     videos = (train.videos[0], broken, *train.videos[2:])
-    return Clips(replace(train, videos=videos), Grid(Decoder(20), 9.0), RECIPE, seed=3)
+    return Clips(replace(train, videos=videos), ResampledReader(Decoder(20), 9.0), RECIPE, seed=3)
 
 
 def assert_equal(found: Batch, expected: Batch) -> None:

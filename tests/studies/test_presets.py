@@ -14,7 +14,7 @@ from ssdet.cli.experiment import Options, main, resolve
 from ssdet.data import Segment, Video
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.data.datasets.moving_shapes import write_video
-from ssdet.data.loading.frame_rate import Grid, on_grid
+from ssdet.data.loading.frame_rate import ResampledReader
 from ssdet.data.loading.frame_readers import dense_targets
 from ssdet.data.video.clock import Clock
 from ssdet.execution.planning.estimate import Estimate
@@ -225,7 +225,7 @@ class Rated:
 
 @pytest.mark.parametrize("rate", [10.0, 12.0, 23.976, 24.0, 29.97, 30.0, 48.0, 60.0])
 def test_a_grid_takes_the_frame_nearest_in_time(rate) -> None:
-    video, grid = Video("v", "", "test"), Grid(Rated(rate), 24.0)
+    video, grid = Video("v", "", "test"), ResampledReader(Rated(rate), 24.0)
     assert grid.frames(video) == round(60 / rate * 24) and grid.fps(video) == 24.0
     shown = grid.read(video, range(grid.frames(video)))[:, 0, 0, 0]
     for number, frame in enumerate(shown):
@@ -233,13 +233,12 @@ def test_a_grid_takes_the_frame_nearest_in_time(rate) -> None:
         assert away <= 0.5 / rate + 1e-6 or frame == 59
     if rate in (24.0, 48.0):
         assert shown.tolist() == list(range(0, 60, round(rate / 24)))
-    assert on_grid(Rated(rate), 0).rate == rate
 
 
 def test_labels_on_a_grid_are_those_of_its_times() -> None:
     video = Video("v", "", "test", segments=(Segment(0, 0.45, 1.05),), duration=2.0)
     manifest = Manifest("m", ("x",), (video,))
-    found = dense_targets(manifest, video, on_grid(Rated(30.0), 10.0))
+    found = dense_targets(manifest, video, ResampledReader(Rated(30.0), 10.0))
     assert found.shape == (1, 20) and found[0].nonzero()[0].tolist() == [5, 6, 7, 8, 9, 10]
 
 

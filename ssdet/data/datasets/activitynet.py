@@ -1,4 +1,4 @@
-"""Long videos with action segments in ActivityNet's JSON layout, which many data sets share."""
+"""Reader of ActivityNet's JSON layout of long videos with segments, used by many data sets."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from ssdet.data.datasets.manifest import Manifest, Video, join_files
-from ssdet.data.datasets.segments import WITHHELD, keep_segments, seconds
-from ssdet.data.storage.folders import inside, split_name
+from ssdet.data.datasets.segments import WITHHELD, seconds, to_segments
+from ssdet.data.storage.folders import safe_name, split_name
 from ssdet.data.storage.text import as_number, class_names, read_json
 
 Entries = Mapping[str, tuple[str, float, list[Any]]]
 
 
 def read_activitynet(path: Path, videos: Path | None) -> Manifest:
-    """Videos of a JSON file `{"database": {id: entry}, "taxonomy": [node, ...]}`.
+    """Read a JSON file `{"database": {id: entry}, "taxonomy": [node, ...]}`.
 
     An entry is `{"subset", "duration", "annotations": [{"segment": [start, end], "label": name}]}`,
     times in seconds. Classes are the lines of a `classes.txt` beside the file, else the leaves of
-    the taxonomy, else the labels that occur; the latter two sorted. Test videos are left out where
-    not one of them has labels. Files are `ID` or `v_ID`.
+    the taxonomy, else the labels that occur; the latter two sorted. Test videos are left out if
+    none of them has labels. Files are named `ID` or `v_ID`.
     """
     content = read_json(path)
     database = content.get("database")
@@ -33,19 +33,19 @@ def read_activitynet(path: Path, videos: Path | None) -> Manifest:
         entries = labelled
     classes = _classes(path, content.get("taxonomy"), entries)
     codes = {name: code for code, name in enumerate(classes)}
-    found = []
+    annotated = []
     for name, (split, duration, actions) in entries.items():
-        kept = keep_segments(f"{path}: video {name!r}", actions, codes, duration, notes)
-        lost = len(actions) - len(kept)
-        found.append(Video(name, "", split, None, kept, duration, lost))
-    stems = [(video.id, f"v_{video.id}") for video in found]
-    return join_files(path.stem, classes, found, stems, videos, notes)
+        segments = to_segments(f"{path}: video {name!r}", actions, codes, duration, notes)
+        left_out = len(actions) - len(segments)
+        annotated.append(Video(name, "", split, None, segments, duration, left_out))
+    stems = [(video.id, f"v_{video.id}") for video in annotated]
+    return join_files(path.stem, classes, annotated, stems, videos, notes)
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[str, float, list[Any]]:
-    """(split, duration, actions [label, start, end]) of a video."""
+    """Parse an entry: (split, duration, actions [label, start, end])."""
     where = f"{path}: video {name!r}"
-    inside(name, f"{path}: video")
+    safe_name(name, f"{path}: video")
     if not isinstance(entry, dict):
         raise ValueError(
             f"{where}: {type(entry).__name__}, expected subset, duration and annotations"
@@ -83,7 +83,7 @@ def _classes(path: Path, taxonomy: Any, entries: Entries) -> tuple[str, ...]:
 
 
 def _leaves(path: Path, taxonomy: Any) -> tuple[str, ...]:
-    """Names of the nodes that are no other node's parent."""
+    """Names of the nodes without children, sorted."""
     nodes = taxonomy if isinstance(taxonomy, list) else [taxonomy]
     for node in nodes:
         if not isinstance(node, dict) or not isinstance(node.get("nodeName"), str):

@@ -1,4 +1,4 @@
-"""Loading of manifests in any registered format, with quarantine and remote folders."""
+"""`load_manifest`: read annotations of any registered format, local or remote."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssdet.data.datasets.manifest import AnyPath, Manifest
 from ssdet.data.datasets.registry import FORMATS
-from ssdet.data.storage.cache import origin, stand_in
+from ssdet.data.storage.cache import local_mirror, mirrored_uri
 from ssdet.data.storage.filesystem import is_remote
 from ssdet.data.storage.folders import quarantine_beside, read_quarantine
 
@@ -19,7 +19,7 @@ def load_manifest(
     split: str | None = None,
     quarantine: AnyPath | bool = True,
 ) -> Manifest:
-    """Annotations in one of the known formats, joined with the files in the folder `videos`.
+    """Load annotations of a registered format, joined with the files in the folder `videos`.
 
     | format | path |
     |---|---|
@@ -32,38 +32,35 @@ def load_manifest(
       with such lists, or `[split/]class/` folders |
     | moving_shapes | the rendered folder; `split` is `upstream` or `downstream` |
 
-    Others are registered with `ssdet.data.datasets.registry` (docs/extending.md).
+    Other formats are registered with `ssdet.data.datasets.registry` (docs/extending.md).
 
-    Paths may be URIs such as `s3://bucket/folder` (docs/storage.md); their videos are files. Else
-    a video is a file or a folder of numbered JPEG files. Without `videos`, kinetics looks beside
-    the annotation and the others load annotation alone (empty paths). `split` keeps the train, val
-    or test videos. Videos that `quarantine.json` beside the annotation names (or the file given as
-    `quarantine`; False: none) count as missing, with its reasons, where files are looked for.
+    Paths may be URIs such as `s3://bucket/folder` (docs/storage.md); their videos are files.
+    Otherwise a video is a file or a folder of numbered JPEG files. Without `videos`, kinetics
+    searches beside the annotation and the others load annotations only (empty paths). `split`
+    selects the train, val or test videos. Videos listed in `quarantine.json` beside the annotation
+    (or in the file `quarantine`; False: none) count as missing, with its reasons, when files are
+    searched for.
 
-    Raises ValueError, naming file, video and field, for an annotation that does not hold together.
+    Raises ValueError, naming file, video and field, for an inconsistent annotation.
     """
     given = [path] if isinstance(path, str | os.PathLike) else list(path)
     deep = format == "kinetics"
-    paths = [stand_in(part, deep) for part in given]
+    paths = [local_mirror(part, deep) for part in given]
     if not paths:
         raise ValueError("no annotation given, expected a file or folder")
     if format == "moving_shapes" and split is not None:
         from ssdet.data.datasets import moving_shapes
 
         return moving_shapes.manifest(paths[0], split)
-    folder = None if videos is None else stand_in(videos, deep=True)
+    folder = None if videos is None else local_mirror(videos, deep=True)
     manifest = FORMATS[format](paths, folder)
     if any(is_remote(os.fspath(part)) for part in [*given, *([videos] if videos else [])]):
-        named = tuple(replace(video, path=origin(video.path)) for video in manifest.videos)
-        manifest = replace(manifest, videos=named)
-    if any(video.path for video in manifest.videos):
-        manifest = manifest.without(_quarantined(paths[0], quarantine))
+        with_uris = (replace(video, path=mirrored_uri(video.path)) for video in manifest.videos)
+        manifest = replace(manifest, videos=tuple(with_uris))
+    if quarantine is not False and any(video.path for video in manifest.videos):
+        if quarantine is True:
+            reasons = quarantine_beside(paths[0])
+        else:
+            reasons = read_quarantine(Path(quarantine))
+        manifest = manifest.without(reasons)
     return manifest if split is None else manifest.split(split)
-
-
-def _quarantined(annotation: Path, given: AnyPath | bool) -> dict[str, str]:
-    if given is False:
-        return {}
-    if given is not True:
-        return read_quarantine(Path(given))
-    return quarantine_beside(annotation)

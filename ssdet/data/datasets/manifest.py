@@ -1,9 +1,10 @@
-"""Manifests: the annotated videos of a data set, the same for every format."""
+"""Manifests: annotated videos of a data set, independent of the annotation format."""
 
 import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,11 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssdet.data.storage.folders import (
-    NOISE,
-    VideoFolder,
-    split_name,
-)
+from ssdet.data.storage.folders import NOISE, VideoFolder, split_name
 from ssdet.data.video.image_folders import stored_size
 
 AnyPath = str | os.PathLike[str]
@@ -40,7 +37,7 @@ class Video:
 
     id: str
     path: str
-    """File, or folder of numbered JPEG files; empty where only annotations were asked for."""
+    """File or folder of numbered JPEG files; empty if only annotations were loaded."""
     split: str
     """train, val or test."""
     label: int | None = None
@@ -53,24 +50,24 @@ class Video:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Videos of a data set with their annotation.
+    """Annotated videos of a data set.
 
-    Raises ValueError for duplicate ids, classes out of range and unusable durations.
+    Raises ValueError for duplicate ids, classes out of range and durations not above 0.
     """
 
     name: str
     classes: tuple[str, ...]
     videos: tuple[Video, ...]
     missing: tuple[str, ...] = ()
-    """Ids of annotated videos without a file; they are not among `videos`."""
+    """Ids of annotated videos without a file, which are not in `videos`."""
     missing_splits: tuple[str, ...] = ()
     """Split of each missing video."""
     quarantined: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Why, for those of the missing that the quarantine list names."""
+    """Reasons by id of missing videos that are in quarantine."""
     missing_reasons: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """Why, for other missing videos of which more is known than that there is no file."""
+    """Reasons by id of other missing videos, where more is known than that there is no file."""
     notes: Mapping[str, int] = field(default_factory=dict, compare=False)
-    """How often the reader met what it had to leave out or what looks odd, by kind."""
+    """Counts by kind of annotations that were left out or look wrong."""
 
     def __post_init__(self) -> None:
         seen: set[str] = set()
@@ -100,10 +97,9 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of annotation and file sizes, the same wherever the same data lie.
+        """SHA-256 of annotation and file sizes, independent of folders and dates.
 
-        Names, order, splits, labels, segments and durations count; folders and dates do not.
-        FileNotFoundError where a video has gone.
+        Raises FileNotFoundError for a removed video.
         """
         digest = hashlib.sha256(json.dumps(self.classes).encode())
         for video in self.videos:
@@ -114,56 +110,52 @@ class Manifest:
         return digest.hexdigest()
 
     def first(self, videos: int) -> "Manifest":
-        """At most this many videos of each split, the first by id; none of the missing ones."""
-        kept: dict[str, int] = {}
+        """The first `videos` of each split by id, without missing ones."""
+        counts: Counter[str] = Counter()
         chosen = []
         for video in sorted(self.videos, key=lambda v: v.id):
-            kept[video.split] = kept.get(video.split, 0) + 1
-            if kept[video.split] <= videos:
+            counts[video.split] += 1
+            if counts[video.split] <= videos:
                 chosen.append(video)
         return replace(self, videos=tuple(chosen), missing=(), missing_splits=(), quarantined={})
 
     def without(self, reasons: Mapping[str, str]) -> "Manifest":
-        """The same with the videos that have a reason here, by id, among the missing ones."""
-        out = [video for video in self.videos if video.id in reasons]
-        # Of a folder of converted copies, those that are listed are not there either.
-        told = {name: reasons[name] for name in self.missing if name in reasons}
-        told |= {video.id: reasons[video.id] for video in out}
+        """Move the videos with a reason (by id) to the missing ones, as quarantined."""
+        excluded = [video for video in self.videos if video.id in reasons]
+        missing = (*self.missing, *(video.id for video in excluded))
         return replace(
             self,
             videos=tuple(video for video in self.videos if video.id not in reasons),
-            missing=(*self.missing, *(video.id for video in out)),
-            missing_splits=(*self.missing_splits, *(video.split for video in out)),
-            quarantined={**self.quarantined, **told},
+            missing=missing,
+            missing_splits=(*self.missing_splits, *(video.split for video in excluded)),
+            # Converted copies of quarantined videos are missing already.
+            quarantined={**self.quarantined, **{v: reasons[v] for v in missing if v in reasons}},
         )
 
     def split(self, name: str) -> "Manifest":
-        """The videos of one split (train, val or test); notes stay those of the whole."""
-        wanted = split_name(name, "split")
-        missing = [
-            (video, split)
-            for video, split in zip(self.missing, self.missing_splits, strict=True)
-            if split == wanted
-        ]
+        """The videos of one split (train, val or test), with the notes of all."""
+        name = split_name(name, "split")
+        pairs = zip(self.missing, self.missing_splits, strict=True)
+        missing = tuple(video for video, split in pairs if split == name)
         return replace(
             self,
-            videos=tuple(video for video in self.videos if video.split == wanted),
-            missing=tuple(video for video, _ in missing),
-            missing_splits=tuple(split for _, split in missing),
-            quarantined={v: self.quarantined[v] for v, _ in missing if v in self.quarantined},
+            videos=tuple(video for video in self.videos if video.split == name),
+            missing=missing,
+            missing_splits=(name,) * len(missing),
+            quarantined={v: self.quarantined[v] for v in missing if v in self.quarantined},
         )
 
     def frame_targets(self, video: Video, frames: int, fps: float) -> np.ndarray:
         """Dense labels of a video, bool [K, frames].
 
-        Frame f (from 0) shows an action iff start < f / fps < end, as in the published code for
-        Charades; a clip's single label holds for every frame.
+        Frame f (from 0) has an action iff start < f / fps < end, as in the published code for
+        Charades; a clip's single label applies to every frame.
         """
         return self.targets_at(video, np.arange(frames) / fps)
 
     def targets_at(self, video: Video, times_T: np.ndarray) -> np.ndarray:
-        """Labels bool [K, T] at these seconds (ascending): those of the actions that have begun
-        before and end after; a clip's single label holds at any time."""
+        """Labels bool [K, T] at ascending times in seconds: actions with start < time < end, and a
+        clip's single label."""
         targets = np.zeros((self.num_classes, len(times_T)), bool)
         for segment in video.segments:
             first = np.searchsorted(times_T, segment.start, side="right")
@@ -182,20 +174,20 @@ def join_files(
     folder: Path | None,
     notes: Mapping[str, int],
 ) -> Manifest:
-    """Manifest of the annotated `videos` whose file is found under one of its `stems`.
+    """Manifest of the annotated `videos` with a file in `folder` named by one of their `stems`.
 
-    Without a folder all are kept, with empty paths. What is left out is listed as missing.
+    Others are listed as missing. Without a folder all videos are included, with empty paths.
     """
     reasons: dict[str, str] = {}
     notes = dict(notes)
     if folder is not None:
-        files, found = VideoFolder(folder), []
+        files, located = VideoFolder(folder), []
         for video, names in zip(videos, map(tuple, stems), strict=True):
-            found.append(replace(video, path=files.find(names)))
-            if not found[-1].path and (reason := files.reason(names)):
+            located.append(replace(video, path=files.find(names)))
+            if not located[-1].path and (reason := files.reason(names)):
                 reasons[video.id] = reason
-        videos = found
-        notes[NOISE] = files.passed_over
+        videos = located
+        notes[NOISE] = files.ignored
     missing = [video for video in videos if folder is not None and not video.path]
     return Manifest(
         name,

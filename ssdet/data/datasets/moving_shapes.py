@@ -1,17 +1,16 @@
-"""Moving Shapes: a procedural data set, rendered to real video files, for laptops and tests.
+"""Moving Shapes: a procedural data set rendered to real video files, for laptops and tests.
 
-Upstream it plays the part of Kinetics: trimmed clips of one sprite doing one thing, one label a
-clip. Downstream it plays the part of Charades: untrimmed videos of several sprites that idle and
-act in turn, other classes, several labels a frame. What makes it hard is declared in `Config`.
-Everything is decided by the configuration and its seed; files are written once into a cache folder
-and read back through the same manifests and the same decoder as real video.
+Upstream it replaces Kinetics: trimmed clips of one sprite with one action, one label a clip.
+Downstream it replaces Charades: untrimmed videos of several sprites that alternately idle and act,
+with other classes and several labels a frame. `Config` declares the difficulty. The configuration
+and its seed determine everything; files are written once into a cache folder and read through the
+same manifests and decoder as real video.
 """
 
 import csv
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from ssdet.data.datasets.kinetics import read_kinetics
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.data.datasets.segments import read_segments
 from ssdet.data.storage.build_once import build_once, process_pool
+from ssdet.data.storage.cache import cache_folder
 from ssdet.data.storage.folders import quarantine_beside
 
 UPSTREAM_CLASSES = (
@@ -39,7 +39,7 @@ FPS = 12
 
 @dataclass(frozen=True)
 class Config:
-    """What is rendered; two configurations never share a folder."""
+    """Configuration of the rendering; each configuration has its own folder."""
 
     size: int = 24
     """Height and width in pixels (even)."""
@@ -48,16 +48,16 @@ class Config:
     train: int = 160
     """Untrimmed training videos."""
     val: int = 40
-    """Untrimmed videos for choices made before the report."""
+    """Untrimmed validation videos."""
     test: int = 120
-    """Untrimmed videos that are reported."""
+    """Untrimmed test videos."""
     clip_frames: int = 20
     video_frames: int = 48
     actors: int = 3
-    """Most sprites in a downstream video."""
+    """Maximum number of sprites in a downstream video."""
     contrast: float = 0.35
-    """Difference of a sprite's colour from the background's mean as a share of the range, before
-    a random 0 to 0.3 more and a tint of at most 0.12 a channel."""
+    """Difference between the colours of sprite and mean background as a share of the range; a
+    random 0 to 0.3 is added, and a tint of at most 0.12 per channel."""
     noise: float = 0.04
     """Standard deviation of the noise on every pixel of every frame."""
     seed: int = 0
@@ -71,7 +71,7 @@ class Config:
 
     @property
     def name(self) -> str:
-        """Folder name: the format's version and a hash of every field."""
+        """Folder name: format version and a hash of all fields."""
         text = json.dumps(asdict(self), sort_keys=True)
         return f"moving_shapes-v3-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
@@ -89,14 +89,14 @@ class Pose:
 
     @classmethod
     def still(cls, frames: int, rng: np.random.Generator) -> "Pose":
-        """A sprite at a random place that does nothing."""
+        """A motionless sprite at a random position."""
         x, y = rng.uniform(0.25, 0.75, 2)
         values = (x, y, rng.uniform(0.32, 0.5), rng.uniform(0, 2 * math.pi), 1.0, 1.0)
         return cls(*(np.full(frames, value) for value in values))
 
 
 def _act(pose: Pose, action: str, time: slice, rng: np.random.Generator) -> None:
-    """Write one action into frames `time` of a pose; what it leaves behind lasts to the end."""
+    """Write one action into frames `time` of a pose; its final state lasts to the end."""
     t = np.arange(time.stop - time.start) + 1.0
     speed = rng.uniform(0.025, 0.045)
     turn = rng.uniform(0.10, 0.20)
@@ -150,7 +150,7 @@ def _write(track_T: np.ndarray, time: slice, values: np.ndarray) -> None:
 
 
 def _shape_mask(kind: int, u: np.ndarray, v: np.ndarray, blur: np.ndarray) -> np.ndarray:
-    """Soft inside of one of five lopsided shapes at sprite coordinates u, v (edge near 1)."""
+    """Soft mask of one of five asymmetric shapes at sprite coordinates u, v (edge near 1)."""
     if kind == 0:
         edge = np.maximum(np.abs(u), np.abs(v) * 1.6)
     elif kind == 1:
@@ -237,7 +237,7 @@ def _schedule(frames: int, rng: np.random.Generator) -> Iterator[tuple[int, int]
 
 
 def _centre(pose: Pose) -> None:
-    """Shift a whole track so that its middle lies inside the frame."""
+    """Shift a whole track so that its middle is inside the frame."""
     for track_T in (pose.x_T, pose.y_T):
         middle = (track_T.min() + track_T.max()) / 2
         track_T += np.clip(middle, 0.35, 0.65) - middle
@@ -254,11 +254,6 @@ def write_video(path: Path, frames_THWC: np.ndarray, fps: int = FPS) -> None:
         for picture in frames_THWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
-
-
-def default_cache() -> Path:
-    """Where rendered data lies: SSDET_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("SSDET_CACHE", Path.home() / ".cache" / "ssdet"))
 
 
 def _write_clip(job: tuple[Config, int, Path]) -> list[str]:
@@ -290,12 +285,11 @@ def prepare(
     progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int | None = None,
 ) -> Path:
-    """Render the data set once and return its folder.
+    """Render the data set once and return its folder, which appears only when it is complete.
 
-    `progress(done, total)` is called as files are written. A folder appears under its name only
-    when it is complete, so a killed rendering leaves nothing that would be read.
+    `progress(done, total)` is called as files are written.
     """
-    root = (cache or default_cache()) / config.name
+    root = (cache or cache_folder()) / config.name
     build_once(root, lambda work: _render(config, work, progress, processes))
     return root
 
@@ -318,18 +312,14 @@ def _render(
         for name, entry in pool.map(_write_downstream, jobs, chunksize=8):
             annotations[name] = entry
             progress(len(rows) + len(annotations), config.upstream + count)
-    _write_annotations(root, rows, annotations)
-    (root / "config.json").write_text(json.dumps(asdict(config), indent=1))
-
-
-def _write_annotations(root: Path, rows: list[list[str]], videos: dict[str, dict]) -> None:
     with open(root / "upstream" / "annotations.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["label", "youtube_id", "time_start", "time_end", "split"])
         writer.writerows(rows)
     (root / "upstream" / "classes.txt").write_text("\n".join(UPSTREAM_CLASSES) + "\n")
-    (root / "downstream" / "annotations.json").write_text(json.dumps(videos, indent=1))
+    (root / "downstream" / "annotations.json").write_text(json.dumps(annotations, indent=1))
     (root / "downstream" / "classes.txt").write_text("\n".join(DOWNSTREAM_CLASSES) + "\n")
+    (root / "config.json").write_text(json.dumps(asdict(config), indent=1))
 
 
 def manifest(root: Path, role: str) -> Manifest:

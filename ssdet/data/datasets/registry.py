@@ -1,4 +1,4 @@
-"""Formats of annotation by name: the function that reads a format carries its name."""
+"""Registry of annotation formats by name."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ssdet.data.datasets.manifest import Manifest
 
 Reader = Callable[[list[Path], Path | None], "Manifest"]
-"""Reads annotation files or folders, joined with the videos of a folder where one is given."""
+"""Reads annotation files or folders and joins them with the videos of a folder, if given."""
 AnyReader = TypeVar("AnyReader", bound=Callable[..., "Manifest"])
 
 FORMATS: Registry[Reader] = Registry("data format")
@@ -19,27 +19,27 @@ available = FORMATS.available
 
 
 def register(reader: AnyReader) -> AnyReader:
-    """Make ``reader(paths, videos) -> Manifest`` the format of its function name.
+    """Register the function ``reader(paths, videos) -> Manifest`` under its own name.
 
-    ``load_manifest`` looks after quarantine, splits and remote folders.
+    ``load_manifest`` handles quarantine, splits and remote folders.
     """
     FORMATS.add(reader.__name__, reader, reader.__module__)
     return reader
 
 
 def only(format: str, paths: list[Path]) -> Path:
-    """The path of a format whose annotation is one file; ValueError for several."""
+    """The path of a format whose annotation is one file. Raises ValueError for several."""
     if len(paths) > 1:
         raise ValueError(f"{len(paths)} annotations given, {format} is one file: {paths[1]}")
     return paths[0]
 
 
 def _add(format: str, module: str, function: str, several: bool = False) -> None:
-    """A format of ssdet, whose module is imported when it is read."""
+    """Register a format of ssdet whose module is imported on first use."""
 
     def read(paths: list[Path], videos: Path | None) -> "Manifest":
-        found: Callable[..., Manifest] = getattr(import_module(module), function)
-        return found(paths if several else only(format, paths), videos)
+        reader: Callable[..., Manifest] = getattr(import_module(module), function)
+        return reader(paths if several else only(format, paths), videos)
 
     FORMATS.add(format, read, module)
 

@@ -1,4 +1,4 @@
-"""Long videos with action segments: the JSON layout of Charades, and MultiTHUMOS in it."""
+"""Readers of long videos with segments: the JSON layout of Charades, and MultiTHUMOS."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdet.data.datasets.manifest import Manifest, Segment, Video, join_files
-from ssdet.data.storage.folders import SPLITS, inside, split_name
+from ssdet.data.storage.folders import SPLITS, safe_name, split_name
 from ssdet.data.storage.text import as_number, class_names, clean, read_json
 
 WITHHELD = "test videos left out: their labels are not published"
@@ -17,13 +17,13 @@ MULTITHUMOS_CLASSES = 65
 MAX_CLASSES = 100_000
 MAX_SECONDS = 1e9
 EARLIEST = -1.0
-"""Seconds. To show an action from the first frame on, it must begin a little before 0."""
+"""Earliest start in seconds; an action in the first frame must begin a little before 0."""
 
 
 def read_segments(path: Path, videos: Path | None) -> Manifest:
-    """Videos of a JSON file `id: {subset, duration, actions: [[class, start, end], ...]}`.
+    """Read a JSON file `id: {subset, duration, actions: [[class, start, end], ...]}`.
 
-    A class is a number from 0, or a name of the `classes.txt` beside the file. Times are seconds.
+    A class is a number from 0 or a name in `classes.txt` beside the file; times are in seconds.
     Example: `load_manifest("segments", "fir/annotations.json", videos="fir")`.
     """
     entries = read_json(path)
@@ -34,7 +34,7 @@ def read_segments(path: Path, videos: Path | None) -> Manifest:
 
 
 def read_multithumos(path: Path, videos: Path | None) -> Manifest:
-    """`multithumos.json`: the same layout with classes 1 to 65 (specifications, section 5)."""
+    """Read `multithumos.json`: the same layout with classes 1 to 65."""
     names = path.with_name("classes.txt")
     classes = (
         class_names(names)
@@ -45,7 +45,7 @@ def read_multithumos(path: Path, videos: Path | None) -> Manifest:
 
 
 def numbered(path: Path, entries: Mapping[str, Any], notes: Counter[str]) -> tuple[str, ...]:
-    """Names for the classes 0 to the highest one that is annotated."""
+    """Names of the classes 0 to the highest annotated number."""
     highest = -1
     for video, entry in entries.items():
         if _withheld(entry):
@@ -74,10 +74,10 @@ def from_entries(
     """Manifest of parsed JSON entries whose class numbers begin at `first_class`."""
     codes: dict[Any, int] = {name: code for code, name in enumerate(classes)}
     codes |= {code + first_class: code for code in range(len(classes))}
-    found = []
+    annotated = []
     for name, entry in entries.items():
         where = f"{path}: video {name!r}"
-        inside(name, f"{path}: video")
+        safe_name(name, f"{path}: video")
         if _withheld(entry):
             notes[WITHHELD] += 1
             continue
@@ -86,20 +86,16 @@ def from_entries(
         if not isinstance(subset, str):
             raise ValueError(f"{where}: subset {subset!r}, expected a name")
         length = seconds(where, "duration", duration)
-        segments = keep_segments(where, actions, codes, length, notes)
-        lost = len(actions) - len(segments)
-        found.append(Video(name, "", split_name(subset, where), None, segments, length, lost))
-    return join_files(path.stem, classes, found, [(v.id,) for v in found], videos, notes)
+        segments = to_segments(where, actions, codes, length, notes)
+        split, left_out = split_name(subset, where), len(actions) - len(segments)
+        annotated.append(Video(name, "", split, None, segments, length, left_out))
+    return join_files(path.stem, classes, annotated, [(v.id,) for v in annotated], videos, notes)
 
 
-def keep_segments(
-    where: str,
-    actions: list[Any],
-    codes: Mapping[Any, int],
-    duration: float,
-    notes: Counter[str],
+def to_segments(
+    where: str, actions: list[Any], codes: Mapping[Any, int], duration: float, notes: Counter[str]
 ) -> tuple[Segment, ...]:
-    """Checked segments; those that end before they start are counted and left out."""
+    """Convert actions [label, start, end]; count and drop those that end before they start."""
     segments = []
     for action in actions:
         label, start, end = action
@@ -107,7 +103,7 @@ def keep_segments(
         if code is None:
             raise ValueError(
                 f"{where}: class {label!r} is not one of the {len(set(codes.values()))} classes "
-                f"of the data set, {_ends(codes)}"
+                f"of the data set, {_range_of(codes)}"
             )
         if not (is_number(start) and is_number(end)):
             raise ValueError(f"{where}: action {action!r}, expected [class, start, end] in seconds")
@@ -122,7 +118,7 @@ def keep_segments(
 
 
 def _withheld(entry: Any) -> bool:
-    """Whether this is a test video whose labels were not published with it."""
+    """Whether this is a test video whose labels are not published."""
     return (
         isinstance(entry, dict)
         and "actions" not in entry
@@ -143,21 +139,21 @@ def _actions(where: str, entry: Any) -> list[Any]:
 
 
 def _class_of(label: Any) -> Any:
-    """A class by number, also where a spreadsheet wrote it as text, or by name."""
+    """A class number, also if a spreadsheet wrote it as text, or a class name."""
     if isinstance(label, str):
         label = clean(label)
         return int(label) if label.isdecimal() else label
     return label
 
 
-def _ends(codes: Mapping[Any, int]) -> str:
-    """The first and the last of the names or numbers in use."""
+def _range_of(codes: Mapping[Any, int]) -> str:
+    """First and last class number (or name, without numbers), for messages."""
     keys = sorted((key for key in codes if is_whole(key)), key=codes.__getitem__) or [*codes]
     return f"{keys[0]} to {keys[-1]}" if keys else "which has none"
 
 
 def seconds(where: str, field: str, value: Any) -> float:
-    """A length of time; ValueError naming the field for anything but a number of seconds > 0."""
+    """Check a duration. Raises ValueError naming the field unless it is a number of seconds > 0."""
     length = as_number(value)
     if not is_number(length) or length <= 0:
         raise ValueError(f"{where}: {field} {value!r}, expected seconds > 0")
@@ -165,10 +161,10 @@ def seconds(where: str, field: str, value: Any) -> float:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a JSON value is an integer, which true and false are not."""
+    """Whether a JSON value is an integer (and no boolean)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number of seconds that a video can have."""
+    """Whether a JSON value is a number within `MAX_SECONDS`."""
     return (is_whole(value) or isinstance(value, float)) and -MAX_SECONDS < value < MAX_SECONDS

@@ -1,6 +1,5 @@
-"""Statistics of annotations: videos, instances, labels a frame, changes of the labels."""
+"""Statistics of annotations: videos, instances, labels per frame, label changes."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,20 +11,20 @@ from ssdet.data.video.clock import Clock
 
 POINTS = 25
 RADII = (0, 1, 3)
-"""Frames on both sides of a change of the labels that count as boundary (Table A.1g)."""
+"""Frames on both sides of a label change that count as boundary (Table A.1g)."""
 
 
 @dataclass(frozen=True)
 class FrameRule:
-    """Which moments of a video are labelled, and which videos count (specification 3 and 5)."""
+    """Frame times at which videos are labelled, and the minimum length of videos."""
 
     fps: float = 24.0
     times: Literal["frames", "grid"] = "frames"
-    """frames: frame f of the n of a file is shown at f · duration / n, as in the dense protocol;
-    grid: at f / fps, as MultiTHUMOS' 10 a second are. Times on the border of an action tell them
-    apart: annotations are in tenths of a second."""
+    """frames: frame f of n is at f · duration / n, as in the dense protocol; grid: at f / fps, as
+    in MultiTHUMOS (10 a second). They differ at the borders of actions, which are annotated in
+    tenths of a second."""
     min_frames: int = 0
-    """Videos with fewer frames are left out; the published code asks for 162."""
+    """Minimum number of frames of a video; 162 in the published code."""
 
     def __post_init__(self) -> None:
         if not 0 < self.fps < 1e6 or self.min_frames < 0:
@@ -34,15 +33,15 @@ class FrameRule:
             )
 
     def frames(self, video: Video) -> int:
-        """Frames of a video by its annotated duration: duration · fps to the nearest number.
+        """Number of frames by the annotated duration: round(duration · fps); 0 without a duration.
 
-        That is what reproduces the measured counts (Charades' test split from 162 frames on:
-        1,282,247 frames; rounding down gives 1,281,493, up 1,282,990). 0 without a duration.
+        Rounding to nearest reproduces the measured counts (Charades' test videos of at least 162
+        frames: 1,282,247 frames; rounding down gives 1,281,493, up 1,282,990).
         """
         return round((video.duration or 0.0) * self.fps)
 
     def targets(self, manifest: Manifest, video: Video, frames: int) -> np.ndarray:
-        """Labels bool [K, frames], strictly inside each action."""
+        """Labels bool [K, frames] of the frames strictly inside actions."""
         by_file = self.times == "frames" and video.duration
         rate = frames / video.duration if by_file and video.duration else self.fps
         return manifest.frame_targets(video, frames, rate)
@@ -50,30 +49,26 @@ class FrameRule:
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Labels over the frames, or points in time, of some videos."""
+    """Counts of labels over the frames, or sampled points, of videos."""
 
     videos: int
     labels: np.ndarray
-    """[3] frames with no, one and several labels."""
+    """[3] frames with none, one and several labels."""
     near: np.ndarray
-    """Frames that lie at most 0, 1 and 3 frames from a change of the labels."""
+    """[3] frames at most 0, 1 and 3 frames from a label change."""
     positives: np.ndarray
     """[K] frames of each class."""
 
     def __add__(self, other: "LabelCounts") -> "LabelCounts":
-        return LabelCounts(
-            self.videos + other.videos,
-            self.labels + other.labels,
-            self.near + other.near,
-            self.positives + other.positives,
-        )
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return LabelCounts(*(mine + others for mine, others in pairs))
 
     @property
     def frames(self) -> int:
         return int(self.labels.sum())
 
     def summary(self) -> dict[str, Any]:
-        """Counts and, as fractions of the frames, shares; no shares without frames."""
+        """Counts and, if there are frames, shares as fractions of the frames."""
         counts = {"videos": self.videos, "frames": self.frames, "labels": int(self.positives.sum())}
         if not self.frames:
             return counts
@@ -84,25 +79,24 @@ class LabelCounts:
         }
 
     def changes(self) -> dict[str, Any]:
-        """Changes of the labels, and shares of the frames near one by distance; JSON."""
+        """Number of label changes, and shares of the frames near one by distance, for JSON."""
         shares = (self.near / max(self.frames, 1)).tolist()
         near = dict(zip(map(str, RADII), shares, strict=True))
         return {"changes": int(self.near[0]), "share_near_change": near}
 
 
 def no_labels(classes: int) -> LabelCounts:
-    """The counts of no video."""
+    """Counts of an empty set of videos."""
     return LabelCounts(0, np.zeros(3, int), np.zeros(len(RADII), int), np.zeros(classes, int))
 
 
 def count_labels(targets_KT: np.ndarray) -> LabelCounts:
     """Counts of one video's labels, bool [K, T].
 
-    A change is at a frame whose labels differ from those of the frame before, in any class
-    (specification 6).
+    A label change is a frame whose labels differ from those of the previous frame in any class.
     """
     seen = targets_KT.any(1)
-    active = targets_KT[seen]  # a few of the classes
+    active = targets_KT[seen]  # few of the classes
     changed = np.zeros(targets_KT.shape[1], bool)
     changed[1:] = (active[:, 1:] != active[:, :-1]).any(0)
     positives = np.zeros(len(targets_KT), int)
@@ -113,6 +107,7 @@ def count_labels(targets_KT: np.ndarray) -> LabelCounts:
 
 
 def _within(changed_T: np.ndarray, radius: int) -> np.ndarray:
+    """Frames at most `radius` frames from a change, bool [T]."""
     near = changed_T.copy()
     for step in range(1, radius + 1):
         near[step:] |= changed_T[:-step]
@@ -121,10 +116,9 @@ def _within(changed_T: np.ndarray, radius: int) -> np.ndarray:
 
 
 def point_targets(manifest: Manifest, video: Video, points: int = POINTS) -> np.ndarray:
-    """Labels bool [K, points] at duration · j / points, j = 0 …, borders included.
+    """Labels bool [K, points] at duration · j / points, j = 0 ..., including borders of actions.
 
-    This is the official localisation protocol of Charades (specification 1.1). ValueError for a
-    video without a duration.
+    As in Charades' official localisation code. Raises ValueError without a duration.
     """
     if video.duration is None:
         raise ValueError(f"{manifest.name}: video {video.id!r} has no duration")
@@ -137,34 +131,34 @@ def point_targets(manifest: Manifest, video: Video, points: int = POINTS) -> np.
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """What one split of a data set holds."""
+    """Statistics of one split of a data set."""
 
     videos: int
     missing: int
-    """Annotated videos without a file that is to be read."""
+    """Annotated videos without a usable file."""
     quarantined: int
-    """Those of the missing that have a file."""
+    """Missing videos that are in quarantine."""
     unlabelled: int
     """Videos without a label."""
     instances: int
-    """Annotated actions, with those left out; of clips with one label each one."""
+    """Annotated actions including those left out; one per clip with a single label."""
     left_out: int
     """Instances that end before they start."""
     late: int
-    """Instances that end after the video, without those left out."""
+    """Instances that end after the video, excluding those left out."""
     mean_length: float | None
-    """Seconds, of the videos with a duration."""
+    """Mean duration in seconds of the videos that have one."""
     classes_per_video: float
     instances_per_class: np.ndarray
-    """[K], without those left out."""
+    """[K], excluding those left out."""
     videos_per_class: np.ndarray
     points: LabelCounts | None
-    """At 25 points of each video (specification 1); None for clips with one label each."""
+    """At 25 points of each video; None for clips with a single label."""
     dense: LabelCounts | None
-    """At every frame (specification 3 or 5); None for clips with one label each."""
+    """At every frame; None for clips with a single label."""
 
     def summary(self) -> dict[str, Any]:
-        """JSON: counts, means and, as fractions, shares."""
+        """Counts, means and shares (as fractions), for JSON."""
         names = ("videos", "missing", "quarantined", "unlabelled", "instances", "left_out", "late")
         return {
             **{name: getattr(self, name) for name in names},
@@ -178,41 +172,37 @@ class SplitStatistics:
 def split_statistics(
     manifest: Manifest, rule: FrameRule | None = None, clocks: Mapping[str, Clock] | None = None
 ) -> SplitStatistics:
-    """Statistics of the videos of a manifest, usually those of one split.
+    """Statistics of the videos of a manifest, usually of one split.
 
-    `clocks` are those of the files by video id, of those that can be read: the others have no dense
-    labels. Without them frames are counted by the annotated durations.
+    `clocks` are the clocks of readable files by video id; videos without one have no dense labels.
+    Without `clocks` frames are counted by the annotated durations.
     """
     videos = manifest.videos
     labels = [[s.label for s in v.segments] if v.label is None else [v.label] for v in videos]
     lengths = [video.duration for video in videos if video.duration is not None]
     clips = any(video.label is not None for video in videos)
+    timed = (point_targets(manifest, video) for video in videos if video.duration is not None)
     return SplitStatistics(
         videos=len(videos),
         missing=len(manifest.missing),
         quarantined=len(manifest.quarantined),
-        unlabelled=sum(not found for found in labels),
+        unlabelled=labels.count([]),
         instances=sum(map(len, labels)) + sum(video.left_out for video in videos),
         left_out=sum(video.left_out for video in videos),
         late=sum(s.end > (v.duration or np.inf) for v in videos for s in v.segments),
         mean_length=float(np.mean(lengths)) if lengths else None,
-        classes_per_video=float(np.mean([len(set(found)) for found in labels])) if videos else 0.0,
-        instances_per_class=_per_class(manifest, [k for found in labels for k in found]),
-        videos_per_class=_per_class(manifest, [k for found in labels for k in set(found)]),
-        points=None if clips else _points(manifest),
+        classes_per_video=float(np.mean([len(set(classes)) for classes in labels]))
+        if videos
+        else 0.0,
+        instances_per_class=_per_class(manifest, [k for classes in labels for k in classes]),
+        videos_per_class=_per_class(manifest, [k for classes in labels for k in set(classes)]),
+        points=None if clips else sum(map(count_labels, timed), no_labels(manifest.num_classes)),
         dense=None if clips else _dense(manifest, rule or FrameRule(), clocks),
     )
 
 
 def _per_class(manifest: Manifest, labels: list[int]) -> np.ndarray:
-    counts = Counter(labels)
-    return np.array([counts[code] for code in range(manifest.num_classes)], int)
-
-
-def _points(manifest: Manifest) -> LabelCounts:
-    timed = (video for video in manifest.videos if video.duration is not None)
-    counts = (count_labels(point_targets(manifest, video)) for video in timed)
-    return sum(counts, no_labels(manifest.num_classes))
+    return np.bincount(np.array(labels, int), minlength=manifest.num_classes)
 
 
 def _dense(manifest: Manifest, rule: FrameRule, clocks: Mapping[str, Clock] | None) -> LabelCounts:

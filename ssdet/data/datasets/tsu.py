@@ -1,11 +1,9 @@
-"""Toyota Smarthome Untrimmed: the JSON of its published splits, whose times are frame numbers."""
+"""Reader of Toyota Smarthome Untrimmed: JSON of the published splits with times in frames."""
 
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ssdet.data.datasets.manifest import Manifest, Segment, Video
 from ssdet.data.datasets.segments import from_entries
@@ -15,28 +13,30 @@ from ssdet.data.video.frame_index import CorruptVideo, opened
 NUM_CLASSES = 51
 CLASS_FILES = ("classes.txt", "Action_list")
 FPS = 25.0
-"""Frames a second where no file says how many there are."""
-NO_RATE = "videos whose file does not say how many frames a second its times count: 25 assumed"
+"""Frames a second if no video file gives a rate."""
+NO_RATE = "videos without a frame rate in their file, for times in frames: 25 a second assumed"
 
 
 def read_tsu(path: Path, videos: Path | None) -> Manifest:
-    """`smarthome_CS_51.json` or `smarthome_CV_51.json`, with entries as in Charades' JSON, but
-    durations and actions `[class from 0, first, last]` count frames.
+    """Read `smarthome_CS_51.json` or `smarthome_CV_51.json`.
 
-    They become seconds by the frame rate in the header of each video's file; without files, and for
-    folders of pictures, at 25 a second. Class names come from `classes.txt` or the published
-    `Action_list` beside the file.
+    Entries are as in Charades' JSON, but durations and actions `[class from 0, first, last]` count
+    frames. They are converted to seconds by the frame rate in the header of each video file, or at
+    25 a second without files and for image folders. Class names come from `classes.txt` or the
+    published `Action_list` beside the file.
     """
-    named = (path.with_name(name) for name in CLASS_FILES)
-    listed = next((file for file in named if file.is_file()), None)
-    classes = class_names(listed) if listed else tuple(f"class {k}" for k in range(NUM_CLASSES))
+    candidates = (path.with_name(name) for name in CLASS_FILES)
+    class_file = next((file for file in candidates if file.is_file()), None)
+    classes = (
+        class_names(class_file) if class_file else tuple(f"class {k}" for k in range(NUM_CLASSES))
+    )
     notes: Counter[str] = Counter()
     manifest = from_entries(path, read_json(path), classes, videos, notes)
     rates = {video.id: _rate(video) for video in manifest.videos}
     unknown = sum(rate is None for rate in rates.values())
-    found = tuple(_in_seconds(video, rates[video.id] or FPS) for video in manifest.videos)
-    counted: Mapping[str, Any] = {**manifest.notes, **({NO_RATE: unknown} if unknown else {})}
-    return replace(manifest, videos=found, notes=counted)
+    converted = tuple(_in_seconds(video, rates[video.id] or FPS) for video in manifest.videos)
+    rate_notes = {NO_RATE: unknown} if unknown else {}
+    return replace(manifest, videos=converted, notes={**manifest.notes, **rate_notes})
 
 
 def _rate(video: Video) -> float | None:
@@ -45,7 +45,7 @@ def _rate(video: Video) -> float | None:
     try:
         with opened(video.path) as (_, stream):
             return float(stream.average_rate) if stream.average_rate else None
-    except CorruptVideo:  # told when its frames are read
+    except CorruptVideo:  # reported when its frames are read
         return None
 
 

@@ -1,4 +1,4 @@
-"""Match names of videos in files of other tools with the ids of an annotation."""
+"""Matching of video names in files of other tools with the ids of an annotation."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -10,14 +10,14 @@ ID = "{id}"
 """Placeholder of the video id in a pattern of file names."""
 
 PREFIX = "v_"
-"""ActivityNet's and HACS' files are named `v_ID`; their annotations use `ID`."""
+"""Prefix of ActivityNet's and HACS' files, which their annotations omit."""
 
 
 class VideoNames:
-    """Find the annotated video that a name means.
+    """Match names with annotated video ids.
 
-    The exact id comes first. Otherwise names count as equal without the extension of a video file,
-    the folder, the prefix `v_`, and in either Unicode normalisation (NFC, NFD).
+    An exact id matches first. Otherwise the extension of a video file, the folder, the prefix `v_`
+    and the Unicode normalisation (NFC, NFD) are ignored.
     """
 
     def __init__(self, ids: Iterable[str]) -> None:
@@ -26,23 +26,15 @@ class VideoNames:
         for video in self._ids:
             for form in {clean(video), _stem(clean(video))}:
                 self._by_form.setdefault(form, set()).add(video)
-        self._found: dict[str, str] = {}  # of annotated videos alone: a file may name any number
+        self._matches: dict[str, str] = {}  # successful ones only: a file may name any number
 
     def find(self, name: str) -> str | None:
-        """The id, or None for a video that is not annotated.
+        """Id of the video, or None if it is not annotated.
 
-        Raises ValueError for a name that means more than one annotated video.
+        Raises ValueError for a name that matches several annotated videos.
         """
-        if name in self._ids:
-            return name
-        if name in self._found:
-            return self._found[name]
-        video = self._matched(name)
-        if video is not None:
-            self._found[name] = video
-        return video
-
-    def _matched(self, name: str) -> str | None:
+        if name in self._ids or name in self._matches:
+            return self._matches.get(name, name)
         for form in _forms(name):
             videos = sorted(self._by_form.get(form, ()))
             if len(videos) > 1:
@@ -51,12 +43,13 @@ class VideoNames:
                     "use the ids of the annotation"
                 )
             if videos:
+                self._matches[name] = videos[0]
                 return videos[0]
         return None
 
 
 def _forms(name: str) -> Iterator[str]:
-    """Ways to write a name, the most faithful first."""
+    """Forms of a name to match, from the most to the least specific."""
     whole = clean(name)
     last = whole.replace("\\", "/").rpartition("/")[2]
     for form in dict.fromkeys((whole, _stem(whole), last, _stem(last))):

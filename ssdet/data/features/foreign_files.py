@@ -1,9 +1,10 @@
-"""Feature files of other tools: arrays by video, from .npy, .npz, .h5, .pkl and .pt files."""
+"""Readers of feature files of other tools: .npy, .npz, .h5, .pkl and .pt."""
 
 import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,49 +18,49 @@ from ssdet.data.storage.numpy_pickle import read_tree
 
 Array = np.ndarray[Any, Any]
 LIMIT = 1 << 34
-"""Bytes of one array: a small file can claim to hold any number."""
+"""Maximum bytes of one array: a small file can declare any size."""
 NUMBERS = "fiub"
-"""Kinds of numpy's types that features may be of."""
+"""Kinds of numpy types of features."""
 Load = Callable[[], Array]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """One array of a file, read when it is needed."""
+    """One array of a file, loaded on demand."""
 
     shape: tuple[int, ...]
     load: Load
 
 
 Tree = Leaf | Mapping[str, Any]
-"""An array, or a mapping of names to trees; other values of a file are left out."""
+"""An array or a mapping from names to trees; other content of a file is left out."""
 
 
 @dataclass(frozen=True)
 class FeatureArray:
-    """Features of one video as a file has them."""
+    """Array of features of one video in a file."""
 
     name: str
-    """As the file or its entry is named."""
+    """Name of the file or its entry."""
     where: str
     """File and entry, for messages."""
     leaf: Leaf
     fault: str = ""
-    """Why the file cannot be read."""
+    """Reason why the file cannot be read."""
 
 
 def find_features(
     sources: Sequence[Path], key: str = "", pattern: str = ID, names: VideoNames | None = None
 ) -> tuple[list[FeatureArray], list[str]]:
-    """Arrays of features in files and folders, and where others are that do not fit `pattern`.
+    """Find the arrays of features in files and folders; also paths of files that do not match.
 
-    Each file of a folder, of its subfolders too, is one video; a file that is given by itself holds
-    a mapping from videos to arrays, or one array. ``key`` names the array of a video that has
-    several (`a/b` for nested ones), ``pattern`` is how names hold the id (`{id}_rgb`). Files of
-    the operating system are passed over.
+    Each file of a folder or its subfolders is one video; a single file contains a mapping from
+    videos to arrays, or one array. ``key`` selects one of several arrays of a video (`a/b` for
+    nested ones), ``pattern`` is the form of names (`{id}_rgb`). Files of the operating system are
+    ignored.
 
-    Raises ValueError naming the file at fault (of a folder, damaged files become faults of their
-    arrays), FileNotFoundError for a source that is not there, ImportError for HDF5 without h5py.
+    Raises ValueError naming a damaged file (in a folder, damage becomes the fault of the array),
+    FileNotFoundError, and ImportError for HDF5 without h5py.
     """
     if ID not in pattern:
         raise ValueError(f"pattern {pattern!r}, expected {ID} in it, such as {ID}_rgb")
@@ -88,24 +89,22 @@ def find_features(
 
 
 def _is_noise(path: Path) -> bool:
-    """Whether a file is the operating system's (`._a.npy`, `.DS_Store`, `__MACOSX/…`)."""
+    """Whether a file belongs to the operating system (`._a.npy`, `.DS_Store`, `__MACOSX/…`)."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts) or (
         path.name.lower() in ("thumbs.db", "desktop.ini")
     )
 
 
 def _of_one_video(path: Path, name: str, key: str) -> FeatureArray:
-    """Features of a file, which is read again when they are needed, so that memory holds one."""
-
-    def chosen() -> Leaf:
-        return _chosen(read(path), key, str(path))
-
+    """Features of a file, which is read again on demand, so that memory holds only one."""
     try:
         tree = read(path)
     except ValueError as error:
         return FeatureArray(name, str(path), Leaf((), lambda: np.zeros(0)), str(error))
-    shape = _chosen(tree, key, str(path)).shape
-    return FeatureArray(name, str(path), Leaf(shape, lambda: chosen().load()))
+    shape = _select(tree, key, str(path)).shape
+    return FeatureArray(
+        name, str(path), Leaf(shape, lambda: _select(read(path), key, str(path)).load())
+    )
 
 
 def _of_file(path: Path, key: str, names: VideoNames | None) -> Iterator[FeatureArray]:
@@ -116,15 +115,15 @@ def _of_file(path: Path, key: str, names: VideoNames | None) -> Iterator[Feature
         and not any(names.find(name) for name in tree)
     )
     if of_one_video:
-        yield FeatureArray(path.stem, str(path), _chosen(tree, key, str(path)))
+        yield FeatureArray(path.stem, str(path), _select(tree, key, str(path)))
         return
     for name, part in cast(Mapping[str, Tree], tree).items():
         where = f"{path}: {name!r}"
-        yield FeatureArray(name, where, _chosen(part, key, where))
+        yield FeatureArray(name, where, _select(part, key, where))
 
 
 def _id_in(name: str, pattern: str) -> str | None:
-    """The id, with its folder, that the name of a file holds; None for a name of another kind."""
+    """The id, with its folder, in the name of a file; None if the pattern does not match."""
     before, _, after = pattern.partition(ID)
     folder, slash, last = name.rpartition("/")
     if pattern == ID:
@@ -134,8 +133,8 @@ def _id_in(name: str, pattern: str) -> str | None:
     return folder + slash + last[len(before) : len(last) - len(after)]
 
 
-def _chosen(tree: Tree, key: str, where: str) -> Leaf:
-    """The array of features of a video: that named by `key`, or the only one with two axes."""
+def _select(tree: Tree, key: str, where: str) -> Leaf:
+    """The array of a video named by `key`, or the only one with two or more axes."""
     if isinstance(tree, Leaf):
         return tree
     arrays = dict(_flat(tree, ""))
@@ -162,7 +161,7 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Leaf]]:
 
 
 def read(path: Path) -> Tree:
-    """The arrays of a file. Nothing in it is run; ValueError naming a file that is damaged."""
+    """Arrays of a file, without running code in it. Raises ValueError naming a damaged file."""
     suffix = path.suffix.lower()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file or folder")
@@ -171,16 +170,11 @@ def read(path: Path) -> Tree:
     return READERS[suffix](path)
 
 
-def _leaf(shape: Sequence[int], bytes_each: int, load: Load, where: str) -> Leaf:
-    claimed = math.prod(shape) * bytes_each
-    if claimed > LIMIT:
-        raise ValueError(f"{where}: an array {list(shape)} of {claimed} bytes, at most {LIMIT}")
+def _leaf(shape: Sequence[int], item_bytes: int, load: Load, where: str) -> Leaf:
+    declared = math.prod(shape) * item_bytes
+    if declared > LIMIT:
+        raise ValueError(f"{where}: an array {list(shape)} of {declared} bytes, at most {LIMIT}")
     return Leaf(tuple(shape), load)
-
-
-def _numbers(array: Array, where: str) -> Array:
-    _check_type(array.dtype, where)
-    return array
 
 
 def _check_type(dtype: np.dtype[Any], where: str) -> None:
@@ -193,26 +187,30 @@ def _check_type(dtype: np.dtype[Any], where: str) -> None:
         raise ValueError(f"{where}: an array of {dtype}, expected numbers")
 
 
-def _npy(path: Path) -> Tree:
+@contextmanager
+def _damage(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise these errors as ValueError naming the damaged file."""
     try:
-        with open(path, "rb") as file:
-            shape, dtype = _header(file)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
+        yield
+    except errors as error:
+        raise ValueError(f"{path}: not a whole {kind} file: {error}") from error
+
+
+def _npy(path: Path) -> Tree:
+    with _damage(path, ".npy", ValueError, EOFError), open(path, "rb") as file:
+        shape, dtype = npy_header(file)
     _check_type(dtype, str(path))
     return _leaf(shape, dtype.itemsize, partial(_load_npy, path), str(path))
 
 
 def _load_npy(path: Path) -> Array:
-    try:
+    with _damage(path, ".npy", ValueError, EOFError):
         array: Array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file: {error}") from error
     return array
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an array in numpy's format."""
+def npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type of an array in an open .npy file. Raises ValueError."""
     first = np.lib.format.read_magic(file) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
@@ -221,28 +219,24 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _npz(path: Path) -> Tree:
     leaves: dict[str, Leaf] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as file:
-                    shape, dtype = _header(file)
-                name = member.removesuffix(".npy")
-                where = f"{path}: {name!r}"
-                if dtype.kind in NUMBERS or dtype.hasobject:
-                    _check_type(dtype, where)
-                    load = partial(_load_npz, path, name)
-                    leaves[name] = _leaf(shape, dtype.itemsize, load, where)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    errors = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
+    with _damage(path, ".npz", *errors), zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                shape, dtype = npy_header(file)
+            name = member.removesuffix(".npy")
+            where = f"{path}: {name!r}"
+            if dtype.kind in NUMBERS or dtype.hasobject:
+                _check_type(dtype, where)
+                load = partial(_load_npz, path, name)
+                leaves[name] = _leaf(shape, dtype.itemsize, load, where)
     return leaves
 
 
 def _load_npz(path: Path, name: str) -> Array:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: Array = archive[name]
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npz file: {error}") from error
+    errors = (zipfile.BadZipFile, zlib.error, KeyError, EOFError)
+    with _damage(path, ".npz", *errors), np.load(path, allow_pickle=False) as archive:
+        array: Array = archive[name]
     return array
 
 
@@ -259,7 +253,7 @@ def _hdf5(path: Path) -> Tree:
             return np.asarray(file[name][()])
 
     def tree(group: Any) -> dict[str, Any]:
-        """Without links to other files, which a file from elsewhere could point anywhere."""
+        """Arrays of a group, ignoring links to other files, which could point anywhere."""
         parts: dict[str, Any] = {}
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
@@ -272,11 +266,9 @@ def _hdf5(path: Path) -> Tree:
                 parts[name] = _leaf(part.shape, size, partial(load, part.name), where)
         return parts
 
-    try:
-        with h5py.File(path, "r") as file:
-            return tree(file)
-    except (OSError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a whole HDF5 file: {error}") from error
+    errors = (OSError, RuntimeError, RecursionError)
+    with _damage(path, "HDF5", *errors), h5py.File(path, "r") as file:
+        return tree(file)
 
 
 def _pickle(path: Path) -> Tree:
@@ -288,7 +280,7 @@ def _torch(path: Path) -> Tree:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # whatever damaged bytes happen to mean
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(
             f"{path}: damaged, or holds more than tensors and could run code, so it is not loaded "
             f"({str(error).splitlines()[0][:120]}): save tensors alone"
@@ -302,8 +294,8 @@ def _in_memory(content: Any, where: str) -> Tree:
         content = content.float() if content.dtype == torch.bfloat16 else content
         content = content.detach().to_dense().numpy()
     if isinstance(content, np.ndarray):
-        array = _numbers(content, where)
-        return Leaf(array.shape, lambda: array)
+        _check_type(content.dtype, where)
+        return Leaf(content.shape, lambda: content)
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise ValueError(f"{where}: holds a {kind}, expected an array or arrays by video")
@@ -319,4 +311,4 @@ READERS: Mapping[str, Callable[[Path], Tree]] = {
     ".npy": _npy, ".npz": _npz, ".h5": _hdf5, ".hdf5": _hdf5, ".pkl": _pickle, ".pickle": _pickle,
     ".pt": _torch, ".pth": _torch,
 }  # fmt: skip
-"""How each kind of file is read, by the ending of its name."""
+"""Reader by file extension."""

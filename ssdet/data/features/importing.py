@@ -1,4 +1,4 @@
-"""Import feature files of other tools into the project's own feature shards."""
+"""Import of feature files of other tools into feature shards."""
 
 import math
 import shutil
@@ -21,16 +21,16 @@ from ssdet.plugins import UsageError
 
 Array = np.ndarray[Any, Any]
 TENSOR = "features"
-"""Name under which heads look for features."""
+"""Tensor name that heads expect."""
 MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
 class Rate:
-    """When features are: one for every `stride` frames at `fps`, or `per_second`.
+    """Rate of features: one for every `stride` frames at `fps`, or `per_second`.
 
-    Without either, the features of a video are spread evenly over its annotated duration. Raises
-    UsageError for stride or fps alone or beside a rate, and for numbers that are not above 0.
+    Without either, features are spread evenly over the annotated duration of their video. Raises
+    UsageError for stride or fps alone or with a rate, and for numbers not above 0.
     """
 
     stride: int | None = None
@@ -48,13 +48,13 @@ class Rate:
                 raise UsageError(f"{value}: expected a stride, fps or rate above 0")
 
     def grid(self, steps: int, duration: float | None) -> tuple[int, float, int]:
-        """Frames, frames a second and stride of a video with so many features.
+        """(frames, frames a second, stride) of a video with `steps` features.
 
         Raises UsageError without a rate and a duration.
         """
         if self.stride is not None and self.fps is not None:
-            shown = steps * self.stride if duration is None else round(duration * self.fps)
-            frames = min(max(shown, (steps - 1) * self.stride + 1), steps * self.stride)
+            expected = steps * self.stride if duration is None else round(duration * self.fps)
+            frames = min(max(expected, (steps - 1) * self.stride + 1), steps * self.stride)
             return frames, self.fps, self.stride
         if self.per_second is not None:
             return steps, self.per_second, 1
@@ -68,10 +68,10 @@ class Rate:
 
 @dataclass
 class ImportReport:
-    """What an import did; all but counts by video."""
+    """Result of an import."""
 
     layout: str = ""
-    """td or dt, as the files have their axes."""
+    """Axes of the files: td or dt."""
     channels: int = 0
     steps: int = 0
     videos: int = 0
@@ -79,11 +79,11 @@ class ImportReport:
     missing: list[str] = field(default_factory=list)
     """Annotated videos without features."""
     unused: list[str] = field(default_factory=list)
-    """Features of videos that are not annotated, and files that hold no features."""
+    """Features of videos that are not annotated, and files without features."""
     broken: dict[str, str] = field(default_factory=dict)
-    """Why features were left out."""
+    """Reasons by video of features that were left out."""
     other_length: dict[str, str] = field(default_factory=dict)
-    """Features that end more than a tenth (and a second) before or after their video."""
+    """Notes by video on features that end more than a tenth (and a second) off the end."""
 
 
 def import_features(
@@ -96,30 +96,31 @@ def import_features(
     skip_broken: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImportReport:
-    """Write features [T, D] of other tools as a folder that `FeatureSet` opens.
+    """Write features [T, D] of other tools to a folder that `FeatureSet` opens.
 
-    Axes of length 1 are dropped. Without ``layout`` ("td" or "dt") the axis that is equal in all
-    videos is that of the channels. With a manifest videos get its ids, and others are left out.
-    `out` appears whole or not at all. Other types than `dtype` are rounded to it.
+    Axes of length 1 are dropped. Without ``layout`` ("td" or "dt") the axis of equal length in all
+    videos is the channels. With a manifest, videos get its ids and others are left out. `out`
+    appears complete or not at all. Other types are rounded to `dtype`.
 
-    Raises UsageError where layout or rate are open, FileExistsError for an `out` that is there,
-    ValueError for two arrays of one video, and, unless `skip_broken`, for arrays that hold NaN or
-    infinity, have other channels, or cannot be read, with their names.
+    Raises UsageError for an unclear layout or rate, FileExistsError for an existing `out`,
+    ValueError for two arrays of one video and, unless `skip_broken`, for arrays with NaN, infinity
+    or another number of channels, and unreadable ones, with their names.
     """
     if out.exists():
         raise FileExistsError(f"{out}: is there already: choose another folder, or remove it")
-    chosen, report = _matched(features, manifest)
-    shapes = {video: _axes(feature) for video, feature in chosen.items() if not feature.fault}
+    by_video, report = _match(features, manifest)
+    shapes = {video: _axes(feature) for video, feature in by_video.items() if not feature.fault}
     report.layout = layout or _layout_of(shapes)
-    report.channels = _most_channels(shapes, report.layout)
+    channels = Counter(_in_layout(axes, report.layout)[1] for axes in shapes.values())
+    report.channels = channels.most_common(1)[0][0] if channels else 0
     durations = {v.id: v.duration for v in manifest.videos} if manifest else {}
     work = out.with_name(f"{out.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     try:
         with FeatureWriter(work, dtype) as writer:
-            for done, (video, feature) in enumerate(chosen.items(), 1):
+            for done, (video, feature) in enumerate(by_video.items(), 1):
                 _import_one(writer, video, feature, rate, durations.get(video), report)
-                progress(done, len(chosen))
+                progress(done, len(by_video))
         _refuse_broken(report, skip_broken)
         work.rename(out)
     finally:
@@ -127,38 +128,38 @@ def import_features(
     return report
 
 
-def _matched(
+def _match(
     features: Sequence[FeatureArray], manifest: Manifest | None
 ) -> tuple[dict[str, FeatureArray], ImportReport]:
-    """Features by video id."""
+    """Features by video id, and a report with missing and unused ones."""
     report = ImportReport()
     names = VideoNames(v.id for v in manifest.videos) if manifest else None
-    chosen: dict[str, FeatureArray] = {}
+    by_video: dict[str, FeatureArray] = {}
     for feature in features:
         video = names.find(feature.name) if names else feature.name
         if video is None:
             report.unused.append(feature.where)
-        elif video in chosen:
+        elif video in by_video:
             raise ValueError(
-                f"{feature.where}: video {video!r} has features in {chosen[video].where} too: "
+                f"{feature.where}: video {video!r} has features in {by_video[video].where} too: "
                 "leave one of them out, or choose by --names"
             )
         else:
-            chosen[video] = feature
+            by_video[video] = feature
     if manifest is not None:
-        report.missing = [v.id for v in manifest.videos if v.id not in chosen]
-        if not chosen:
+        report.missing = [v.id for v in manifest.videos if v.id not in by_video]
+        if not by_video:
             raise ValueError(
                 f"none of {len(features)} features ({features[0].name!r}, …) is of a video of the "
                 f"annotation ({report.missing[0]!r}, …): see --names"
                 if report.missing
                 else "the annotation has no video"
             )
-    return chosen, report
+    return by_video, report
 
 
 def _axes(feature: FeatureArray) -> tuple[int, ...]:
-    """Both axes of an array of features, in its order; one where the other has length 1."""
+    """Lengths of the axes of an array of features, without axes of length 1 beyond two."""
     shape = feature.leaf.shape
     if len(shape) == 2:
         return shape
@@ -166,20 +167,20 @@ def _axes(feature: FeatureArray) -> tuple[int, ...]:
     if len(shape) < 2 or len(axes) > 2:
         raise ValueError(
             f"{feature.where}: shape {list(shape)}, expected [T, D] or [D, T], and axes of length "
-            "1 beside: reduce the others (crops, places of a picture) to one before"
+            "1 beside: reduce the others (crops, positions in a picture) to one before"
         )
     return axes or (1,)
 
 
 def _in_layout(axes: tuple[int, ...], layout: str) -> tuple[int, int]:
-    """Steps and channels."""
+    """(steps, channels) of axes in this layout."""
     if len(axes) == 1:
         return 1, axes[0]
     return (axes[0], axes[1]) if layout == "td" else (axes[1], axes[0])
 
 
 def _layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """The layout in which all videos have as many channels."""
+    """Layout in which all videos have the same number of channels. Raises UsageError."""
     equal = {
         layout: len({_in_layout(axes, layout)[1] for axes in shapes.values()}) == 1
         for layout in ("td", "dt")
@@ -192,12 +193,6 @@ def _layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
         f"{reason} equal in all {len(shapes)} videos ({listed}), so which one is time is open: "
         "give --layout td for [T, D] or --layout dt for [D, T]"
     )
-
-
-def _most_channels(shapes: Mapping[str, tuple[int, ...]], layout: str) -> int:
-    """The number of channels of most videos; 0 where no file can be read."""
-    counts = Counter(_in_layout(axes, layout)[1] for axes in shapes.values())
-    return counts.most_common(1)[0][0] if counts else 0
 
 
 def _import_one(
@@ -232,7 +227,7 @@ def _import_one(
 
 
 def _rows(feature: FeatureArray, report: ImportReport, dtype: Dtype) -> Array:
-    """Features [T, D] in the type that is written; ValueError with what is wrong with them."""
+    """Features [T, D] in the stored type. Raises ValueError with what is wrong with them."""
     if feature.fault:
         raise ValueError(feature.fault)
     steps, channels = _in_layout(_axes(feature), report.layout)
@@ -248,12 +243,9 @@ def _rows(feature: FeatureArray, report: ImportReport, dtype: Dtype) -> Array:
     _refuse_rows(feature.where, rows_TD, "hold NaN or infinity")
     with np.errstate(over="ignore"):
         written_TD = np.ascontiguousarray(rows_TD, dtype=dtype)
-    _refuse_rows(feature.where, written_TD, f"are beyond {dtype}" + _way_out(dtype))
+    way_out = " (65504): give --dtype float32" if dtype == "float16" else ""
+    _refuse_rows(feature.where, written_TD, f"are beyond {dtype}{way_out}")
     return written_TD
-
-
-def _way_out(dtype: Dtype) -> str:
-    return " (65504): give --dtype float32" if dtype == "float16" else ""
 
 
 def _refuse_rows(where: str, rows_TD: Array, fault: str) -> None:

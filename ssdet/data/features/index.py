@@ -1,4 +1,4 @@
-"""The index of a shard of features: a line for each video, written after its rows."""
+"""Index of a shard of features: one line per video, written after its rows."""
 
 import json
 import math
@@ -25,50 +25,50 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """Where the features of a video are, and what they are of."""
+class StoredVideo:
+    """Position and timing of the features of a video."""
 
     id: str
     offset: int
-    """First row in its shard's files."""
+    """First row in the files of the shard."""
     steps: int
     frames: int
-    """Of the video; step i stands for the frames from i · stride on."""
+    """Frames of the video; step i is at frame i · stride."""
     fps: float
     stride: int
     checksums: Mapping[str, int]
-    """CRC-32 of the rows of each tensor."""
+    """CRC-32 of the rows by tensor."""
     times: Mapping[str, Any] | None = None
-    """Times of the frames and end of the last (`Clock.to_json`), unless they are at f / fps."""
+    """Times of the frames (`Clock.to_json`), unless frame f is at f / fps."""
 
     @property
     def timing(self) -> float | Clock:
-        """Frames a second or, at a variable rate, when they are shown."""
+        """Frames a second or, at a variable rate, the clock of the frames."""
         return Clock.from_json(self.times) if self.times else self.fps
 
 
 def line_of(values: Mapping[str, Any]) -> bytes:
-    """A line with its checksum."""
+    """Encode a line with its checksum."""
     text = json.dumps(values).encode()
     return b"%08x %b\n" % (zlib.crc32(text), text)
 
 
-class Index:
-    """The lines of a shard's index, as far as they are whole."""
+class ShardIndex:
+    """Index of a shard up to its last complete line."""
 
     def __init__(self) -> None:
         self.dtype, self.ended = "", False
         self.length = 0
-        """Bytes of its lines but for the last, which says that the shard is complete."""
+        """Bytes of its lines without the last, which marks the shard as complete."""
         self.rows = 0
         """Steps of all videos."""
         self.shapes: dict[str, Shape] = {}
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StoredVideo] = {}
         self.broken: dict[str, str] = {}
 
     @classmethod
-    def read(cls, path: Path) -> "Index":
-        """ValueError for a file that is no index."""
+    def read(cls, path: Path) -> "ShardIndex":
+        """Read an index. Raises ValueError for any other file."""
         index = cls()
         for line in path.read_bytes().splitlines(keepends=True):
             checksum, _, text = line.rstrip(b"\n").partition(b" ")
@@ -91,20 +91,20 @@ class Index:
         elif "tensors" in values:
             self.shapes = {name: tuple(shape) for name, shape in values["tensors"].items()}
         elif "video" in values:
-            self.add(Entry(**values["video"]))
+            self.add(StoredVideo(**values["video"]))
         elif "broken" in values:
             self.broken[values["broken"]] = values["reason"]
 
-    def add(self, entry: Entry) -> None:
-        """Take note of a video."""
+    def add(self, entry: StoredVideo) -> None:
+        """Add a video."""
         self.entries[entry.id] = entry
         self.rows += entry.steps
 
     def size(self, name: str, dtype: str) -> int:
-        """Bytes of a tensor's file."""
+        """Expected bytes of a tensor's file."""
         return self.rows * math.prod(self.shapes[name]) * np.dtype(DTYPES[dtype][1]).itemsize
 
 
 def damaged(path: Path, fault: str) -> ValueError:
-    """The error for a file of a feature cache that is not what was written, with the way out."""
+    """Error for a damaged file of features, with the way out."""
     return ValueError(f"{path}: {fault}; remove the folder, and extract again")

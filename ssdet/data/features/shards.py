@@ -1,18 +1,17 @@
-"""Features of videos: raw matrices that are read memory-mapped, beside an append-only index.
+"""Stored features of videos: memory-mapped matrices beside an append-only index.
 
-A folder holds shards, one per writing process. ``SHARD.NAME.bin`` is the matrix [steps, *shape] of
-one named tensor, of all its videos one after the other. ``SHARD.jsonl`` gets a line for each video
-after its rows are on disk, and a last line when the shard is complete; every line carries its
-checksum. A writer that was killed goes on after the last video that has its line.
+A folder contains shards, one per writing process. ``SHARD.NAME.bin`` is the matrix [steps, *shape]
+of one named tensor of all videos of the shard in turn. ``SHARD.jsonl`` gets a line with a checksum
+for each video after its rows are on disk, and a last line when the shard is complete. A writer
+continues a killed one after the last video with a line.
 """
 
 import math
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -23,28 +22,27 @@ from ssdet.data.features.index import (
     DTYPES,
     FORMAT,
     NAME,
-    Entry,
-    Index,
     Shape,
+    ShardIndex,
+    StoredVideo,
     damaged,
     line_of,
 )
+from ssdet.data.features.stored_videos import StoredVideos
 from ssdet.data.loading.recipe import Dtype
 from ssdet.data.video.clock import Clock
-from ssdet.data.video.reader import CorruptVideo
 
 
 class FeatureWriter:
-    """Writes one shard, and goes on where a killed writer of the same shard stopped.
+    """Writer of one shard; continues where a killed writer of the same shard stopped.
 
-    ``with FeatureWriter(folder) as out: out.begin(...); out.add({...}); out.commit()``. What was
-    begun and not committed leaves nothing behind. ``done`` are the videos that are finished,
-    ``broken`` those that could not be read.
+    ``with FeatureWriter(folder) as out: out.begin(...); out.add({...}); out.commit()``. Uncommitted
+    videos leave nothing behind.
     """
 
     def __init__(self, folder: str | Path, dtype: Dtype = "float16", shard: str = "0") -> None:
         if not NAME.fullmatch(shard):
-            raise ValueError(f"shard {shard!r}: use letters, digits, '-' and '_' only")
+            raise ValueError(f"shard {shard!r}: use only letters, digits, '-' and '_'")
         self.folder, self.dtype, self.shard = Path(folder), dtype, shard
         self._files: dict[str, IO[bytes]] = {}
         self._begun: dict[str, Any] | None = None
@@ -52,34 +50,35 @@ class FeatureWriter:
     def __enter__(self) -> "FeatureWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{self.shard}.jsonl"
-        found = Index.read(path) if path.is_file() else Index()
-        if found.dtype not in ("", self.dtype):
+        self._index = index = ShardIndex.read(path) if path.is_file() else ShardIndex()
+        if index.dtype not in ("", self.dtype):
             raise ValueError(
-                f"{path}: features of {found.dtype}, asked for {self.dtype}: use another folder"
+                f"{path}: features of {index.dtype}, asked for {self.dtype}: use another folder"
             )
-        self._index = found
         self._lines = open(path, "r+b" if path.is_file() else "w+b")
-        self._lines.truncate(found.length)
-        self._lines.seek(found.length)
-        if not found.length:
+        self._lines.truncate(index.length)
+        self._lines.seek(index.length)
+        if not index.length:
             self._write({"format": FORMAT, "dtype": self.dtype})
-        for name in found.shapes:
+        for name in index.shapes:
             self._open_file(name)
         return self
 
     @property
     def done(self) -> frozenset[str]:
-        """Videos that need no more work, readable or not."""
+        """Finished videos, including unreadable ones."""
         return frozenset((*self._index.entries, *self._index.broken))
 
     @property
     def broken(self) -> dict[str, str]:
-        """Why videos could not be read."""
+        """Reasons by id of videos that could not be read."""
         return dict(self._index.broken)
 
     def begin(self, video: str, frames: int, fps: float | Clock, stride: int) -> None:
-        """Start a video of so many frames at so many a second or, if its rate varies, with this
-        clock; what another had begun is dropped. ValueError for one that is done."""
+        """Start a video with its frames per second or clock; drops an uncommitted one.
+
+        Raises ValueError for a finished video.
+        """
         self.abandon()
         if video in self.done:
             raise ValueError(f"video {video!r} was already written to {self.folder}")
@@ -95,19 +94,19 @@ class FeatureWriter:
         self._sums = dict.fromkeys(self._index.shapes, 0)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Append rows [n, *shape] of every tensor to the video that was begun.
+        """Append rows [n, *shape] of every tensor to the current video.
 
-        Raises ValueError for other names or shapes than those of earlier videos, NaN, and values
-        that the type cannot hold.
+        Raises ValueError for other names or shapes than earlier ones, NaN, and values beyond the
+        range of the type.
         """
         if self._begun is None:
             raise ValueError("no video was begun")
+        shapes = {name: tuple(value.shape[1:]) for name, value in rows.items()}
         if not self._index.shapes:
-            self._describe({name: tuple(value.shape[1:]) for name, value in rows.items()})
-        found = {name: tuple(value.shape[1:]) for name, value in rows.items()}
-        if found != self._index.shapes:
+            self._describe(shapes)
+        if shapes != self._index.shapes:
             raise ValueError(
-                f"video {self._begun['id']!r}: tensors {found}, earlier {self._index.shapes}"
+                f"video {self._begun['id']!r}: tensors {shapes}, earlier {self._index.shapes}"
             )
         for name, value in rows.items():
             data = self._encoded(name, value)
@@ -116,24 +115,20 @@ class FeatureWriter:
             self._steps[name] += len(value)
 
     def _encoded(self, name: str, value: Tensor) -> memoryview:
-        kind, layout = DTYPES[self.dtype]
-        kept = value.detach().cpu().to(kind)
-        if not kept.isfinite().all():
-            beyond = value.isfinite().all()
-            raise ValueError(
-                f"{self._begun and self._begun['id']}: {name} "
-                + (
-                    "is beyond float16 (65504): store float32"
-                    if beyond
-                    else "holds NaN or infinity"
-                )
-            )
-        return kept.contiguous().numpy().astype(layout, copy=False).reshape(-1).view(np.uint8).data
+        dtype, layout = DTYPES[self.dtype]
+        stored = value.detach().cpu().to(dtype)
+        if not stored.isfinite().all():
+            overflow = "is beyond float16 (65504): store float32"
+            fault = overflow if value.isfinite().all() else "holds NaN or infinity"
+            raise ValueError(f"{self._begun and self._begun['id']}: {name} {fault}")
+        return (
+            stored.contiguous().numpy().astype(layout, copy=False).reshape(-1).view(np.uint8).data
+        )
 
     def _describe(self, shapes: Mapping[str, Shape]) -> None:
         for name in shapes:
             if not NAME.fullmatch(name):
-                raise ValueError(f"tensor {name!r}: use letters, digits, '-' and '_' only")
+                raise ValueError(f"tensor {name!r}: use only letters, digits, '-' and '_'")
         self._index.shapes = dict(shapes)
         self._write({"tensors": {name: list(shape) for name, shape in shapes.items()}})
         self._steps, self._sums = dict.fromkeys(shapes, 0), dict.fromkeys(shapes, 0)
@@ -141,7 +136,7 @@ class FeatureWriter:
             self._open_file(name)
 
     def commit(self) -> None:
-        """Finish the video that was begun: from here on no kill takes it away."""
+        """Finish the current video: write it to disk with its line of the index."""
         assert self._begun is not None
         steps, *others = {*self._steps.values()}
         if others or not steps:
@@ -149,20 +144,22 @@ class FeatureWriter:
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        entry = Entry(**self._begun, offset=self._index.rows, steps=steps, checksums=self._sums)
+        entry = StoredVideo(
+            **self._begun, offset=self._index.rows, steps=steps, checksums=self._sums
+        )
         self._write({"video": asdict(entry)})
         self._index.add(entry)
         self._begun = None
 
     def abandon(self) -> None:
-        """Drop the video that was begun, if any."""
+        """Drop the uncommitted video, if any."""
         self._begun = None
         for name, file in self._files.items():
             file.truncate(self._index.size(name, self.dtype))
             file.seek(0, os.SEEK_END)
 
     def leave_out(self, video: str, reason: str) -> None:
-        """Note that a video cannot be read, in place of its features."""
+        """Record that a video cannot be read, with the reason."""
         self.abandon()
         self._write({"broken": video, "reason": reason})
         self._index.broken[video] = reason
@@ -170,8 +167,8 @@ class FeatureWriter:
     def _open_file(self, name: str) -> None:
         path = self.folder / f"{self.shard}.{name}.bin"
         size = self._index.size(name, self.dtype)
-        if size and (found := path.stat().st_size if path.is_file() else 0) < size:
-            raise ValueError(f"{path}: {found} bytes, its index says {size}: remove the folder")
+        if size and (actual := path.stat().st_size if path.is_file() else 0) < size:
+            raise ValueError(f"{path}: {actual} bytes, its index says {size}: remove the folder")
         self._files[name] = open(path, "r+b" if path.is_file() else "w+b")  # noqa: SIM115
         self._files[name].truncate(size)
         self._files[name].seek(size)
@@ -181,12 +178,7 @@ class FeatureWriter:
         self._lines.flush()
         os.fsync(self._lines.fileno())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.abandon()
         if kind is None:
             self._write({"end": len(self._index.entries)})
@@ -194,38 +186,35 @@ class FeatureWriter:
             file.close()
 
 
-class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
-    """Read-only mapping from video id to its tensors by name, [steps, *shape] of mapped files.
-
-    Tells frames and rate of a video as a `FrameReader` does, so labels need no video file.
-    """
+class FeatureSet(StoredVideos[StoredVideo]):
+    """Read-only mapping from video id to memory-mapped tensors [steps, *shape] by name."""
 
     def __init__(self, folder: Path, shapes: Mapping[str, Shape], dtype: str) -> None:
         self.folder, self.shapes, self.dtype = folder, dict(shapes), dtype
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StoredVideo] = {}
         self.broken: dict[str, str] = {}
-        """Why videos have no features."""
+        """Reasons by id of videos without features."""
         self._maps: dict[str, Mapping[str, np.ndarray]] = {}
 
     @classmethod
     def open(cls, folder: str | Path) -> "FeatureSet":
-        """Open every shard in ``folder``, by name, without reading the features.
+        """Open every shard in ``folder`` without reading the features.
 
-        Raises FileNotFoundError without any, ValueError naming the file for one that is unfinished,
-        truncated or damaged, or does not fit the others.
+        Raises FileNotFoundError without shards, ValueError naming the file for one that is
+        unfinished, truncated or damaged, or differs from the others in its tensors.
         """
         folder = Path(folder)
         paths = sorted(folder.glob("*.jsonl"))
         if not paths:
             raise FileNotFoundError(f"{folder}: no features (SHARD.jsonl) here")
-        indices = {path: Index.read(path) for path in paths}
-        known = next((i for i in indices.values() if i.shapes), indices[paths[0]])
-        opened = cls(folder, known.shapes, known.dtype)
+        indices = {path: ShardIndex.read(path) for path in paths}
+        first = next((i for i in indices.values() if i.shapes), indices[paths[0]])
+        features = cls(folder, first.shapes, first.dtype)
         for path, index in indices.items():
-            opened._add(path, index)
-        return opened
+            features._add(path, index)
+        return features
 
-    def _add(self, path: Path, index: Index) -> None:
+    def _add(self, path: Path, index: ShardIndex) -> None:
         if not index.ended:
             raise damaged(path, "unfinished: extract again, and it goes on")
         if index.shapes and (index.shapes, index.dtype) != (self.shapes, self.dtype):
@@ -237,42 +226,31 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
             self.entries[video], self._maps[video] = entry, maps
         self.broken |= index.broken
 
-    def _map(self, path: Path, name: str, index: Index) -> np.ndarray:
+    def _map(self, path: Path, name: str, index: ShardIndex) -> np.ndarray:
         data = path.with_name(f"{path.stem}.{name}.bin")
         expected = index.size(name, index.dtype)
-        found = data.stat().st_size if data.is_file() else 0
-        if found != expected:
-            raise damaged(data, f"{found} bytes, its index says {expected}")
+        actual = data.stat().st_size if data.is_file() else 0
+        if actual != expected:
+            raise damaged(data, f"{actual} bytes, its index says {expected}")
         layout, shape = DTYPES[index.dtype][1], (index.rows, *index.shapes[name])
         return np.memmap(data, layout, "r", shape=shape) if expected else np.empty(shape, layout)
 
     def verify(self) -> None:
-        """Read everything once; ValueError naming a video whose rows are not what was written."""
+        """Compare all checksums. Raises ValueError naming a video with damaged rows."""
         for video in self:
             for name, rows in self[video].items():
-                found = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
-                if found != self.entries[video].checksums[name]:
+                checksum = zlib.crc32(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+                if checksum != self.entries[video].checksums[name]:
                     raise damaged(self.folder, f"{name} of video {video!r} is not what was written")
 
-    def frames(self, video: Video) -> int:
-        """Frames of a video. Raises CorruptVideo for one without features."""
-        return self._entry(video).frames
-
-    def fps(self, video: Video) -> float:
-        """Frames per second of a video. Raises CorruptVideo for one without features."""
-        return self._entry(video).fps
-
     def clock(self, video: Video) -> Clock:
-        """Times of the frames of a video. Raises CorruptVideo for one without features."""
-        timing, frames = self._entry(video).timing, self.frames(video)
-        if isinstance(timing, Clock):
-            return timing
-        return Clock.regular(frames, frames / video.duration if video.duration else timing)
+        """Times of the frames of a video."""
+        timing = self.entry(video).timing
+        return timing if isinstance(timing, Clock) else super().clock(video)
 
-    def _entry(self, video: Video) -> Entry:
-        if video.id not in self.entries:
-            raise CorruptVideo(video.path, self.broken.get(video.id, f"not in {self.folder}"))
-        return self.entries[video.id]
+    def reason(self, video: str) -> str:
+        """Reason why a video has no features."""
+        return self.broken.get(video, super().reason(video))
 
     def __getitem__(self, video: str) -> Mapping[str, np.ndarray]:
         if video not in self.entries:
@@ -280,12 +258,3 @@ class FeatureSet(Mapping[str, Mapping[str, np.ndarray]]):
         entry = self.entries[video]
         rows = slice(entry.offset, entry.offset + entry.steps)
         return {name: values[rows] for name, values in self._maps[video].items()}
-
-    def __contains__(self, video: object) -> bool:
-        return video in self.entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)

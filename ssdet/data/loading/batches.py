@@ -1,4 +1,4 @@
-"""Batches of clips, decoded in this process, in loader processes or elsewhere."""
+"""Batches of clips and their loading, in this process, in loader processes or on other machines."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,38 +13,31 @@ from ssdet.system.sockets import shorten_worker_sockets
 
 @dataclass
 class Batch:
-    """B clips with the labels of what they show."""
+    """B clips with their labels."""
 
     clips_BTHWC: Tensor
     """uint8."""
     targets_BKF: Tensor
-    """float32 0/1; F = frames · stride video frames (segments), or 1 column (one label a clip)."""
+    """float32 0/1; F = frames · stride video frames, or 1 for clips with one label."""
     mask_BF: Tensor
-    """bool: which of the F frames exist (a short video is repeated)."""
+    """bool: frames that exist (a short video is repeated)."""
     positions_B: Tensor
-    """Position of each sample in the stream of samples."""
+    """Positions of the samples in the stream of samples."""
     replaced: dict[str, str]
-    """Videos that could not be read, with the reason; another clip stands in for each."""
+    """Reason by id of videos that could not be read and were replaced by other clips."""
     videos: list[str]
-    """Ids of the videos that the clips are of."""
+    """Video id of each clip."""
     starts_B: Tensor
-    """The video frame that each clip begins with."""
+    """First video frame of each clip."""
 
     def __len__(self) -> int:
         return len(self.clips_BTHWC)
 
     def split(self, parts: int) -> list["Batch"]:
-        """Equal parts: samples 0, parts, 2 · parts, … first, so that groups stay together."""
+        """Split into equal parts; the first has samples 0, parts, 2 · parts, ..., and so on."""
+        fields = vars(self)
         return [
-            Batch(
-                self.clips_BTHWC[part::parts],
-                self.targets_BKF[part::parts],
-                self.mask_BF[part::parts],
-                self.positions_B[part::parts],
-                self.replaced,
-                self.videos[part::parts],
-                self.starts_B[part::parts],
-            )
+            Batch(**{n: v if n == "replaced" else v[part::parts] for n, v in fields.items()})
             for part in range(parts)
         ]
 
@@ -63,7 +56,7 @@ def collate(samples: Sequence[dict]) -> Batch:
 
 
 Decode = Callable[[Dataset, Iterable[list[Any]]], Iterator[Batch]]
-"""Decodes the samples of a data set at these places, a batch for each, on other machines."""
+"""Decodes a batch of a data set for each list of positions, on other machines."""
 
 
 def batches(
@@ -76,31 +69,28 @@ def batches(
     loaders: int = 0,
     decode: Decode | None = None,
 ) -> Iterator[Batch]:
-    """Batches of steps start…stop-1, the share of worker `rank`: samples rank, rank + world, …
+    """Batches of steps start ... stop-1 for worker `rank`: samples rank, rank + world, ...
 
-    `loaders` processes, or `decode`, decode ahead; what they deliver does not depend on them.
-    ValueError for a batch that does not divide evenly among the workers.
+    `loaders` processes, or `decode`, decode ahead without changing the batches. Raises ValueError
+    unless the batch divides evenly among the workers.
     """
     if batch % world:
         raise ValueError(f"batch {batch} does not divide among {world} workers")
-    places = (
+    positions = (
         list(range(step * batch + rank, (step + 1) * batch, world)) for step in range(start, stop)
     )
-    return load(dataset, places, loaders, decode)
+    return load(dataset, positions, loaders, decode)
 
 
 def load(
-    dataset: Dataset,
-    places: Iterable[list[Any]],
-    loaders: int = 0,
-    decode: Decode | None = None,
+    dataset: Dataset, positions: Iterable[list[Any]], loaders: int = 0, decode: Decode | None = None
 ) -> Iterator[Batch]:
-    """Batches of the samples of a data set at these places."""
+    """Batches of the samples of a data set at these positions."""
     if decode is not None:
-        return decode(dataset, places)
+        return decode(dataset, positions)
     if loaders:
         shorten_worker_sockets()
     loader: DataLoader = DataLoader(
-        dataset, batch_sampler=places, collate_fn=collate, num_workers=loaders
+        dataset, batch_sampler=positions, collate_fn=collate, num_workers=loaders
     )
     return iter(loader)

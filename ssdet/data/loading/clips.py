@@ -1,4 +1,4 @@
-"""Training clips: which video, which frames, which crop, decided by seed and position alone."""
+"""Training clips: a data set whose samples depend on seed and position only; crops, normalising."""
 
 import numpy as np
 import torch
@@ -16,15 +16,14 @@ MAX_REPLACEMENTS = 100
 
 
 class ShortVideo(ValueError):
-    """A video too short for the recipe's clips."""
+    """A video shorter than the window of the recipe."""
 
 
 class Clips(Dataset):
     """Endless stream of training clips, indexed by position.
 
-    A video that cannot be read is replaced by the next of a sequence drawn for the position, and
-    named in the sample, so that it can be counted. RuntimeError when a hundred in a row fail,
-    ValueError for a data set without videos.
+    A video that cannot be read is replaced by another one drawn for the position and named in the
+    sample. Raises RuntimeError if a hundred in a row fail, ValueError without videos.
     """
 
     def __init__(self, manifest: Manifest, reader: FrameReader, recipe: ClipRecipe, seed: int):
@@ -78,16 +77,15 @@ class Clips(Dataset):
 
 
 def centre_clips(video: Video, reader: FrameReader, recipe: ClipRecipe, count: int = 1) -> Tensor:
-    """uint8 [count, T, H, W, C]: the middle of the frames of clips that are spread evenly over a
-    video from its first to its last, without draws; one is that from its middle.
+    """Centre crops of clips spread evenly over a video, uint8 [count, T, H, W, C].
 
-    Raises CorruptVideo.
+    One clip is taken from the middle of the video. Raises CorruptVideo.
     """
     length = reader.frames(video)
     room = max(0, length - recipe.span)
-    starts = [room * place // (count - 1) for place in range(count)] if count > 1 else []
+    starts = [room * i // (count - 1) for i in range(count)] if count > 1 else [(room + 1) // 2]
     clips = []
-    for start in starts or [(room + 1) // 2]:
+    for start in starts:
         indices = [(start + i * recipe.stride) % length for i in range(recipe.frames)]
         pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, indices)))
         clips.append(centre_crop(pictures, recipe.size))
@@ -97,10 +95,10 @@ def centre_clips(video: Video, reader: FrameReader, recipe: ClipRecipe, count: i
 def random_crop(
     clip_THWC: Tensor, recipe: ClipRecipe, scale: float, top: float, left: float
 ) -> Tensor:
-    """Square crop as after scaling the short side to a length drawn from `recipe.short_side`, or
-    of a share of it drawn from `recipe.scales`.
+    """Random square crop, by `recipe.scales` if given, else by `recipe.short_side`.
 
-    scale, top and left are draws in [0, 1). The crop is cut first and scaled once (MODELS.md 2.1).
+    scale, top and left are draws in [0, 1). Equal to scaling the short side and then cutting, but
+    cut first and scaled once.
     """
     height, width = clip_THWC.shape[1:3]
     if recipe.scales:
@@ -114,7 +112,7 @@ def random_crop(
 
 
 def resize(clip_THWC: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, antialiased; uint8 in and out, same layout. The same size is returned as it is."""
+    """Resize uint8 pictures (bilinear, antialiased); returns the input if the size is the same."""
     if tuple(clip_THWC.shape[1:3]) == size:
         return clip_THWC
     planes = clip_THWC.permute(0, 3, 1, 2)
@@ -123,7 +121,7 @@ def resize(clip_THWC: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def centre_crop(clip_THWC: Tensor, size: int) -> Tensor:
-    """Central square of the short side, scaled to `size`."""
+    """Central square of the short side, resized to `size`."""
     height, width = clip_THWC.shape[1:3]
     cut = min(height, width)
     y, x = (height - cut) // 2, (width - cut) // 2
@@ -131,7 +129,7 @@ def centre_crop(clip_THWC: Tensor, size: int) -> Tensor:
 
 
 def normalise(clips_BTHWC: Tensor, recipe: ClipRecipe, device: torch.device) -> Tensor:
-    """uint8 pictures to the network's input: float32 [B, C, T, H, W], channels last in memory."""
+    """Normalise uint8 pictures to float32 [B, C, T, H, W], channels last in memory."""
     std = torch.tensor(recipe.std, device=device)
     scale, shift = 1 / (255 * std), -torch.tensor(recipe.mean, device=device) / std
     pictures = clips_BTHWC.to(device, non_blocking=True).float()

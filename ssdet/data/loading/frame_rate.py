@@ -1,4 +1,4 @@
-"""Videos on a common rate: as if their frames had been extracted at so many a second."""
+"""Resampling of videos to a common frame rate, as if frames had been extracted at that rate."""
 
 import math
 from collections.abc import Sequence
@@ -10,16 +10,11 @@ from ssdet.data.loading.frame_readers import FrameReader
 from ssdet.data.video.clock import Clock
 
 
-def on_grid(reader: FrameReader, fps: float) -> FrameReader:
-    """The reader's videos at `fps` frames a second; 0 leaves them at their own rates."""
-    return ResampledReader(reader, fps) if fps else reader
-
-
 class ResampledReader:
-    """Frames at `rate` a second: number i is the frame whose time is nearest to i / rate, counted
-    from the first frame.
+    """Frame reader at `rate` frames a second: frame i is the one nearest to i / rate seconds after
+    the first.
 
-    A video has round(duration · rate) of them, about what `ffmpeg -r` extracts.
+    A video has round(duration · rate) frames, about as many as `ffmpeg -r` extracts.
     """
 
     def __init__(self, reader: FrameReader, rate: float) -> None:
@@ -35,8 +30,8 @@ class ResampledReader:
         return self.rate
 
     def clock(self, video: Video) -> Clock:
-        """At a constant rate the frames are spread evenly over the duration, else each is at the
-        time of its grid point."""
+        """Clock of the resampled frames: even over the duration for videos at a constant rate, else
+        the times of the grid."""
         clock, frames = self.reader.clock(video), self.frames(video)
         if clock.rate is None:
             times_T = clock.times_T[0] + np.arange(frames) / self.rate
@@ -50,9 +45,6 @@ class ResampledReader:
         if clock.rate is None:
             return self.reader.read(video, clock.grid(self.rate)[list(indices)].tolist())
         last, pitch = self.reader.frames(video) - 1, self.reader.fps(video) / self.rate
-        # Rounded to nine digits: rates such as 30000/1001 are not exact.
-        at = (math.floor(round(index * pitch, 9) + 0.5) for index in indices)
-        return self.reader.read(video, [min(frame, last) for frame in at])
-
-
-Grid = ResampledReader
+        # Rounded to nine digits because rates such as 30000/1001 are inexact.
+        nearest = (math.floor(round(index * pitch, 9) + 0.5) for index in indices)
+        return self.reader.read(video, [min(frame, last) for frame in nearest])

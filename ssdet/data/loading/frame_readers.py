@@ -21,24 +21,23 @@ Progress = Callable[[int, int], None]
 
 
 class FrameReader(Protocol):
-    """Frames of a manifest's videos by video and index."""
+    """Reader of the frames of a manifest's videos."""
 
     def frames(self, video: Video) -> int:
-        """Number of frames; raises CorruptVideo for a file that cannot be read."""
+        """Number of frames. Raises CorruptVideo."""
 
     def fps(self, video: Video) -> float:
-        """Frames per second, on average."""
+        """Mean frames per second."""
 
     def clock(self, video: Video) -> Clock:
-        """Times at which the frames are shown; raises as `frames`."""
+        """Presentation times of the frames. Raises CorruptVideo."""
 
     def read(self, video: Video, indices: Sequence[int]) -> np.ndarray:
-        """uint8 [T, H, W, 3]; raises CorruptVideo for a file that cannot be read."""
+        """Frames at these indices, uint8 [T, H, W, 3]. Raises CorruptVideo."""
 
 
 def dense_targets(manifest: Manifest, video: Video, reader: FrameReader) -> np.ndarray:
-    """Labels bool [K, frames] of every frame of a video: frame f shows an action iff
-    start < time of f < end.
+    """Labels bool [K, frames]: frame f has an action iff start < time of f < end.
 
     Times are those of the reader's clock. Raises CorruptVideo.
     """
@@ -46,9 +45,11 @@ def dense_targets(manifest: Manifest, video: Video, reader: FrameReader) -> np.n
 
 
 def timing(reader: FrameReader, video: Video) -> float | Clock:
-    """What scores and features of a video are stored with: its frame rate where its frames are
-    spread evenly over the annotated duration (or over its own, if none is annotated), else its
-    clock. Raises CorruptVideo."""
+    """Timing that scores and features of a video are stored with.
+
+    Its frame rate if frames are spread evenly over the annotated duration (or, without one, over
+    its own), else its clock. Raises CorruptVideo.
+    """
     clock = reader.clock(video)
     if clock.rate is None or (video.duration and clock.rate != clock.frames / video.duration):
         return clock
@@ -56,16 +57,16 @@ def timing(reader: FrameReader, video: Video) -> float | Clock:
 
 
 def shrunk(path: str, size: int | None) -> int | None:
-    """Short side to which a video is scaled in reading it: `size` where it is larger, else None;
-    enlarging takes time and adds nothing. Raises CorruptVideo."""
+    """`size` for videos with a longer short side, else None: videos are never enlarged. Raises
+    CorruptVideo."""
     info = probe(path)
     return size if size is not None and size < min(info.height, info.width) else None
 
 
 class Decoder:
-    """Reads every clip from its file, short side scaled down to `size` pixels (None: as it is).
+    """Frame reader that decodes on demand, short side scaled down to `size` (None: unscaled).
 
-    `picture_fps` is the rate of videos that are folders of pictures.
+    `picture_fps` is the rate of image folders.
     """
 
     def __init__(self, size: int | None = None, picture_fps: float = PICTURE_FPS) -> None:
@@ -78,7 +79,7 @@ class Decoder:
         return probe(video.path, self.picture_fps).fps
 
     def clock(self, video: Video) -> Clock:
-        if os.path.isdir(video.path):  # pictures have no times: those of the annotation hold
+        if os.path.isdir(video.path):  # images have no times of their own
             frames = self.frames(video)
             return Clock.regular(
                 frames, frames / video.duration if video.duration else self.fps(video)
@@ -90,15 +91,14 @@ class Decoder:
 
 
 class FrameCache:
-    """Decoded frames of small data sets, memory-mapped: every process shares the same pages.
+    """Frame reader of decoded frames of small data sets, memory-mapped and shared by processes.
 
-    The folder holds one raw uint8 file per video and an index with what could not be read.
+    The folder contains one raw uint8 file per video and an index, which lists unreadable videos.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        entries = json.loads((folder / "index.json").read_text())
-        self._entries: dict[str, dict] = entries
+        self._entries: dict[str, dict] = json.loads((folder / "index.json").read_text())
         self._maps: dict[str, np.ndarray] = {}
 
     def _entry(self, video: Video) -> dict:
@@ -132,7 +132,7 @@ class FrameCache:
         return frames[np.asarray(indices, int)]
 
 
-def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str, dict]:
+def _decode_to_file(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str, dict]:
     number, video = job
     try:
         info = probe(video.path)
@@ -143,11 +143,15 @@ def _decode(job: tuple[int, Video], size: int | None, folder: Path) -> tuple[str
                 part = range(start, min(start + 256, info.frames))
                 pictures = read_clip(video.path, part, size=scale)
                 out.write(np.ascontiguousarray(pictures).data)
-                scale = pictures.shape[1], pictures.shape[2]  # pictures may change size on the way
+                scale = (
+                    pictures.shape[1],
+                    pictures.shape[2],
+                )  # the stored size may change within a video
         shape = [info.frames, *pictures.shape[1:]]
-        clock, pictures_only = video_clock(video.path), os.path.isdir(video.path)
+        clock = video_clock(video.path)
         times = clock.to_json() if clock.rate is None else {}
-        entry = {"file": file, "shape": shape, "fps": info.fps, "pictures": pictures_only}
+        is_folder = os.path.isdir(video.path)
+        entry = {"file": file, "shape": shape, "fps": info.fps, "pictures": is_folder}
         return video.id, entry | times
     except CorruptVideo as error:
         return video.id, {"broken": error.reason}
@@ -160,17 +164,17 @@ def open_cache(
     progress: Progress = lambda done, total: None,
     processes: int | None = None,
 ) -> FrameCache:
-    """Frame cache of a manifest at one scale, decoded first if it is not there yet.
+    """Open the frame cache of a manifest at one scale; decode it first if it does not exist.
 
-    Broken videos are remembered with their reason and raise `CorruptVideo` when they are read. The
-    folder's name holds the manifest's fingerprint: another data set is another cache.
+    Broken videos raise `CorruptVideo` when they are read. The folder's name contains the manifest's
+    fingerprint, so each data set has its own cache.
     """
     key = hashlib.sha256(f"{manifest.fingerprint}/{size}".encode()).hexdigest()[:16]
     folder = root / f"frames-v2-{key}"
 
     def decode(work: Path) -> None:
         jobs = list(enumerate(manifest.videos))
-        task = partial(_decode, size=size, folder=work)
+        task = partial(_decode_to_file, size=size, folder=work)
         index = {}
         with process_pool(processes) as pool:
             for name, entry in pool.map(task, jobs, chunksize=16):

@@ -1,47 +1,47 @@
-"""Declarations of clips and of stored features; importing them loads no framework."""
+"""Configuration of clips and of stored features, importable without a framework."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Dtype = Literal["float16", "float32"]
-"""How features are stored."""
+"""Types of stored features."""
 Layout = Literal["td", "dt"]
 """Axes of feature arrays of other tools: [T, D] or [D, T]."""
 
 FEATURES = "features"
-"""Name of the only tensor of a network that gives one."""
+"""Tensor name of networks with one output."""
 DENSE = "dense_map/v1"
 """Id of the protocol that every stage that scores videos reports itself."""
 
 
 @dataclass(frozen=True)
 class ClipRecipe:
-    """How a clip is cut out of a video and made into a network's input."""
+    """How clips are sampled from a video and made into a network's input."""
 
     frames: int = 16
     stride: int = 1
     """Video frames from one clip frame to the next."""
     size: int = 24
-    """Side of the square that the network sees, in pixels."""
+    """Side of the network's square input in pixels."""
     short_side: tuple[int, int] = (24, 24)
-    """Range in which the short side is drawn before the square is cut out."""
+    """Range of the scaled short side, drawn before the square is cropped."""
     flip: float = 0.0
-    """Probability of a mirror image; 0 where left and right are classes."""
+    """Probability of mirroring; 0 if left and right are classes."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     scales: tuple[float, ...] = ()
-    """Published code: the square's side is one of these shares of the picture's short side, as
-    likely each, in place of `short_side`."""
+    """Published code: sides of the square as shares of the short side, drawn uniformly in place of
+    `short_side`."""
     window: int = 0
-    """Video frames that must follow from a clip's start on; 0: as far as its last frame, that is
-    (frames - 1) · stride + 1. The published code asks for a few more."""
+    """Video frames that a clip needs from its start; 0: (frames - 1) · stride + 1, up to its last
+    frame. The published code needs a few more."""
     short_videos: Literal["repeat", "drop"] = "repeat"
-    """Training videos shorter than the window: gone through cyclically, or (published code) left
-    out: another clip stands in, and the video is counted as replaced."""
+    """Training videos shorter than the window: repeated cyclically or, as in the published code,
+    replaced by another video and counted as such."""
 
     @property
     def span(self) -> int:
-        """Video frames that a clip takes from its start on."""
+        """Video frames that a clip needs from its start."""
         return self.window or (self.frames - 1) * self.stride + 1
 
     def __post_init__(self) -> None:

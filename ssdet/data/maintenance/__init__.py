@@ -1,1 +1,1 @@
-"""Checking and converting the files of a data set in isolated worker processes."""
+"""Checking and converting the files of a data set in isolated processes."""

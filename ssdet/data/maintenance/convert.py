@@ -1,4 +1,4 @@
-"""Training-friendly copies of videos: small H.264 files with close keyframes, or packs of JPEGs."""
+"""Conversion of videos for training: small H.264 files with close keyframes, or JPEG packs."""
 
 import hashlib
 import json
@@ -23,8 +23,8 @@ from ssdet.data.maintenance.isolated_pool import (
     Progress,
     Record,
     need_files,
+    run_journaled,
     still_busy,
-    sweep,
     write_json,
 )
 from ssdet.data.storage.filesystem import is_remote
@@ -38,24 +38,24 @@ JOURNAL = "converted.jsonl"
 SUMMARY = "conversion.json"
 UNFINISHED = ".unfinished"
 _VERSION = "convert-1"
-# Twice as fast to read at a quarter more bytes: no arithmetic coding and no deblocking; B-frames
-# that no other refers to can be passed over.
+# Without arithmetic coding and deblocking files decode twice as fast at a quarter more bytes;
+# B-frames without references can be skipped.
 _X264 = {"preset": "fast", "tune": "fastdecode", "x264-params": "b-pyramid=none"}
 _SECONDS_APART = 0.001
 
 
 @dataclass(frozen=True)
-class Options:
-    """How videos are converted; ValueError for what no encoder takes."""
+class ConvertOptions:
+    """Options of the conversion. Raises ValueError for values that no encoder accepts."""
 
     short_side: int = 256
-    """Pixels; smaller videos are not enlarged. Sides become even."""
+    """Pixels; smaller videos are not enlarged. Sides are made even."""
     gop: int = 12
     """Frames from keyframe to keyframe."""
     crf: int = 23
     """Quality of H.264: 0 lossless … 51 worst."""
     packed: bool = False
-    """Packs of JPEG pictures (of which gop and crf say nothing) in place of H.264."""
+    """Packs of JPEG pictures instead of H.264; gop and crf do not apply."""
 
     def __post_init__(self) -> None:
         if self.short_side < 16 or self.gop < 1 or not 0 <= self.crf <= 51:
@@ -65,25 +65,25 @@ class Options:
             )
 
     @property
-    def told(self) -> dict[str, object]:
-        """Those that make a difference, by name."""
+    def effective(self) -> dict[str, object]:
+        """Settings that affect the copies, by name."""
         if self.packed:
             return {"packed": True, "short_side": self.short_side, "jpeg_quality": QUALITY}
         return {**asdict(self), **_X264}
 
 
 @dataclass(frozen=True)
-class Conversion:
-    """What became of the videos of a data set."""
+class ConversionReport:
+    """Result of converting a data set."""
 
     annotated: int
     missing: Mapping[str, str]
-    """No file, or in quarantine: reason by id."""
+    """Reasons by id: no file, or in quarantine."""
     converted: int
     failed: Mapping[str, str]
-    """Reason by id; another run does not try again unless the file has changed."""
+    """Reasons by id; retried only if the file changes."""
     unread: Mapping[str, str]
-    """Input/output errors and the like; another run tries again."""
+    """Temporary errors by id, which another run retries."""
     frames: int
     bytes: int
 
@@ -92,21 +92,21 @@ def convert(
     manifest: Manifest,
     videos: str | os.PathLike[str],
     out: Path,
-    options: Options,
+    options: ConvertOptions,
     processes: int | None = None,
     seconds: float = 300,
     progress: Progress = lambda done, total: None,
-) -> Conversion:
-    """Copy all videos of a data set, converted, to the folder `out`, where the same annotation
-    finds them: names and folders are those that they have below `videos`.
+) -> ConversionReport:
+    """Convert all videos of a data set into the folder `out`, with their names below `videos`, so
+    that the same annotation applies.
 
-    The copies have as many frames as the originals, at the same times after the first, upright,
-    without sound; each is checked for that before it gets its name. converted.jsonl in `out` tells
-    what is done: a run after an interruption goes on, a later one converts changed files, or all of
-    them where the options are others. conversion.json says how and with what outcome. A video that
-    fails, or that makes no headway for `seconds`, does not stop the others.
+    Copies have the same number of frames at the same times after the first, upright, without sound;
+    each is verified before it gets its name. converted.jsonl in `out` records finished videos: an
+    interrupted run continues, a later one converts changed files, or all with other options.
+    conversion.json records options and outcome. A video that fails, or makes no progress for
+    `seconds`, does not stop the others.
 
-    Raises ValueError for folders that would not do, OSError where nothing more can be written.
+    Raises ValueError for unsuitable folders, OSError if nothing more can be written.
     """
     need_files(manifest)
     names = _names(manifest, os.fspath(videos), out, PACK if options.packed else ".mp4")
@@ -115,29 +115,32 @@ def convert(
     _summarise(out, options, None)
     task = partial(convert_video, out=out, names=names, options=options)
 
-    def there(record: Record) -> bool:
-        return "fault" in record or _size(out / names[record["id"]]) == record["bytes"]
+    def is_valid(record: Record) -> bool:
+        copy = out / names[record["id"]]
+        return "fault" in record or (copy.is_file() and copy.stat().st_size == record["bytes"])
 
-    digest = hashlib.sha256(json.dumps([_VERSION, options.told]).encode()).hexdigest()[:16]
-    records = sweep(
-        manifest.videos, task, out / JOURNAL, digest, processes, seconds, progress, there
-    )  # fmt: skip
+    digest = hashlib.sha256(json.dumps([_VERSION, options.effective]).encode()).hexdigest()[:16]
+    records = run_journaled(
+        manifest.videos, task, out / JOURNAL, digest, processes, seconds, progress, is_valid
+    )
     shutil.rmtree(out / UNFINISHED, ignore_errors=True)
-    done = _outcome(manifest, records)
-    _summarise(out, options, done)
-    return done
+    report = _report(manifest, records)
+    _summarise(out, options, report)
+    return report
 
 
-def convert_video(video: Video, out: Path, names: Mapping[str, str], options: Options) -> Record:
-    """Convert one video; the copy appears whole or not at all.
+def convert_video(
+    video: Video, out: Path, names: Mapping[str, str], options: ConvertOptions
+) -> Record:
+    """Convert one video; the copy appears complete or not at all.
 
-    Raises `CorruptVideo` for one that cannot be read, or whose copy is not equal in number of
-    frames and times; OSError.
+    Raises `CorruptVideo` if it cannot be read or the copy differs in number of frames or times;
+    OSError.
     """
     target, work = out / names[video.id], out / UNFINISHED / names[video.id]
-    for place in (target, work):
-        place.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)  # of an older original, or with other options
+    for path in (target, work):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # copy of an older original or with other options
     info = probe(video.path)
     times_T: list[Fraction] = []
     pictures = _pictures(video.path, info, options, times_T)
@@ -147,7 +150,8 @@ def convert_video(video: Video, out: Path, names: Mapping[str, str], options: Op
         else:
             _encode(work, pictures, info, options)
         _verify(video.path, work, info, times_T)
-        _to_disk(work)
+        with open(work, "rb") as file:
+            os.fsync(file.fileno())
         size = os.path.getsize(work)
         os.replace(work, target)
     finally:
@@ -156,9 +160,9 @@ def convert_video(video: Video, out: Path, names: Mapping[str, str], options: Op
 
 
 def _names(manifest: Manifest, videos: str, out: Path, ending: str) -> dict[str, str]:
-    """Name of each video's copy, relative to the folder of the copies."""
-    source, place = Path(videos).resolve(), out.resolve()
-    if place == source or source in place.parents:
+    """Name of each video's copy relative to `out`, by id."""
+    source, target_folder = Path(videos).resolve(), out.resolve()
+    if target_folder == source or source in target_folder.parents:
         raise ValueError(f"{out}: lies in the folder of the originals: choose another")
     folder = videos.partition("?")[0] if is_remote(videos) else videos
     names: dict[str, str] = {}
@@ -176,7 +180,8 @@ def _names(manifest: Manifest, videos: str, out: Path, ending: str) -> dict[str,
     return names
 
 
-def _refuse_other_kind(out: Path, options: Options) -> None:
+def _refuse_other_kind(out: Path, options: ConvertOptions) -> None:
+    """Raise ValueError if `out` contains packs and H.264 files are to be written, or vice versa."""
     summary = out / SUMMARY
     if not summary.is_file():
         return
@@ -186,16 +191,12 @@ def _refuse_other_kind(out: Path, options: Options) -> None:
         raise ValueError(f"{out}: holds {kinds[packed]}: choose another folder for the others")
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def _outcome(manifest: Manifest, records: Mapping[str, Record]) -> Conversion:
+def _report(manifest: Manifest, records: Mapping[str, Record]) -> ConversionReport:
     whole = [record for record in records.values() if "fault" not in record]
     faults = {name: record for name, record in records.items() if "fault" in record}
-    listed = {name: f"in quarantine: {why}" for name, why in manifest.quarantined.items()}
-    reasons = {**manifest.missing_reasons, **listed}
-    return Conversion(
+    quarantined = {name: f"in quarantine: {why}" for name, why in manifest.quarantined.items()}
+    reasons = {**manifest.missing_reasons, **quarantined}
+    return ConversionReport(
         annotated=len(manifest.videos) + len(manifest.missing),
         missing={name: reasons.get(name, "no file") for name in manifest.missing},
         converted=len(whole),
@@ -206,30 +207,35 @@ def _outcome(manifest: Manifest, records: Mapping[str, Record]) -> Conversion:
     )
 
 
-def _summarise(out: Path, options: Options, done: Conversion | None) -> None:
+def _summarise(out: Path, options: ConvertOptions, report: ConversionReport | None) -> None:
+    """Write conversion.json; without a report for an unfinished conversion."""
     try:
-        own = version("ssdet")
+        ssdet_version = version("ssdet")
     except PackageNotFoundError:  # run from a source folder
-        own = None
+        ssdet_version = None
     content = {
         "format": 1,
-        "finished": done is not None,
-        "options": options.told,
-        "versions": {"ssdet": own, "av": av.__version__, "ffmpeg": av.ffmpeg_version_info},
+        "finished": report is not None,
+        "options": options.effective,
+        "versions": {
+            "ssdet": ssdet_version,
+            "av": av.__version__,
+            "ffmpeg": av.ffmpeg_version_info,
+        },
     }
-    if done is not None:
-        content |= asdict(done)
+    if report is not None:
+        content |= asdict(report)
     write_json(out / SUMMARY, content)
 
 
 def _pictures(
-    path: str, info: VideoInfo, options: Options, times_T: list[Fraction]
+    path: str, info: VideoInfo, options: ConvertOptions, times_T: list[Fraction]
 ) -> Iterator[VideoFrame]:
-    """All frames, upright and scaled, with their times, of which `times_T` gets the seconds.
+    """All frames, upright and scaled, with their times; appends the times in seconds to `times_T`.
 
-    Files whose frames are counted at a constant rate, or have no times, get that rate.
+    Files at a constant rate whose frames are counted, and files without times, get even times.
     """
-    turned = _Upright(options)
+    upright = _Upright(options)
     with decoding(path) as video:
         pts, tick = video.index.times, video.index.tick
         if pts is None or (video.index.pts is None and not video.index.irregularity):
@@ -238,16 +244,16 @@ def _pictures(
         for number, frame in video.decoded(list(range(video.index.count))):
             if number % 100 == 0:
                 still_busy()
-            picture, ticks = turned(frame), int(pts[number] - pts[0])
+            picture, ticks = upright(frame), int(pts[number] - pts[0])
             picture.pts, picture.time_base = ticks, tick
             picture.duration = max(int(lengths[number]), 1)
-            picture.pict_type = 0  # the encoder would repeat the original's keyframes
+            picture.pict_type = 0  # else the encoder repeats the original's keyframes
             times_T.append(ticks * tick)
             yield picture
 
 
 def _frame_times(path: str) -> FrameTimes | None:
-    """Times of the frames for a pack, unless they are spread evenly from the file's start on."""
+    """Times of the frames for a pack; None if spread evenly from the start of the file."""
     with decoding(path) as video:
         index = video.index
     if index.times is None or video_clock(path).rate is not None:
@@ -256,9 +262,9 @@ def _frame_times(path: str) -> FrameTimes | None:
 
 
 class _Upright:
-    """Turns and scales pictures; their size follows from the first."""
+    """Turn and scale pictures to the size that follows from the first one."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ConvertOptions) -> None:
         self._options, self._reformatter = options, VideoReformatter()
         self._orientation, self._shape = Orientation(), (0, 0)
         full, limited = ("yuvj420p", "JPEG"), ("yuv420p", "MPEG")
@@ -274,10 +280,10 @@ class _Upright:
             turned = np.ascontiguousarray(self._orientation.upright(rgb.to_ndarray()), np.uint8)
             frame = VideoFrame.from_ndarray(turned, "rgb24")
             width, height = frame.width, frame.height
-        # Colours keep their matrix. Where chroma is halved, only averaging takes in all of it.
-        how = Interpolation.BILINEAR if "420" in frame.format.name else Interpolation.AREA
+        # The colour matrix is unchanged. If chroma is halved, only averaging uses all of it.
+        interpolation = Interpolation.BILINEAR if "420" in frame.format.name else Interpolation.AREA
         return self._reformatter.reformat(
-            frame, width, height, format=self._format, interpolation=how,
+            frame, width, height, format=self._format, interpolation=interpolation,
             dst_color_range=self._range, threads=1,
         )  # fmt: skip
 
@@ -287,11 +293,13 @@ class _Upright:
         return width & ~1, height & ~1  # halves of odd sides would shift the chroma
 
 
-def _encode(path: Path, pictures: Iterator[VideoFrame], info: VideoInfo, options: Options) -> None:
+def _encode(
+    path: Path, pictures: Iterator[VideoFrame], info: VideoInfo, options: ConvertOptions
+) -> None:
     first = next(pictures)
     movie = {"movflags": "faststart+use_metadata_tags"}
     with av.open(str(path), "w", format="mp4", container_options=movie) as container:
-        if info.start:  # without the sound that began before, nothing else would show it
+        if info.start:  # lost with the sound that began earlier
             container.metadata[START_TAG] = f"{info.start:.9f}"
         stream = container.add_stream("libx264", rate=_rate(info))
         stream.width, stream.height, stream.pix_fmt = first.width, first.height, "yuv420p"
@@ -313,21 +321,17 @@ def _rate(info: VideoInfo) -> Fraction:
 
 
 def _verify(source: str, work: Path, info: VideoInfo, times_T: list[Fraction]) -> None:
+    """Raise CorruptVideo unless the copy has the same number of frames at the same times."""
     try:
-        copy, its_clock = probe(work), video_clock(work)
+        copy, copy_times_T = probe(work), video_clock(work).times_T
     except CorruptVideo as error:
         raise CorruptVideo(source, f"its copy cannot be read: {error.reason}") from error
     if copy.frames != info.frames or copy.frames != len(times_T):
         raise CorruptVideo(source, f"its copy has {copy.frames} frames, it has {info.frames}")
-    apart = abs(copy.duration - info.duration) * info.fps / 2  # of two frames
-    since_T = its_clock.times_T - its_clock.times_T[0]
-    shown = since_T - np.array([float(time) for time in times_T])
-    late = its_clock.times_T[0] - video_clock(source).times_T[0]
-    apart = max(apart, np.abs(shown).max() / _SECONDS_APART, abs(late) / _SECONDS_APART)
-    if apart > 1:
+    errors_T = copy_times_T - copy_times_T[0] - np.array([float(time) for time in times_T])
+    start_error = abs(copy_times_T[0] - video_clock(source).times_T[0])
+    if (
+        abs(copy.duration - info.duration) * info.fps > 2
+        or max(np.abs(errors_T).max(), start_error) > _SECONDS_APART
+    ):
         raise CorruptVideo(source, "frames of its copy are not shown at its times")
-
-
-def _to_disk(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""Digests of videos' content, by which files are known to be the same as before."""
+"""Digests of video files, by which unchanged files are recognised."""
 
 import os
 import stat
@@ -10,15 +10,14 @@ from ssdet.data.storage.filesystem import is_remote
 
 PART = 1 << 16
 PARTS = 16
-"""So many parts of 64 KiB are read of a large file: 1 MiB, some 10 ms on an SSD."""
+"""Number of 64-KiB parts read of a large file: 1 MiB in all, some 10 ms on an SSD."""
 
 
 def parts_digest(path: str) -> str:
-    """Digest of head, tail and 14 parts in between at equal distances, or of all of a small file.
+    """Digest of head, tail and 14 evenly spaced parts of a file, or of all of a small one.
 
-    Of a folder: names, sizes and times of its files, and 16 of them in this way. Nothing of a
-    remote file, whose store gives it a new time whenever it is written, or of a device. OSError
-    where something cannot be read.
+    For a folder: of names, sizes and times of its files and of 16 files in this way. Empty for a
+    remote file, whose time changes with each write; devices are skipped. Raises OSError.
     """
     if is_remote(path):
         return ""
@@ -29,16 +28,16 @@ def parts_digest(path: str) -> str:
         digest.update(
             f"{file.name}/{status.st_size}/{status.st_mtime_ns}/".encode(errors="replace")
         )
-    for place in _spread(len(files), PARTS):
-        for part in _parts(files[place], PARTS):
+    for number in _spread(len(files), PARTS):
+        for part in _parts(files[number], PARTS):
             digest.update(part)
     return digest.hexdigest()
 
 
 def whole_digest(path: str, still_busy: Callable[[], None] = lambda: None) -> str:
-    """Digest of all bytes of a file or of a folder's files; as `parts_digest` otherwise.
+    """Digest of all bytes of a file or of a folder's files; otherwise as `parts_digest`.
 
-    `still_busy` is called after every MiB.
+    Calls `still_busy` after every MiB.
     """
     if is_remote(path):
         return ""
@@ -53,9 +52,8 @@ def whole_digest(path: str, still_busy: Callable[[], None] = lambda: None) -> st
 
 
 def _files(path: str) -> list[Path]:
-    place = Path(path)
-    found = sorted(place.iterdir()) if place.is_dir() else [place]
-    return [file for file in found if stat.S_ISREG(os.stat(file).st_mode)]
+    files = sorted(Path(path).iterdir()) if os.path.isdir(path) else [Path(path)]
+    return [file for file in files if stat.S_ISREG(os.stat(file).st_mode)]
 
 
 def _parts(file: Path, count: int) -> Iterator[bytes]:
@@ -70,7 +68,7 @@ def _parts(file: Path, count: int) -> Iterator[bytes]:
 
 
 def _spread(length: int, count: int) -> list[int]:
-    """Numbers from 0 to length - 1 at equal distances, the first and the last among them."""
+    """At most `count` evenly spaced numbers from 0 to length - 1, both included."""
     if length <= count:
         return list(range(length))
-    return [place * (length - 1) // (count - 1) for place in range(count)]
+    return [i * (length - 1) // (count - 1) for i in range(count)]

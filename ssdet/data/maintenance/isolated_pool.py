@@ -1,5 +1,4 @@
-"""One task for each of many videos, in processes that may crash or hang, with a journal to go on
-from after any interruption."""
+"""Pool of processes that may crash or hang, one task per video, with a resumable journal."""
 
 import errno
 import fcntl
@@ -34,18 +33,17 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a task gave no result."""
+    """Failure of a task."""
 
     reason: str
     again: bool = False
-    """Perhaps not the video's doing (input/output error, killed from outside)."""
+    """Temporary error (input/output, killed from outside), to be retried by another run."""
     stop: bool = False
-    """Every other video would meet the same: no room, or a read-only disk."""
-    late: bool = False
-    """The time limit passed."""
+    """Error that affects all videos: a full or read-only disk."""
+    timeout: bool = False
 
 
-def sweep(
+def run_journaled(
     videos: Sequence[Video],
     task: Task,
     journal: Path,
@@ -53,85 +51,91 @@ def sweep(
     processes: int | None,
     seconds: float,
     progress: Progress = lambda done, total: None,
-    holds: Callable[[Record], bool] = lambda record: True,
+    is_valid: Callable[[Record], bool] | None = None,
 ) -> dict[str, Record]:
-    """What `task` found out about each video, or its `fault`, by id.
+    """Run `task` for each video and record its result, or its `fault`, in a journal; by id.
 
-    Taken from the journal where it was written of the same file (id, path, size, date, digest of
-    parts of the content) with the same `options` and `holds` agrees. A fault that may pass
-    (`again`), or that came of a shorter time limit, is not taken. `seconds` is the limit between
-    two calls of `still_busy`. ValueError while another run uses the journal, OSError where nothing
-    more can be written.
+    Records of the journal are reused for unchanged files (id, path, size, date, digest of parts of
+    the content) with the same `options` if `is_valid` accepts them, except for temporary faults
+    (`again`) and timeouts of a shorter limit. `seconds` is the limit between two calls of
+    `still_busy`. Raises ValueError while another run uses the journal, OSError if nothing more can
+    be written.
     """
     if seconds <= 0 or (processes is not None and processes < 1):
         raise ValueError(f"{processes} processes, limit {seconds} s: expected more than 0")
     records: dict[str, Record] = {}
-    left = []
-    with _opened(journal) as (known, append):
-        keys = _keys(videos, options)
+    remaining = []
+    key_of = partial(_key, options)
+    with _opened(journal) as (journaled, append):
+        with ThreadPoolExecutor(READERS) as pool:  # reading waits for disks
+            keys = {v.id: key for v, key in zip(videos, pool.map(key_of, videos), strict=True)}
         for video in videos:
-            record = known.get(video.id)
-            if record is not None and _stands(record, keys[video.id], seconds) and holds(record):
+            record, key = journaled.get(video.id), keys[video.id]
+            usable = record is not None and _reusable(record, key, seconds)
+            if record is not None and usable and (is_valid is None or is_valid(record)):
                 records[video.id] = record
             else:
-                left.append(video)
+                remaining.append(video)
         progress(len(records), len(videos))
-        with closing(isolated(task, left, processes, seconds)) as results:
-            for video, found in results:
-                if isinstance(found, Fault) and found.stop:
-                    raise OSError(f"stopped at video {video.id!r}: {found.reason}")
-                records[video.id] = _record(video, keys[video.id], found, seconds)
+        with closing(run_isolated(task, remaining, processes, seconds)) as results:
+            for video, result in results:
+                if isinstance(result, Fault):
+                    if result.stop:
+                        raise OSError(f"stopped at video {video.id!r}: {result.reason}")
+                    limit = seconds if result.timeout else None
+                    result = {"fault": result.reason, "again": result.again, "limit": limit}
+                records[video.id] = {"id": video.id, "key": keys[video.id], **result}
                 append(records[video.id])
                 progress(len(records), len(videos))
     return records
 
 
-def isolated(
+def run_isolated(
     task: Task, videos: Sequence[Video], processes: int | None, seconds: float
 ) -> Generator[tuple[Video, Record | Fault], None, None]:
-    """Results of `task` as they come; what crashes, raises or overruns a process is a `Fault`."""
+    """Yield results of `task` as they arrive; a `Fault` for errors, crashes and timeouts."""
     usable = len(os.sched_getaffinity(0))
     count = min(usable if processes is None else processes, len(videos))
-    waiting = iter(range(len(videos)))
+    queue = iter(range(len(videos)))
     workers: dict[Connection, _Worker] = {}
 
-    def begin(number: int) -> None:
+    def start(number: int) -> None:
         worker = _Worker(task, videos, seconds)
-        worker.give(number)
+        worker.submit(number)
         workers[worker.connection] = worker
 
     try:
         for _ in range(count):
-            begin(next(waiting))
+            start(next(queue))
         while workers:
             for connection in wait(list(workers)):
                 assert isinstance(connection, Connection)
                 worker = workers[connection]
-                found = worker.result()
-                yield videos[worker.number], found
-                number = next(waiting, -1)
+                result = worker.result()
+                yield videos[worker.number], result
+                number = next(queue, -1)
                 if number >= 0 and worker.alive:
-                    worker.give(number)
+                    worker.submit(number)
                     continue
-                workers.pop(connection).end()
+                workers.pop(connection).stop()
                 if number >= 0:
-                    begin(number)
+                    start(number)
     finally:
         for worker in workers.values():
-            worker.end()
+            worker.stop()
 
 
-_limit = 0.0  # seconds; set in workers
+_limit = 0.0  # time limit in seconds; set in workers
 
 
 def still_busy() -> None:
-    """Let the time limit of the running task begin anew; nothing happens outside a worker."""
+    """Restart the time limit of the running task; no effect outside a worker."""
     if _limit:
         signal.setitimer(signal.ITIMER_REAL, _limit)
 
 
 def need_files(manifest: Manifest) -> None:
-    """ValueError for a data set of which no file was found or looked for."""
+    """Raise ValueError for a data set without any file."""
     if not any(video.path for video in manifest.videos):
         annotated = len(manifest.videos) + len(manifest.missing)
         raise ValueError(
@@ -141,45 +145,45 @@ def need_files(manifest: Manifest) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file whole."""
+    """Write a JSON file atomically."""
     work = path.with_name(f"{path.name}.partial")
     write_text(work, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     os.replace(work, path)
 
 
 class _Worker:
-    """A process and the video that it is at."""
+    """A worker process and the number of its current video."""
 
     def __init__(self, task: Task, videos: Sequence[Video], seconds: float) -> None:
-        self.connection, theirs = _FORK.Pipe()
+        self.connection, worker_end = _FORK.Pipe()
         self._seconds = seconds
-        given = theirs, task, videos, seconds
-        self._process = _FORK.Process(target=_serve, args=given, daemon=True)
-        # A worker's garbage collector must not free what this process left, such as codecs: it
-        # would wait for their threads, which only this process has.
+        arguments = worker_end, task, videos, seconds
+        self._process = _FORK.Process(target=_serve, args=arguments, daemon=True)
+        # The worker must not collect garbage of this process, such as codecs: it would wait for
+        # their threads, which exist in this process only.
         gc.freeze()
         try:
             self._process.start()
         finally:
             gc.unfreeze()
-        theirs.close()
+        worker_end.close()
         self.number, self.alive = -1, True
 
-    def give(self, number: int) -> None:
+    def submit(self, number: int) -> None:
         self.number = number
-        with suppress(BrokenPipeError):  # it has died: told by result()
+        with suppress(BrokenPipeError):  # the worker died: result() reports it
             self.connection.send(number)
 
     def result(self) -> Record | Fault:
         try:
-            found: Record | Fault = self.connection.recv()
-            return found
-        except (EOFError, OSError):  # the latter in the middle of a result
+            result: Record | Fault = self.connection.recv()
+            return result
+        except (EOFError, OSError):  # OSError in the middle of a result
             self.alive = False
             self._process.join()
-            return _death(self._process.exitcode or 0, self._seconds)
+            return _crash(self._process.exitcode or 0, self._seconds)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         self._process.kill()
         self._process.join()
         self.connection.close()
@@ -189,16 +193,16 @@ def _serve(connection: Connection, task: Task, videos: Sequence[Video], seconds:
     global _limit
     _limit = seconds
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    # The kernel ends a process that overruns, whatever its decoder is caught in.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
+    # On a timeout the kernel ends the process, even inside a decoder.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     with suppress(EOFError):
         while True:
             video = videos[connection.recv()]
             still_busy()
-            found = _run(task, video)
+            result = _run(task, video)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(found)
+            connection.send(result)
 
 
 def _run(task: Task, video: Video) -> Record | Fault:
@@ -212,37 +216,24 @@ def _run(task: Task, video: Video) -> Record | Fault:
         return Fault(f"{type(error).__name__}: {error}")
 
 
-def _death(code: int, seconds: float) -> Fault:
+def _crash(code: int, seconds: float) -> Fault:
     if code == -signal.SIGALRM:
-        return Fault(f"no end within {seconds:g} s", late=True)
+        return Fault(f"no end within {seconds:g} s", timeout=True)
     if code == -signal.SIGKILL:
         return Fault("its process was killed from outside (out of memory?)", again=True)
     how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     return Fault(f"decoding crashed the process ({how})")
 
 
-def _keys(videos: Sequence[Video], options: str) -> dict[str, list[Any]]:
-    """By id, what a record of a file is valid for; reading waits for disks, so in threads."""
-    with ThreadPoolExecutor(READERS) as pool:
-        keys = pool.map(partial(_key, options=options), videos)
-        return {video.id: key for video, key in zip(videos, keys, strict=True)}
-
-
-def _key(video: Video, options: str) -> list[Any]:
+def _key(options: str, video: Video) -> list[Any]:
+    """Options, identity and digest for which a record of a file is valid."""
     try:
         return [options, *identity(video.path), parts_digest(video.path)]
-    except OSError:  # the task meets it again, and says so
+    except OSError:  # the task meets and reports it
         return [options]
 
 
-def _record(video: Video, key: list[Any], found: Record | Fault, seconds: float) -> Record:
-    if isinstance(found, Fault):
-        limit = seconds if found.late else None
-        found = {"fault": found.reason, "again": found.again, "limit": limit}
-    return {"id": video.id, "key": key, **found}
-
-
-def _stands(record: Record, key: list[Any], seconds: float) -> bool:
+def _reusable(record: Record, key: list[Any], seconds: float) -> bool:
     limit = record.get("limit")
     same = record["key"] == key and len(key) > 1
     return same and not record.get("again") and (not limit or seconds <= limit)
@@ -250,7 +241,7 @@ def _stands(record: Record, key: list[Any], seconds: float) -> bool:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[dict[str, Record], Callable[[Record], None]]]:
-    """The last record of each id, and a function that appends one."""
+    """Open a journal: the last record of each id, and a function that appends a record."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+b") as file:
         try:  # unlike flock, not inherited by the workers
@@ -259,10 +250,10 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, Record], Callable[[Record], 
             raise ValueError(f"{path}: another run uses it; wait for its end") from None
         file.seek(0)
         content = file.read()
-        whole = content.rfind(b"\n") + 1
-        file.truncate(whole)  # a kill in the middle of a line
+        complete = content.rfind(b"\n") + 1
+        file.truncate(complete)  # the rest is a line cut by a kill
         try:
-            lines = [json.loads(line) for line in content[:whole].splitlines()]
+            lines = [json.loads(line) for line in content[:complete].splitlines()]
         except ValueError as error:
             raise ValueError(f"{path}: {error}: remove it to begin anew") from error
 

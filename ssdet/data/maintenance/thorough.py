@@ -1,4 +1,4 @@
-"""A check of every frame and byte of a video: damage that no decoder reports is found, too."""
+"""Thorough check of a video: decode every frame and search its data for zeroed stretches."""
 
 import os
 import re
@@ -19,22 +19,22 @@ from ssdet.data.video.reader import decoding, probe
 ZEROLESS = {
     "h264", "hevc", "mpeg4", "vp8", "libvpx", "vp9", "libvpx-vp9", "av1", "libdav1d", "ffv1",
 }  # fmt: skip
-"""Codecs whose data have no long stretch of zeros, of black pictures neither. Those of others may:
-the codes of flat pictures in JPEG and lossless codecs, padding, pictures that are not coded."""
-LEAST_CODED, LEAST = 64, 512
-"""Zero bytes in a row that are a hole, in these codecs and in others. Disks and file systems lose
-512 bytes or more."""
-SHORTEST = 16
-"""Bytes of a packet that is a hole where all are zeros."""
+"""Codecs whose data contain no long runs of zeros, even for black pictures. Others may: codes of
+flat pictures in JPEG and lossless codecs, padding, pictures that are not coded."""
+MIN_HOLE_CODED, MIN_HOLE = 64, 512
+"""Minimum length of a run of zero bytes that is a hole, in these codecs and in others. Disks and
+file systems lose 512 bytes or more."""
+MIN_VOID_PACKET = 16
+"""Minimum size of a packet of zeros only that is a hole."""
 Span = tuple[int, int]
 
 
 def examine_whole(video: Video) -> Record:
-    """Frames, seconds and digest of a video of which every frame decodes; CorruptVideo else.
+    """Decode every frame: frames, seconds, digest and hole of a video. Raises CorruptVideo.
 
-    A stretch that was zeroed (lost sectors, an interrupted copy) is shown by some decoders as grey
-    or smeared pictures, without an error. Zeros in the data are therefore damage, too; in codecs
-    that may have some, they are only told as `hole`.
+    Some decoders show a zeroed stretch (lost sectors, an interrupted copy) as grey or smeared
+    pictures without an error. Runs of zeros are therefore damage, too; in codecs that may contain
+    some they are only recorded as `hole`.
     """
     info = probe(video.path)
     digest = whole_digest(video.path, still_busy)
@@ -52,64 +52,64 @@ def examine_whole(video: Video) -> Record:
 
 
 def find_hole(path: str | PathLike[str]) -> str:
-    """Where zeros stand in place of a video's data, in words; nothing where there are none.
+    """Describe the first zeroed stretch of a video's data; '' without one.
 
-    Zeros that the packet before or after has about as many of, in a row, are padding or black.
+    Runs of zeros about as long as one in the packet before or after are padding or black pictures.
     """
-    before, now = _NOTHING, _NOTHING
-    for piece in chain(_pieces(path), [_NOTHING]):
+    before, current = _EMPTY, _EMPTY
+    for after in chain(_pieces(path), [_EMPTY]):
         still_busy()
-        for start, stop in now.holes:
-            if not _repeated((start, stop), now, before, piece):
-                return f"{now.name}: {stop - start:,} bytes from {start:,} on are zeros"
-        if piece.void:
-            return f"{piece.name}: all {piece.size:,} bytes are zeros"
-        before, now = now, piece
+        for start, stop in current.holes:
+            if not _repeated((start, stop), current, before, after):
+                return f"{current.name}: {stop - start:,} bytes from {start:,} on are zeros"
+        if after.void:
+            return f"{after.name}: all {after.size:,} bytes are zeros"
+        before, current = current, after
     return ""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A packet, or a picture of a folder."""
+    """A packet of a file or a picture of a folder."""
 
     name: str
     size: int
     holes: tuple[Span, ...] = ()
-    """Stretches of zeros: first byte and the byte after the last."""
+    """Runs of zeros: first byte and the byte after the last."""
     void: bool = False
-    """Nothing but zeros, where that is no picture."""
+    """Whether all bytes are zeros and that cannot be a picture."""
 
 
-_NOTHING = _Piece("", 0)
+_EMPTY = _Piece("", 0)
 
 
 def _repeated(hole: Span, piece: _Piece, before: _Piece, after: _Piece) -> bool:
-    """Whether a neighbour has a stretch at least half as long, other than the rest of this one."""
+    """Whether a neighbour has a run at least half as long that does not continue this one."""
     others = [o for o in before.holes if o[1] < before.size or hole[0] > 0]
     others += [o for o in after.holes if o[0] > 0 or hole[1] < piece.size]
     return any(2 * (stop - start) >= hole[1] - hole[0] for start, stop in others)
 
 
-def _piece(name: str, data: bytes, least: int = LEAST) -> _Piece:
-    holes = tuple(found.span() for found in re.finditer(rb"\0{%d,}" % least, data))
-    void = len(data) >= SHORTEST and not data.strip(b"\0")
+def _piece(name: str, data: bytes, min_hole: int = MIN_HOLE) -> _Piece:
+    holes = tuple(match.span() for match in re.finditer(rb"\0{%d,}" % min_hole, data))
+    void = len(data) >= MIN_VOID_PACKET and not data.strip(b"\0")
     return _Piece(name, len(data), holes, void)
 
 
 def _pieces(path: str | PathLike[str]) -> Iterator[_Piece]:
-    """Packets of a file, pictures of a folder; none of a pack, which has checksums of its own."""
+    """Packets of a file or pictures of a folder; none of a pack, which has checksums."""
     if os.path.isdir(path):
         for file in image_folder(path).files:
             yield _piece(f"picture {file!r}", Path(path, file).read_bytes())
     elif not is_pack(path):
         with opened(path) as (container, stream):
             codec = stream.codec_context
-            least = LEAST_CODED if codec.name in ZEROLESS else LEAST
-            # Zeros are black in RGB, and green, which no camera records, in YUV.
+            min_hole = MIN_HOLE_CODED if codec.name in ZEROLESS else MIN_HOLE
+            # Zeros are black in RGB but green in YUV, which no camera records.
             if codec.name == "rawvideo" and not (codec.pix_fmt or "").startswith("yuv"):
                 return
             for number, packet in enumerate(packets(container, stream)):
                 if packet is not None:
                     seconds = float((packet.pts or 0) * (stream.time_base or 0))
                     name = f"packet {number} (shown at {seconds:.2f} s)"
-                    yield _piece(name, bytes(packet), least)
+                    yield _piece(name, bytes(packet), min_hole)

@@ -1,26 +1,34 @@
-"""Folders of derived files, built once by several processes, whatever is killed on the way."""
+"""File locks, folders that one of several processes builds, and pools that leave no orphans."""
 
 import fcntl
 import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Have `build(work)` fill a folder that then appears as `folder`, unless it is there already.
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file against the other processes of this machine."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
-    It appears whole or not at all. One process builds while others wait; what one that was killed
-    left behind is removed by the next.
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Let `build(work)` fill a folder and rename it to `folder`, unless that exists.
+
+    The folder appears complete or not at all. One process builds while others wait; the remains of
+    a killed build are deleted by the next.
     """
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f"{folder.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with file_lock(folder.with_name(f"{folder.name}.lock")):
         if folder.is_dir():
             return
         work = folder.with_name(f"{folder.name}.partial")
@@ -31,14 +39,17 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
 
 
 def process_pool(processes: int | None = None) -> ProcessPoolExecutor:
-    """Pool, by default of one process per usable core, that ends with the process that made it."""
+    """Pool, by default of one process per usable core, that ends with its parent process."""
     count = processes or len(os.sched_getaffinity(0))
     return ProcessPoolExecutor(count, initializer=end_with_parent)
 
 
 def end_with_parent() -> None:
-    """Orphans would wait for work for ever, and with the descriptor that they inherit hold the lock
-    of `build_once`, for which the same command, given again, would wait."""
+    """Exit when the parent process dies (initializer of worker processes).
+
+    Orphans would wait for work forever and, by the inherited descriptor, hold the lock of
+    `build_once`, so that the same command, started again, would wait too.
+    """
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

@@ -1,48 +1,44 @@
-"""Copies of remote files in the cache folder: annotations and videos read through them."""
+"""Cache of remote files: local copies through which annotations and videos are read."""
 
-import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ssdet.data.storage.build_once import file_lock
 from ssdet.data.storage.filesystem import Remote, Stamp, is_remote, join, parent, walk
 from ssdet.data.storage.folders import EXTENSIONS
 
-ROOM = 2 << 30
-"""Bytes of disk that copies leave free."""
-
+RESERVED_BYTES = 2 << 30
+"""Disk space that copies leave free."""
 ANNOTATIONS = (".csv", ".json", ".txt")
 VIDEOS = (*EXTENSIONS, *(ending.upper() for ending in EXTENSIONS))
 
 _stamps: dict[str, Stamp] = {}
 _copies: dict[str, Path] = {}
-_roots: dict[str, str] = {}
+_mirrors: dict[str, str] = {}
 
 
 def cache_folder() -> Path:
-    """SSDET_CACHE, or the user's cache folder."""
+    """Folder SSDET_CACHE, or ~/.cache/ssdet."""
     return Path(os.environ.get("SSDET_CACHE", Path.home() / ".cache" / "ssdet"))
 
 
 def stamp_of(uri: str) -> Stamp:
-    """Size and time of a remote file as this process saw them first; FileNotFoundError without
-    one."""
+    """Size and time of a remote file when this process first looked. Raises FileNotFoundError."""
     if uri not in _stamps:
-        if (found := Remote(uri).stat()) is None:
+        if (stamp := Remote(uri).stat()) is None:
             raise FileNotFoundError(f"{uri} is not there")
-        _stamps[uri] = found
+        _stamps[uri] = stamp
     return _stamps[uri]
 
 
 def listing(uri: str, deep: bool = False) -> list[str]:
-    """Names of the files in a remote folder; their sizes are known from then on."""
-    found = Remote(uri).list(deep=deep)
-    _stamps.update({join(uri, name): stamp for name, stamp in found.items()})
-    return sorted(found)
+    """Names of the files in a remote folder; remembers their stamps."""
+    stamps = Remote(uri).list(deep=deep)
+    _stamps.update({join(uri, name): stamp for name, stamp in stamps.items()})
+    return sorted(stamps)
 
 
 def size_of(path: str) -> int:
@@ -51,21 +47,20 @@ def size_of(path: str) -> int:
 
 
 def cached(uri: str) -> Path | None:
-    """A copy of a remote file in the cache folder, fetched first where it is not there; None where
-    the disk has no room for it.
+    """Copy of a remote file in the cache folder, fetched if absent; None if the disk is too full.
 
-    The copy is named by URI, size and time: another content is another file. FileNotFoundError
-    without a remote file, RemoteError where it cannot be fetched.
+    The copy is named by URI, size and time, so changed content gets a new copy. Raises
+    FileNotFoundError without a remote file, RemoteError if it cannot be fetched.
     """
-    if (known := _copies.get(uri)) is not None and known.is_file():
-        return known
+    if (copy := _copies.get(uri)) is not None and copy.is_file():
+        return copy
     stamp = stamp_of(uri)
     key = _key(f"{uri}/{stamp.size}/{stamp.mtime_ns}")
     name = PurePosixPath(uri.partition("?")[0]).name
     target = cache_folder() / "remote" / key[:2] / key / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(target.parent).free < stamp.size + ROOM:
+        if shutil.disk_usage(target.parent).free < stamp.size + RESERVED_BYTES:
             return None
         Remote(uri).fetch("", target)
     _copies[uri] = target
@@ -73,7 +68,7 @@ def cached(uri: str) -> Path | None:
 
 
 def identity(path: str | os.PathLike[str]) -> tuple[str, int, int]:
-    """Where a file is, its size and its time; FileNotFoundError without one."""
+    """(absolute path or URI, bytes, modification time) of a file. Raises FileNotFoundError."""
     text = os.fspath(path)
     if is_remote(text):
         return text, *stamp_of(text)
@@ -82,10 +77,10 @@ def identity(path: str | os.PathLike[str]) -> tuple[str, int, int]:
 
 
 def source(path: str | os.PathLike[str]) -> str | Any:
-    """What is to be read in place of a path: the file, the copy of a remote one or, where the disk
-    has no room for a copy, the remote file itself, opened for reading in ranges.
+    """Path to read instead of `path`: the file itself or the local copy of a remote one.
 
-    A whole copy is the rule: to find the frames of a video exactly all of it is read anyway.
+    If the disk has no room for a copy: the remote file, opened for reading in ranges. A copy is
+    the rule because finding the frames of a video exactly reads all of it anyway.
     """
     text = os.fspath(path)
     if not is_remote(text):
@@ -94,60 +89,51 @@ def source(path: str | os.PathLike[str]) -> str | Any:
     return os.fspath(copy) if copy else Remote(text).open()
 
 
-def stand_in(path: str | os.PathLike[str], deep: bool = False) -> Path:
-    """The path itself or, for a remote file or folder, what stands for it on this machine.
+def local_mirror(path: str | os.PathLike[str], deep: bool = False) -> Path:
+    """The path itself or, for a remote file or folder, the path of its local mirror.
 
-    In it annotations (with what lies beside them) are copies, and videos empty files by which
-    readers find them: `origin` tells what they stand for. `deep` takes in the folders below.
-    Folders of pictures are left out. FileNotFoundError where there is nothing.
+    In a mirror annotations and the files beside them are copies, videos are empty files of the same
+    names, whose URIs `mirrored_uri` gives. `deep` includes subfolders. Image folders are left out.
+    Raises FileNotFoundError if there is neither annotation nor video.
     """
     uri = os.fspath(path)
     if not is_remote(uri):
         return Path(uri)
     folder, name = (uri, "") if Remote(uri).stat() is None else parent(uri)
-    wanted = [each for each in listing(folder, deep) if each.endswith((*ANNOTATIONS, *VIDEOS))]
-    if not wanted and not name:
+    files = [file for file in listing(folder, deep) if file.endswith((*ANNOTATIONS, *VIDEOS))]
+    if not files and not name:
         raise FileNotFoundError(f"{uri} is not there, or holds no annotation and no video")
     root = cache_folder() / "remote" / "folders" / _key(f"{folder}/{deep}")
     root.mkdir(parents=True, exist_ok=True)
-    with alone(root.with_suffix(".lock")):
-        _stand(root, folder, wanted)
-    _roots[str(root)] = folder
+    with file_lock(root.with_suffix(".lock")):
+        _update_mirror(root, folder, files)
+    _mirrors[str(root)] = folder
     return root / name
 
 
-def origin(path: str) -> str:
-    """The URI of a video in a `stand_in`; any other path as it is."""
-    for root, uri in _roots.items():
+def mirrored_uri(path: str) -> str:
+    """URI of a video in a `local_mirror`; any other path unchanged."""
+    for root, uri in _mirrors.items():
         if path.startswith(root + os.sep):
             return join(uri, path[len(root) + 1 :])
     return path
 
 
-def _stand(root: Path, uri: str, wanted: list[str]) -> None:
-    """Make a folder hold copies of these annotations and empty files for these videos, no more."""
-    for gone in {name for name, _ in walk(root)} - set(wanted):
-        (root / gone).unlink()
-    for name in wanted:
+def _update_mirror(root: Path, uri: str, files: list[str]) -> None:
+    """Fill a folder with copies of the annotations and empty files for the videos among `files`."""
+    for removed in {name for name, _ in walk(root)} - set(files):
+        (root / removed).unlink()
+    for name in files:
         target = root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(ANNOTATIONS):
             copy = cached(join(uri, name))
             if copy is None:
                 raise OSError(f"no room for a copy of {join(uri, name)} in {cache_folder()}")
             if not target.exists() or identity(target)[1:] != identity(copy)[1:]:
-                target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(copy, target)
         elif not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
             target.touch()
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """While the block lasts no other process of this machine is in one with this lock."""
-    with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _key(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Names of splits and videos, folders of videos, and lists of videos that cannot be read."""
+"""Names of splits and video files, search of video folders, and quarantine lists."""
 
 import os
 import re
@@ -11,7 +11,7 @@ EXTENSIONS = (
     ".mp4", ".avi", ".mkv", ".mov", ".webm", ".pack", ".m4v", ".3gp", ".3g2", ".mpg", ".mpeg",
     ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".ogv",
 )  # fmt: skip
-"""Endings of files that are taken for videos; whether they can be read is seen when they are."""
+"""Extensions of video files."""
 _NOISE = {
     "@eadir", "__macosx", "thumbs.db", "desktop.ini", "lost+found", "#recycle", "$recycle.bin",
     "system volume information",
@@ -24,33 +24,31 @@ SPLITS = {
     "train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-
-
 _PLAIN = re.compile(r"(?![. ])[^/\\:\0]+(/(?![. ])[^/\\:\0]+)*")
 _WORD = re.compile(r"(?<![a-z])(train|val|test)(ing|idate|idation|list)?(?![a-z])")
 
 
 def split_name(name: str, where: str) -> str:
-    """train, val or test for the names in use (training, validate, Testing, …)."""
+    """Normalise the name of a split (training, validate, Testing, …) to train, val or test."""
     if (split := clean(name).lower()) not in SPLITS:
         raise ValueError(f"{where}: split {name!r}, expected one of {', '.join(SPLITS)}")
     return SPLITS[split]
 
 
-def told_split(file: str) -> str:
-    """train, val or test where the name of a list says so (`kinetics_val.csv`), or nothing."""
-    words = {found[1] for found in _WORD.finditer(file.lower())}
+def split_in_name(file: str) -> str:
+    """train, val or test if the name of a list contains it (`kinetics_val.csv`), else ''."""
+    words = {match[1] for match in _WORD.finditer(file.lower())}
     return words.pop() if len(words) == 1 else ""
 
 
 def is_noise(name: str) -> bool:
-    """Whether a file or folder of this name is what systems and downloaders leave in folders, and
-    never data: hidden files, companions of macOS, Synology and Windows, unfinished downloads."""
+    """Whether a file or folder is no data by its name: hidden files, unfinished downloads, and
+    companion files of macOS, Synology and Windows."""
     return name.startswith(".") or name.casefold() in _NOISE or name.lower().endswith(_UNFINISHED)
 
 
 def subfolders(root: Path) -> dict[str, list[Path]]:
-    """Folders in a folder by name in composed Unicode, sorted: two forms of a name are one."""
+    """Subfolders by name in composed Unicode, sorted; two Unicode forms of a name are merged."""
     folders: dict[str, list[Path]] = {}
     for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
         if entry.is_dir() and not is_noise(entry.name):
@@ -59,21 +57,23 @@ def subfolders(root: Path) -> dict[str, list[Path]]:
 
 
 def video_stems(name: str) -> list[str]:
-    """Names by which a video file is looked for: without its ending, and without two of them, as
-    downloaders write (`ID.mp4.mkv`); nothing for other files."""
-    stem, ending = os.path.splitext(name)
-    if ending.lower() not in EXTENSIONS or is_noise(name):
+    """Names of a video file without its extension, and without two (`ID.mp4.mkv` of downloaders).
+
+    Empty for other files.
+    """
+    stem, extension = os.path.splitext(name)
+    if extension.lower() not in EXTENSIONS or is_noise(name):
         return []
     inner, second = os.path.splitext(stem)
     return [clean(stem), *([clean(inner)] if second.lower() in EXTENSIONS and inner else [])]
 
 
 class VideoFolder:
-    """Finds videos in a folder by name, with or without extension; lists it once.
+    """Search for videos in a folder by name, with or without extension; lists the folder once.
 
-    A video is a file with one of the usual endings or, where there is none, a folder (of pictures).
-    Names are compared in composed Unicode. Of several files of one name the ending that comes first
-    in `EXTENSIONS` decides, then one ending before two, then the order of the names.
+    A video is a file with one of `EXTENSIONS` or, if there is none, a folder of images. Names are
+    compared in composed Unicode. Of several files with one name the extension that comes first in
+    `EXTENSIONS` wins, then one extension before two, then the order of names.
     """
 
     def __init__(self, root: Path) -> None:
@@ -82,28 +82,28 @@ class VideoFolder:
         self.root = root
         self._listed: dict[str, dict[str, str]] = {}
         self._dangling: dict[str, set[str]] = {}
-        self.passed_over = 0
-        """Files and folders that systems and downloaders left in the folders looked into."""
+        self.ignored = 0
+        """Number of files and folders ignored by `is_noise`."""
 
     def find(self, stems: Iterable[str]) -> str:
-        """Path of the first of these (`name` or `folder/name`) that is there, or an empty string.
+        """Path of the first existing video of these (`name` or `folder/name`), or ''.
 
         Raises ValueError for a name that leads out of the folder.
         """
         for stem in stems:
-            parent, _, name = clean(inside(stem, "video")).rpartition("/")
-            bare, ending = os.path.splitext(name)
-            known = self._listing(parent)
-            # A converted copy has another ending than the file that was annotated.
-            copy = known.get(bare) if ending.lower() in EXTENSIONS else None
-            if found := known.get(name) or copy:
-                return found
+            parent, _, name = clean(safe_name(stem, "video")).rpartition("/")
+            bare, extension = os.path.splitext(name)
+            paths = self._listing(parent)
+            # A converted copy has another extension than the annotated file.
+            copy = paths.get(bare) if extension.lower() in EXTENSIONS else None
+            if path := paths.get(name) or copy:
+                return path
         return ""
 
     def reason(self, stems: Iterable[str]) -> str:
-        """Why none of these is there, where more is known than that."""
+        """Reason why none of these exists, if there is a specific one, or ''."""
         for stem in stems:
-            parent, _, name = clean(inside(stem, "video")).rpartition("/")
+            parent, _, name = clean(safe_name(stem, "video")).rpartition("/")
             self._listing(parent)
             if {name, os.path.splitext(name)[0]} & self._dangling[parent]:
                 return DANGLING
@@ -118,18 +118,18 @@ class VideoFolder:
             for folder in self._folders(parent):
                 for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
                     if is_noise(entry.name):
-                        self.passed_over += 1
+                        self.ignored += 1
                         continue
                     if entry.is_dir():
                         folders.setdefault(clean(entry.name), entry.path)
                         continue
-                    ending = os.path.splitext(entry.name)[1].lower()
+                    extension = os.path.splitext(entry.name)[1].lower()
                     names = [*video_stems(entry.name), clean(entry.name)]
                     if not entry.is_file():
                         self._dangling[parent].update(names)
-                    elif ending in EXTENSIONS:
-                        place = EXTENSIONS.index(ending)
-                        files += [(place, n, entry.path, name) for n, name in enumerate(names)]
+                    elif extension in EXTENSIONS:
+                        rank = EXTENSIONS.index(extension)
+                        files += [(rank, n, entry.path, name) for n, name in enumerate(names)]
             listed: dict[str, str] = {}
             for _, _, path, name in sorted(files):
                 listed.setdefault(name, path)
@@ -137,15 +137,15 @@ class VideoFolder:
         return self._listed[parent]
 
     def _folders(self, parent: str) -> list[Path]:
-        """The folders of a name below the root, whose names may have several forms on disk."""
-        found = [self.root]
+        """Folders of this name below the root, which may exist in several Unicode forms."""
+        folders = [self.root]
         for part in parent.split("/") if parent else []:
-            found = [path for folder in found for path in subfolders(folder).get(part, [])]
-        return found
+            folders = [path for folder in folders for path in subfolders(folder).get(part, [])]
+        return folders
 
 
-def inside(name: str, where: str) -> str:
-    """`name` if, as a path, it stays in its folder on any system; ValueError otherwise."""
+def safe_name(name: str, where: str) -> str:
+    """Return `name` if, as a path, it stays in its folder on any system; else raise ValueError."""
     if _PLAIN.fullmatch(name):
         return name
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
@@ -155,37 +155,37 @@ def inside(name: str, where: str) -> str:
     return name
 
 
-class Once:
-    """Remembers where each video of a data set was annotated."""
+class UniqueVideos:
+    """Check that no video of a data set is annotated twice."""
 
     def __init__(self) -> None:
-        self._places: dict[str, str] = {}
+        self._annotations: dict[str, str] = {}
 
     def add(self, video: str, where: str) -> None:
-        """ValueError naming both places for a video that is there twice."""
-        if video in self._places:
+        """Record a video. Raises ValueError naming both annotations of a duplicate."""
+        if video in self._annotations:
             raise ValueError(
-                f"{where}: video {video!r} is there twice, first in {self._places[video]}: "
+                f"{where}: video {video!r} is there twice, first in {self._annotations[video]}: "
                 "leave one of them out"
             )
-        self._places[video] = where
+        self._annotations[video] = where
 
 
 def quarantine_file(annotation: Path) -> Path:
-    """Where the list of unusable videos of an annotation file or folder lies."""
+    """Path of the quarantine list of an annotation file or folder."""
     return (annotation if annotation.is_dir() else annotation.parent) / QUARANTINE
 
 
 def quarantine_beside(annotation: Path) -> dict[str, str]:
-    """The quarantine list beside an annotation; empty where there is none."""
+    """Content of the quarantine list beside an annotation; {} if there is none."""
     path = quarantine_file(annotation)
     return read_quarantine(path) if path.is_file() else {}
 
 
 def read_quarantine(path: Path) -> dict[str, str]:
-    """Reason by id of the videos that are not to be read, as a check of the files wrote it down.
+    """Reasons by id of the videos that a check of the files excluded.
 
-    The file is JSON: `{"format": 1, "videos": {id: reason}}`. ValueError for any other content.
+    The file is JSON `{"format": 1, "videos": {id: reason}}`. Raises ValueError for other content.
     """
     content = read_json(path)
     if content.get("format") != 1:

@@ -1,6 +1,6 @@
-"""Numpy arrays from a pickle, and nothing else: no other object is made and no code is run.
+"""Reader of pickled numpy arrays that creates no other object and runs no code.
 
-Even numpy's own unpickling is not called: the names that it uses stand for the plain classes below.
+The names that numpy's pickles refer to are replaced by the plain classes below.
 """
 
 import codecs
@@ -17,7 +17,7 @@ NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 
 
 class _Kind:
-    """Stands for numpy.dtype."""
+    """Replaces numpy.dtype."""
 
     def __init__(self, code: str, *_: bool) -> None:
         if code not in NUMBERS:
@@ -29,7 +29,7 @@ class _Kind:
 
 
 class _Array:
-    """Stands for an array that numpy has begun to rebuild."""
+    """Replaces an array under construction."""
 
     values: np.ndarray
 
@@ -43,19 +43,19 @@ class _Array:
 
 
 def _begin(*_: Any) -> _Array:
-    """Stands for numpy's _reconstruct."""
+    """Replaces numpy's _reconstruct."""
     return _Array()
 
 
 def _whole(data: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
-    """Stands for numpy's _frombuffer, which protocol 5 uses."""
+    """Replaces numpy's _frombuffer (protocol 5)."""
     array = _Array()
     array.__setstate__((1, shape, kind, order == "F", data))
     return array
 
 
 def _scalar(kind: _Kind, data: bytes | str) -> int | float | bool:
-    """Stands for numpy's scalar."""
+    """Replaces numpy's scalar."""
     array = _Array()
     array.__setstate__((1, (1,), kind, False, data))
     number: int | float | bool = array.values[0].item()
@@ -63,14 +63,14 @@ def _scalar(kind: _Kind, data: bytes | str) -> int | float | bool:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """Stands for `_codecs.encode`, by which protocols 0 to 2 store bytes."""
+    """Replaces `_codecs.encode`, by which protocols 0 to 2 store bytes."""
     if codecs.lookup(encoding).name != "iso8859-1":
         raise ValueError(f"bytes in encoding {encoding!r}, expected latin1")
     return text.encode("latin1")
 
 
 class _ArraysOnly(pickle.Unpickler):
-    admitted = {  # noqa: RUF012
+    allowed = {  # noqa: RUF012
         ("numpy.core.multiarray", "_reconstruct"): _begin,
         ("numpy._core.multiarray", "_reconstruct"): _begin,
         ("numpy.core.numeric", "_frombuffer"): _whole,
@@ -84,23 +84,23 @@ class _ArraysOnly(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.admitted:
+        if (module, name) not in self.allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-        return self.admitted[module, name]
+        return self.allowed[module, name]
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle that torch.save does not write (protocol 3 and later)."""
+    """Whether a file starts as a pickle of protocol 3 or later, which torch.save does not write."""
     with open(path, "rb") as file:
         start = file.read(2)
     return len(start) == 2 and start[0] == 0x80 and start[1] > 2
 
 
 def read_arrays(source: str | Path | BinaryIO, where: str = "") -> dict[str, Tensor]:
-    """Arrays of a pickled dictionary, or a nested one, as tensors; names are joined by `/`.
+    """Arrays of a pickled dictionary as tensors; names of nested ones are joined by `/`.
 
-    `where` names an open file in errors. Raises ValueError for a pickle that is damaged or asks for
-    anything but arrays of numbers, before anything of that is made.
+    `where` names an open file in errors. Raises ValueError for a damaged pickle or one with
+    anything but arrays of numbers, before creating it.
     """
     where = where or str(source)
     content = _load(source, where)
@@ -114,15 +114,15 @@ def read_arrays(source: str | Path | BinaryIO, where: str = "") -> dict[str, Ten
 
 
 def read_tree(path: Path) -> Any:
-    """Content of a pickle of numpy arrays, dictionaries, lists, texts and numbers.
+    """Content of a pickle of numpy arrays, dictionaries, lists, strings and numbers.
 
-    Raises ValueError for a pickle that is damaged or asks for any other object, before it is made.
+    Raises ValueError for a damaged pickle or one with any other object, before creating it.
     """
     content = _load(path, str(path))
     try:
         return _with_arrays(content)
     except RecursionError as error:
-        raise ValueError(f"{path}: a pickle that holds itself") from error
+        raise ValueError(f"{path}: a pickle that contains itself") from error
 
 
 def _with_arrays(content: Any) -> Any:
@@ -143,7 +143,7 @@ def _load(source: str | Path | BinaryIO, where: str) -> Any:
         return _ArraysOnly(source, encoding="latin1").load()
     except OSError:
         raise
-    except Exception as error:  # whatever bytes that are no such pickle happen to mean
+    except Exception as error:  # damaged bytes can raise anything
         raise ValueError(f"{where}: not a pickle of numpy arrays alone: {error}") from error
 
 

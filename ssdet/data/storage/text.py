@@ -1,8 +1,8 @@
-"""Text that people write: tables, JSON, lists and names, as spreadsheets and editors leave them.
+"""Readers of hand-written tables, JSON, lists and names, as spreadsheets and editors save them.
 
-Byte order marks are passed over (UTF-16 is read where one says so). Blanks of all kinds at the ends
-of a name mean nothing, and names are compared in composed Unicode (NFC), whatever form a file has
-them in. Anything else that is not text of the expected form is refused with the line where it is.
+Byte order marks are skipped (UTF-16 is read by its mark). White space of all kinds at the ends of
+a name is ignored and names are compared in composed Unicode (NFC). Other deviations raise
+ValueError with file and line.
 """
 
 import codecs
@@ -16,25 +16,24 @@ from pathlib import Path
 from typing import Any
 
 _BLANKS = "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060"
-"""Characters that take no room and that `str.strip` leaves."""
+"""Invisible characters that `str.strip` does not remove."""
 
 
 def clean(text: str) -> str:
-    """A name in composed Unicode, without blanks at its ends: no-break and zero-width ones, too."""
+    """Compose a name (NFC) and strip white space, no-break and zero-width characters."""
     before = None
-    while text != before:  # blanks of both kinds may alternate
+    while text != before:  # both kinds may alternate
         before, text = text, text.strip().strip(_BLANKS)
     return unicodedata.normalize("NFC", text)
 
 
 def read_text(path: Path) -> str:
-    """A text file; ValueError naming the file that is not UTF-8, with the way out."""
+    """Read a text file. Raises ValueError naming the file if it is not UTF-8."""
     return decode(path.read_bytes(), path)
 
 
 def decode(content: bytes, path: Path) -> str:
-    """Text of a file's bytes, UTF-8 or what its byte order mark says (which is left out);
-    ValueError as `read_text`."""
+    """Decode UTF-8, or UTF-16 by its byte order mark, without the mark. Raises as `read_text`."""
     try:
         if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return content.decode("utf-16")
@@ -45,9 +44,9 @@ def decode(content: bytes, path: Path) -> str:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header, values `clean`; empty lines are passed over.
+    """Rows of a CSV file with a header, values cleaned; empty lines are skipped.
 
-    ValueError naming the file and line that do not fit.
+    Raises ValueError naming file and line.
     """
     content = path.read_bytes()
     try:
@@ -59,7 +58,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         header = [clean(name) for name in next(reader, [])]
         if len(set(header)) < len(header):
-            raise ValueError(f"columns {header}, expected names that differ")
+            raise ValueError(f"columns {header}, expected distinct names")
         rows = []
         for row in reader:
             if not any(map(clean, row)):
@@ -75,9 +74,9 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Top-level object of a JSON file, its names and texts `clean`.
+    """Top-level object of a JSON file, keys and top-level strings cleaned.
 
-    ValueError naming the file if it is none, or has twins.
+    Raises ValueError naming the file if it is no JSON object or has a key twice.
     """
 
     def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -90,37 +89,36 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_text(path), object_pairs_hook=distinct)
     except (ValueError, RecursionError) as error:
-        told = str(error).removeprefix(f"{path}: ")
-        raise ValueError(f"{path}: not usable JSON: {told}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not usable JSON: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected video ids as keys")
     return content
 
 
 def class_list(path: Path) -> tuple[tuple[str, ...], int | None]:
-    """Class names of a text file, one a line, and the number of the first: 0 or 1 where lines are
-    numbered (`0 name`, `1 name`, `c000 name`), None where they are not.
+    """Class names of a text file, one a line, and the number of the first class.
 
-    Raises ValueError for an empty file, an empty line or a name that is there twice.
+    The number is 0 or 1 if lines are numbered (`0 name`, `1 name`, `c000 name`), else None. Raises
+    ValueError for an empty file, an empty line or a duplicate name.
     """
     lines = [clean(line) for line in read_text(path).rstrip().splitlines()]
     parts = [re.fullmatch(r"c?(\d+)\s+(\S.*)", line) for line in lines]
     numbers = [int(part[1]) if part else -1 for part in parts]
     first = next((n for n in (0, 1) if numbers == list(range(n, n + len(lines)))), None)
-    numbered = first is not None
-    names = [part[2] if numbered and part else t for part, t in zip(parts, lines, strict=True)]
+    names = lines if first is None else [part[2] for part in parts if part]
     if not all(names) or len(set(names)) < len(names) or not names:
         raise ValueError(f"{path}: expected distinct class names, one a line")
     return tuple(names), first
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Class names of a text file; raises as `class_list`."""
+    """Class names of a text file. Raises as `class_list`."""
     return class_list(path)[0]
 
 
 def number(text: str, where: str) -> float:
-    """A number in a table; ValueError naming where it stands."""
+    """Parse a number of a table. Raises ValueError starting with `where`."""
     try:
         return float(clean(text))
     except ValueError:
@@ -128,7 +126,7 @@ def number(text: str, where: str) -> float:
 
 
 def as_number(value: Any) -> Any:
-    """A JSON value, which spreadsheets may have written as text, as a number if it is one."""
+    """A JSON value as a number if it is one, also where a spreadsheet wrote it as text."""
     if not isinstance(value, str):
         return value
     try:

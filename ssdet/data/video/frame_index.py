@@ -1,33 +1,32 @@
-"""Opening of video files, and an index of the frames that a file shows, and when.
+"""Opening of video files, and the index of their frames and presentation times.
 
-A file is judged by its pictures: it is damaged if a picture that players should show is missing,
-or is not the one that was recorded. Detected are
+A file counts as damaged if a picture that players should show is missing or is not the recorded
+one. Detected are
 
-* packets that the container's index, header or structure announce and that are cut or missing;
-* pictures that the decoder refuses, conceals or marks, and those that refer to a picture that is
-  not in the stream (`pictures`, `picture_order`);
+* packets that the container's index, header or structure declare and that are cut or missing;
+* pictures that the decoder rejects, conceals or marks, and those that refer to a picture that is
+  not in the stream (`pictures`, `ReferenceGaps`);
 * pictures missing among the last ones of an unfinished recording, by their order counts.
 
-Side information that is broken (SEI messages, reference marking) is no damage where every picture
-is decoded whole. Nor are pauses, or pictures before the first keyframe of a stream that starts
-between keyframes: players begin at that.
+Broken side information (SEI messages, reference marking) is no damage if every picture decodes
+completely. Neither are pauses, nor pictures before the first keyframe, where players begin.
 
-What cannot be detected: VP8, VP9, HEVC and MJPEG decode many flipped bits to some picture without
-an error, and an unfinished recording may have gone on, unless pictures before its last are missing.
+Not detectable: VP8, VP9, HEVC and MJPEG decode many flipped bits to some picture without an error,
+and an unfinished recording may have been longer unless pictures before its last are missing.
 """
 
 import os
 import re
 import stat
 from array import array
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache, wraps
 from itertools import islice, takewhile
-from threading import Lock
-from typing import BinaryIO, Generic, TypeVar
+from typing import BinaryIO, TypeVar
 
 import av
 import numpy as np
@@ -47,13 +46,14 @@ from ssdet.data.video.picture_decoder import (
 )
 from ssdet.data.video.stream_headers import header_parser, lost_at_end
 
-CACHED_INDEXES = 256
+CACHED_FILES = 256
 START_TAG = "ssdet_start"
 """Metadata of a converted copy: seconds from the start of its source to the first frame."""
 T = TypeVar("T")
+AnyPath = str | os.PathLike[str]
 
-# Codecs whose packets are one shown frame each. Packets of the first two are trusted also where
-# they are stored in another order than they are shown in.
+# Codecs with one shown frame per packet; the first two also where storage order is not display
+# order.
 _REORDERED = {"h264", "hevc"}
 _ONE_FRAME_A_PACKET = _REORDERED | {
     "mpeg4", "mjpeg", "vp9", "libvpx-vp9", "av1", "libdav1d", "ffv1", "prores", "huffyuv",
@@ -66,14 +66,14 @@ _MP4_BOXES = {
     b"pnot",
 }  # fmt: skip
 _LAST_PACKETS = 64
-"""Packets that are looked at for pictures missing at the end."""
+"""Packets that are searched for pictures missing at the end."""
 _NO_TIME = int(np.iinfo(np.int64).min)
 
 
 class CorruptVideo(Exception):
-    """A file that cannot be read as the video it claims to be: `path`, and the `reason` why."""
+    """A file that cannot be read as a video: `path` and `reason`."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
+    def __init__(self, path: AnyPath, reason: str) -> None:
         self.path, self.reason = os.fspath(path), reason
         super().__init__(self.path, reason)
 
@@ -83,65 +83,64 @@ class CorruptVideo(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FrameIndex:
-    """Where the shown frames of one file are."""
+    """Frames of one file and their times."""
 
     count: int
-    """Frames that can be read: all of them, unless the file is damaged."""
-    promised: int
-    """Frames the container speaks of; 0 where it does not say."""
+    """Frames that can be read: all unless the file is damaged."""
+    declared: int
+    """Frames that the container declares; 0 if it does not."""
     damage: str | None
     duration: float
-    """Seconds; 0 where neither frame times nor a rate are stored."""
+    """Seconds; 0 if neither frame times nor a rate are stored."""
     pts: np.ndarray | None = None
     """[count] times of the frames, ascending; None: frames are counted by decoding."""
     key_pts: np.ndarray | None = None
     """Times of the packets at which decoding can begin, ascending."""
     open_gop: bool = False
-    """Frames shown before a keyframe may come after it and refer to what went before it."""
+    """Frames shown before a keyframe may follow it and refer to frames before it."""
     mode: Mode = Mode.STRICT
-    """How frames that are counted were decoded."""
+    """Decoder mode by which frames were counted."""
     part: slice = field(default_factory=lambda: slice(None))
-    """Packets that are decoded where frames are counted: from the first keyframe to the damage."""
+    """Packets to decode when frames are counted: from the first keyframe to the damage."""
     counted_pts: np.ndarray | None = None
-    """[count] times of frames that are counted by decoding; None: the file does not say."""
+    """[count] times of frames that are counted by decoding; None: the file has none."""
     tick: Fraction = Fraction(1)
-    """Seconds of one unit of the times."""
+    """Seconds per unit of the times."""
     start: float = 0.0
-    """Seconds from the start of the file to the first frame: sound may begin earlier."""
+    """Seconds from the start of the file to the first frame (sound may begin earlier)."""
 
     @property
     def times(self) -> np.ndarray | None:
-        """[count] times of the frames in ticks, ascending, if the file has any."""
+        """[count] times of the frames in ticks, ascending, or None."""
         return self.counted_pts if self.pts is None else self.pts
 
     @property
     def irregularity(self) -> float:
-        """Seconds by which the frame that is furthest from an even spread over the duration is off;
-        0 where it is no more than the rounding of a constant rate to ticks."""
+        """Largest deviation in seconds of a frame's time from even spacing over the duration; 0 if
+        within the rounding of a constant rate to ticks."""
         if self.times is None:
             return 0.0
         even_T = np.arange(self.count) * (self.duration / self.count)
         since_T = (self.times - self.times[0]) * float(self.tick)
-        off = float(np.abs(since_T - even_T).max())
-        return off if off > rounding(self.tick, self.count / self.duration) else 0.0
+        largest = float(np.abs(since_T - even_T).max())
+        return largest if largest > rounding(self.tick, self.count / self.duration) else 0.0
 
     def key_before(self, frame: int) -> int:
-        """Time of the last packet at which decoding can begin so as to show this frame."""
+        """Time of the last packet from which decoding reaches this frame."""
         assert self.pts is not None and self.key_pts is not None
-        place = np.searchsorted(self.key_pts, self.pts[frame], side="right") - 1
-        return int(self.key_pts[place])
+        return int(self.key_pts[self.key_pts.searchsorted(self.pts[frame], side="right") - 1])
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file's demuxer and its first real video stream, with one decoding thread.
+def opened(path: AnyPath) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the demuxer and its first video stream that is no cover picture, one decoding thread.
 
-    Only the demuxer that the first bytes tell is tried and only the `file` protocol is open to
-    it, whatever the path looks like: no playlist can lead anywhere else.
+    The first bytes alone choose the demuxer, which may use the `file` protocol only: no playlist
+    can lead elsewhere. Raises CorruptVideo.
     """
-    demuxer, _ = _kind(path)
-    place = source(path)
-    url = "file:" + os.path.abspath(place) if isinstance(place, str) else place
+    demuxer, _ = _container_format(path)
+    readable = source(path)
+    url = "file:" + os.path.abspath(readable) if isinstance(readable, str) else readable
     options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
     try:
         container = av.open(url, format=demuxer, options=options, metadata_errors="replace")
@@ -154,9 +153,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
 def packets(
     container: InputContainer, stream: VideoStream, part: slice = slice(None)
 ) -> Iterator[Packet | None]:
-    """Packets up to the end or to the first damage; then None, which flushes a decoder.
+    """Non-empty packets up to the end or the first damage, then None, which flushes a decoder.
 
-    `part` of those that hold something: all by default.
+    `part` selects a range of them.
     """
     try:
         for packet in islice((p for p in container.demux(stream) if p.size), part.start, part.stop):
@@ -164,46 +163,25 @@ def packets(
                 break
             yield packet
     except av.FFmpegError:
-        pass  # what lies behind the damage is missed by whoever needs it
+        pass  # callers notice the missing frames
     yield None
 
 
-class FileCache(Generic[T]):
-    """What was found out about the last `size` files, as long as they stay the same."""
+def cached_per_file(read: Callable[[str], T]) -> Callable[[AnyPath], T]:
+    """Cache what `read(path)` returns for the last 256 files, by path, size and time of change."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[tuple[str, int, int], T] = OrderedDict()
-        self._lock = Lock()
+    @lru_cache(CACHED_FILES)
+    def cached(path: str, identity_of_file: tuple[str, int, int]) -> T:
+        return read(path)
 
-    def get(self, path: str | os.PathLike[str], make: Callable[[], T]) -> T:
-        key = identity(path)
-        with self._lock:
-            if key in self._entries:
-                self._entries.move_to_end(key)
-                return self._entries[key]
-        entry = make()
-        with self._lock:
-            self._entries[key] = entry
-            if len(self._entries) > self._size:
-                self._entries.popitem(last=False)
-        return entry
+    @wraps(read)
+    def read_cached(path: AnyPath) -> T:
+        return cached(os.fspath(path), identity(path))
+
+    return read_cached
 
 
-_indexes: FileCache[FrameIndex] = FileCache(CACHED_INDEXES)
-
-
-def frame_index(
-    path: str | os.PathLike[str], container: InputContainer, stream: VideoStream
-) -> FrameIndex:
-    """The file's index; the last 256 are kept by path, size and modification time.
-
-    Raises `CorruptVideo` for a file without a frame that can be read.
-    """
-    return _indexes.get(path, lambda: _scan(path, container, stream))
-
-
-def _video_stream(path: str | os.PathLike[str], container: InputContainer) -> VideoStream:
+def _video_stream(path: AnyPath, container: InputContainer) -> VideoStream:
     for stream in container.streams.video:
         if stream.disposition & Disposition.attached_pic:
             continue
@@ -217,19 +195,17 @@ def _video_stream(path: str | os.PathLike[str], container: InputContainer) -> Vi
     raise CorruptVideo(path, "no video stream")
 
 
-def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
-    """Demuxer by the file's first bytes; whether the file is shorter than its header says.
-
-    None where the header does not say.
-    """
-    place = source(path)
+def _container_format(path: AnyPath) -> tuple[str, bool | None]:
+    """Demuxer by the file's first bytes, and whether the file is shorter than its header declares
+    (None: no length declared)."""
+    readable = source(path)
     _, size, _ = identity(path)
-    if isinstance(place, str) and not stat.S_ISREG(os.stat(place).st_mode):
+    if isinstance(readable, str) and not stat.S_ISREG(os.stat(readable).st_mode):
         raise CorruptVideo(path, "not a regular file")
-    with _bytes_of(path) as file:
+    with open_bytes(path) as file:
         head = file.read(512)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        # Counted without the 8 bytes before it: some writers are off by a few.
+        # Compared without the 8 bytes before it: some writers are off by a few.
         return "avi", int.from_bytes(head[4:8], "little") > size
     if head[:4] == matroska.HEAD:
         return "matroska", None
@@ -238,57 +214,63 @@ def _kind(path: str | os.PathLike[str]) -> tuple[str, bool | None]:
     if head[:4] == b"\0\0\1\xba":
         return "mpeg", None
     if any(
-        head[place : place + 1] == b"G" == head[place + step : place + step + 1]
-        for place, step in ((0, 188), (4, 192))
+        head[first : first + 1] == b"G" == head[first + step : first + step + 1]
+        for first, step in ((0, 188), (4, 192))
     ):
         return "mpegts", None
     kinds = "an MP4/MOV/3GP, Matroska/WebM, AVI, MPEG program or transport stream file"
     raise CorruptVideo(path, f"not {kinds}: convert it with ffmpeg" if head else "empty file")
 
 
-def _bytes_of(path: str | os.PathLike[str]) -> BinaryIO:
-    place = source(path)
-    return open(place, "rb") if isinstance(place, str) else place
+def open_bytes(path: AnyPath) -> BinaryIO:
+    """Open a local or remote file for reading bytes."""
+    readable = source(path)
+    return open(readable, "rb") if isinstance(readable, str) else readable
 
 
-def _scan(
-    path: str | os.PathLike[str], container: InputContainer, stream: VideoStream
-) -> FrameIndex:
-    kind, cut = _kind(path)
+@cached_per_file
+def frame_index(path: str) -> FrameIndex:
+    """Index of a file's frames. Raises `CorruptVideo` if no frame can be read."""
+    with opened(path) as (container, stream):
+        return _scan(path, container, stream)
+
+
+def _scan(path: str, container: InputContainer, stream: VideoStream) -> FrameIndex:
+    format, cut = _container_format(path)
     codec = stream.codec_context
     unfinished = None if stream.frames else header_parser(codec.name, codec.extradata)
     last: deque[bytes] = deque(maxlen=_LAST_PACKETS if unfinished else 0)
     rows, damage = _packet_table(container, stream, last)
     if cut and not damage:
-        damage = "the file ends before its header says"
-    if kind == "matroska" and not damage:
-        with _bytes_of(path) as file:
+        damage = "the file ends before its declared length"
+    if format == "matroska" and not damage:
+        with open_bytes(path) as file:
             broken = matroska.damage(file)
         if broken:
             damage, sound = broken
             rows = rows[rows[:, 6] < sound]
-    promised = 0
-    if kind == "mp4":
+    declared = 0
+    if format == "mp4":
         discarded = int(rows[:, 3].sum())
-        promised = len(stream.index_entries) - discarded
-        if not damage and promised > len(rows) - discarded:
-            damage = f"the file breaks off after {len(rows) - discarded} of {promised} frames"
+        declared = len(stream.index_entries) - discarded
+        if not damage and declared > len(rows) - discarded:
+            damage = f"the file breaks off after {len(rows) - discarded} of {declared} frames"
     if not (rows[:, 3] == 0).any():
         raise CorruptVideo(path, damage or "no video frame in it")
     if not _packets_are_frames(container, stream, rows):
         first = 0 if _starts_with_keyframe(stream, rows) else int(np.argmax(rows[:, 2] == 1))
         part = slice(first, len(rows) if damage else None)
-        return _count(path, rows, promised, damage, part)
+        return _count(path, rows, declared, damage, part)
     pts, dts, _, discard, *_ = rows.T
     shown = np.sort(pts[discard == 0])
-    key_pts, open_gop = _entries(rows)
+    key_pts, open_gop = _entry_points(rows)
     if not damage and unfinished and lost_at_end(unfinished, last):
         damage = "frames are missing at the end"
-    # Behind the last decoding time, frames in between may have been lost.
+    # After the last decoding time, frames in between may have been lost.
     whole = shown[shown <= dts[-1]] if damage else shown
     return FrameIndex(
         count=len(whole),
-        promised=promised,
+        declared=declared,
         damage=damage,
         duration=_duration(container, stream, rows, shown),
         pts=whole,
@@ -302,7 +284,7 @@ def _scan(
 def _starts_with_keyframe(stream: VideoStream, rows: np.ndarray) -> bool:
     """Whether the container marks the first packet as a keyframe.
 
-    The packets' own marks may come from a parser of the pictures, which damage misleads.
+    Marks of packets alone may come from a parser of the pictures, which damage misleads.
     """
     entries = stream.index_entries
     if not len(entries):
@@ -314,7 +296,7 @@ def _starts_with_keyframe(stream: VideoStream, rows: np.ndarray) -> bool:
 
 
 def _start(container: InputContainer, stream: VideoStream, first: int) -> float:
-    """Seconds from the start of the file to its first frame, of time `first`.
+    """Seconds from the start of the file to its first frame, which has time `first`.
 
     A start below 0 is the delay of a sound encoder, which players skip. AVI files start at 0.
     """
@@ -333,7 +315,7 @@ def _start(container: InputContainer, stream: VideoStream, first: int) -> float:
 def _duration(
     container: InputContainer, stream: VideoStream, rows: np.ndarray, times: np.ndarray
 ) -> float:
-    """Seconds from the first of the `times` of frames to the end of the last packet."""
+    """Seconds from the first of the frames' `times` to the end of the last packet."""
     tick, rate = stream.time_base or Fraction(1), stream.average_rate
     if container.format.name == "avi":
         return float(_avi_ticks(stream, rows, times) * tick)
@@ -348,15 +330,15 @@ def _duration(
 
 
 def rounding(tick: Fraction, rate: float | Fraction) -> Fraction:
-    """Seconds by which times at a constant rate may be off because they are counted in ticks."""
+    """Largest error in seconds of times at a constant rate when rounded to ticks."""
     return min(2 * tick, 1 / (4 * Fraction(rate)))
 
 
 def _packet_table(
     container: InputContainer, stream: VideoStream, last: deque[bytes]
 ) -> tuple[np.ndarray, str | None]:
-    """(pts, dts, keyframe, discarded, bytes, duration, place) of the packets before any damage; the
-    content of the last ones goes to `last`, as many as it holds."""
+    """Rows (pts, dts, keyframe, discarded, bytes, duration, position) of the packets before any
+    damage, and the damage; appends the content of the last packets to `last`."""
     damage = None
     rows = array("q")
     try:
@@ -376,7 +358,7 @@ def _packet_table(
 
 
 def _packets_are_frames(container: InputContainer, stream: VideoStream, rows: np.ndarray) -> bool:
-    """Whether packets and shown frames are one to one, with times that put them in order."""
+    """Whether packets and shown frames correspond one to one, with times that order them."""
     codec = stream.codec_context.name
     pts, dts, key, _, size, *_ = rows.T
     in_order = bool((pts == dts).all()) and not stream.codec_context.has_b_frames
@@ -392,8 +374,8 @@ def _packets_are_frames(container: InputContainer, stream: VideoStream, rows: np
     )
 
 
-def _entries(rows: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Times of the packets at which decoding can begin; whether any has leading frames."""
+def _entry_points(rows: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Times of the packets at which decoding can begin, and whether any has leading frames."""
     pts, key = rows[:, 0], rows[:, 2].astype(bool)
     earlier = np.maximum.accumulate(pts)
     later = np.minimum.accumulate(pts[::-1])[::-1]
@@ -402,9 +384,9 @@ def _entries(rows: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _count(
-    path: str | os.PathLike[str], rows: np.ndarray, promised: int, damage: str | None, part: slice
+    path: AnyPath, rows: np.ndarray, declared: int, damage: str | None, part: slice
 ) -> FrameIndex:
-    """Index of a file whose frames only decoding tells apart."""
+    """Index of a file whose frames are counted by decoding."""
     with opened(path) as (container, stream):
         for mode in dict.fromkeys((Mode.STRICT, most_tolerant(stream.codec_context.name))):
             stamps, failure = _decoded_stamps(path, mode, part, cut=damage is not None)
@@ -414,7 +396,7 @@ def _count(
         if not len(stamps):
             raise CorruptVideo(path, damage or "no video frame in it")
         tick, rate = stream.time_base or Fraction(1), stream.average_rate
-        index = FrameIndex(len(stamps), promised, damage, 0.0, mode=mode, part=part, tick=tick)
+        index = FrameIndex(len(stamps), declared, damage, 0.0, mode=mode, part=part, tick=tick)
         first = int(rows[part, 1][0])
         avi = container.format.name == "avi"
         times = _avi_times(stamps, first) if avi else _frame_times(stamps)
@@ -428,18 +410,16 @@ def _count(
         )
 
 
-def _decoded_stamps(
-    path: str | os.PathLike[str], mode: Mode, part: slice, cut: bool
-) -> tuple[np.ndarray, str]:
-    """(pts, dts) of all frames up to the first damage, and what that is."""
+def _decoded_stamps(path: AnyPath, mode: Mode, part: slice, cut: bool) -> tuple[np.ndarray, str]:
+    """(pts, dts) of all frames up to the first damage, and the damage."""
     stamps = array("q")
     failure = ""
     with opened(path) as (container, stream):
-        found = packets(container, stream, part)
-        if cut:  # the flush brings frames whose predecessors may be lost
-            found = takewhile(lambda packet: packet is not None, found)
+        decodable = packets(container, stream, part)
+        if cut:  # the flush returns frames whose predecessors may be lost
+            decodable = takewhile(lambda packet: packet is not None, decodable)
         try:
-            for frame in pictures(found, stream, mode):
+            for frame in pictures(decodable, stream, mode):
                 stamps.extend(_NO_TIME if t is None else t for t in (frame.pts, frame.dts))
         except (av.FFmpegError, DamagedPictureError) as error:
             failure = f"decoding fails after {len(stamps) // 2} frames: {error_text(error)}"
@@ -447,13 +427,13 @@ def _decoded_stamps(
 
 
 def error_text(error: Exception) -> str:
-    """Reason of a decoding error, without FFmpeg's number and names of functions."""
+    """Reason of a decoding error, without FFmpeg's number and function names."""
     return str(error.strerror) if isinstance(error, av.FFmpegError) else str(error)
 
 
 def _frame_times(stamps: np.ndarray) -> np.ndarray | None:
-    """Times of frames from their (pts, dts), in the way of FFmpeg's `best_effort_timestamp`: the
-    pts, unless those go backwards more often; None where a frame has neither."""
+    """Times of frames from (pts, dts) as in FFmpeg's `best_effort_timestamp`: the pts unless they
+    go backwards more often; None if a frame has neither."""
     pts, dts = stamps.T
     pts, dts = np.where(pts > _NO_TIME, pts, dts), np.where(dts > _NO_TIME, dts, pts)
     times = min((pts, dts), key=lambda column: int((np.diff(column) <= 0).sum()))
@@ -462,10 +442,10 @@ def _frame_times(stamps: np.ndarray) -> np.ndarray | None:
 
 
 def _avi_times(stamps: np.ndarray, first: int) -> np.ndarray:
-    """Times of the frames of an AVI file, which numbers its packets, null frames among them.
+    """Times of the frames of an AVI file, which numbers its packets including null frames.
 
-    A frame leaves the decoder with the number of the packet that went in last; the decoder's delay
-    is taken off. `first` is the number of the first packet.
+    A frame leaves the decoder with the number of the last packet put in, so the decoder's delay is
+    subtracted. `first` is the number of the first packet.
     """
     times: list[int] = []
     for dts in stamps[:, 1].tolist():
@@ -474,12 +454,12 @@ def _avi_times(stamps: np.ndarray, first: int) -> np.ndarray:
 
 
 def _avi_ticks(stream: VideoStream, rows: np.ndarray, times: np.ndarray) -> int:
-    """Duration of an AVI file whose frames have these times.
+    """Duration in ticks of an AVI file whose frames have these times.
 
-    Null frames at the end are no packets, only the header counts them. Packets that show nothing
-    (packed B-frames leave such) are no null frames, and many headers are one off.
+    Null frames at the end are no packets; only the header counts them. Packets that show nothing
+    (left by packed B-frames) are no null frames, and many headers are off by one.
     """
     end = int(times[-1]) + 1
     hidden = max(len(rows) - len(times), 0)
-    rest = max(stream.frames, int(rows[:, 1].max()) + 1) - end - hidden
-    return end + (rest if rest > 1 else 0) - int(times[0])
+    null = max(stream.frames, int(rows[:, 1].max()) + 1) - end - hidden
+    return end + (null if null > 1 else 0) - int(times[0])

@@ -1,4 +1,4 @@
-"""Orientation of pictures: one of the eight ways in which a stored picture can be shown."""
+"""Orientation of stored pictures: mirroring and quarter turns, from frames and EXIF tags."""
 
 import io
 import math
@@ -17,7 +17,7 @@ _EXIF_AT_MOST = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How a stored picture becomes the one that is shown: mirrored first, then turned."""
+    """Transformation of a stored picture to the displayed one: mirrored first, then turned."""
 
     turns: int = 0
     """Quarter turns counter-clockwise, 0 to 3."""
@@ -25,12 +25,12 @@ class Orientation:
     """Left and right are exchanged before the turns."""
 
     def upright(self, picture_HWC: np.ndarray) -> np.ndarray:
-        """The picture as it is shown: a view of the array."""
+        """The displayed picture, as a view of the array."""
         mirrored_HWC = picture_HWC[:, ::-1] if self.mirrored else picture_HWC
         return np.rot90(mirrored_HWC, self.turns)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after the turns; also the other way round."""
+        """Height and width after the turns (its own inverse)."""
         return (width, height) if self.turns % 2 else (height, width)
 
 
@@ -42,11 +42,11 @@ _BY_EXIF = {
 
 
 def frame_orientation(frame: VideoFrame) -> Orientation:
-    """Orientation by the display matrix of a frame; other angles than quarter turns are rounded to
-    the nearest, and a matrix that shows nothing counts as none."""
+    """Orientation by the display matrix of a frame, rounded to quarter turns; a singular matrix is
+    ignored."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV does not know all kinds of side data, and then gives none
+    except ValueError:  # PyAV fails if the frame has side data of an unknown kind
         angle = frame.rotation
         return Orientation(round(angle / 90) % 4 if math.isfinite(angle) else 0)
     if matrix is None:
@@ -55,18 +55,17 @@ def frame_orientation(frame: VideoFrame) -> Orientation:
     if not a * d - b * c:
         return Orientation()
     mirrored = a * d - b * c < 0
-    if mirrored:  # what is left when the mirror image has been undone is a rotation
+    if mirrored:  # without the mirroring the matrix is a rotation
         a, b = -a, -b
     return Orientation(round(-math.degrees(math.atan2(b, a)) / 90) % 4, mirrored)
 
 
 def exif_orientation(jpeg: bytes) -> Orientation:
-    """Orientation by the EXIF tag of a JPEG file; as it is stored without one, or with a value
-    that has no meaning."""
+    """Orientation by the EXIF tag of a JPEG file; the identity without a valid one."""
     if jpeg.find(_EXIF, 0, _EXIF_AT_MOST) < 0:
         return Orientation()
     try:
         value = Image.open(io.BytesIO(jpeg)).getexif().get(Base.Orientation, 1)
-    except (OSError, ValueError, SyntaxError):  # a broken tag says nothing of the picture
+    except (OSError, ValueError, SyntaxError):  # a broken tag is no damage of the picture
         return Orientation()
     return _BY_EXIF.get(value, Orientation())

@@ -1,11 +1,10 @@
-"""Videos stored as a pack: one file of JPEG pictures with an index of where each begins.
+"""Videos stored as packs: one file of JPEG pictures with an index of their offsets.
 
     b"ssdpack2" | JPEG … JPEG | uint64 [frames + 1] offsets | uint32 [frames] CRC-32 |
     int64 [frames] times in ticks, unless the rate is constant | trailer
 
-All little-endian. Any frame is one short read and one JPEG decoding away, on a network disk too.
-It is read and not memory-mapped: a mapped file that is cut short, or a disk that fails, would kill
-the process where a read raises an error.
+All little-endian. Reading a frame is one short read and one JPEG decoding. Files are not
+memory-mapped: a truncated file or a failing disk would kill the process instead of raising.
 """
 
 import os
@@ -15,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
@@ -23,9 +21,9 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from ssdet.data.storage.cache import source
 from ssdet.data.storage.filesystem import is_remote
-from ssdet.data.video.frame_index import CACHED_INDEXES, MAX_PIXELS, CorruptVideo, FileCache
+from ssdet.data.video.frame_index import CorruptVideo, cached_per_file, open_bytes
+from ssdet.data.video.picture_decoder import jpeg_decoder
 
 PACK = ".pack"
 QUALITY = 3
@@ -39,7 +37,7 @@ _TRAILER = struct.Struct(f"{_DESCRIBED.format}I8s")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameTimes:
-    """When frames are shown that are not spread evenly from the start of their file on."""
+    """Times of frames that are not spread evenly from the start of their file."""
 
     pts_T: np.ndarray
     """int64 [frames], ascending, in ticks."""
@@ -55,13 +53,13 @@ class Pack:
 
     path: str
     offsets: np.ndarray
-    """[frames + 1] where each picture begins, and where the last ends."""
+    """[frames + 1] first byte of each picture, and the end of the last."""
     checksums: np.ndarray
     """[frames] CRC-32 of the pictures."""
     duration: float
     """Seconds."""
     colorspace: int
-    """Matrix of the colours, as FFmpeg numbers them; JPEG files do not say."""
+    """FFmpeg's number of the colour matrix, which JPEG files do not store."""
     times: FrameTimes | None = None
     """None: the frames are spread evenly over the duration."""
 
@@ -70,14 +68,11 @@ class Pack:
         """Number of frames."""
         return len(self.checksums)
 
-    def frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
-        """The `wanted` frames (from 0), decoded, with their numbers.
-
-        Raises `CorruptVideo` for a picture that is not the one that was written.
-        """
-        decoder = _decoder()
-        with _opened(self.path) as file:
-            for number in wanted:
+    def frames(self, numbers: Sequence[int]) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode these frames (from 0): (number, frame). Raises `CorruptVideo`."""
+        decoder = jpeg_decoder()
+        with open_bytes(self.path) as file:
+            for number in numbers:
                 begin, end = int(self.offsets[number]), int(self.offsets[number + 1])
                 file.seek(begin)
                 content = file.read(end - begin)
@@ -92,25 +87,47 @@ class Pack:
 
 
 def is_pack(path: str | os.PathLike[str]) -> bool:
-    """Whether a path, or the URI of a remote file, names a pack."""
+    """Whether a path or URI names a pack."""
     text = os.fspath(path)
     return (text.partition("?")[0] if is_remote(text) else text).endswith(PACK)
 
 
-def pack(path: str | os.PathLike[str]) -> Pack:
-    """Index of a pack; the last 256 are kept by path, size and modification time.
-
-    Raises `CorruptVideo` for anything but a whole pack, FileNotFoundError without a file.
-    """
-    return _packs.get(path, lambda: _read(os.fspath(path)))
+@cached_per_file
+def pack(path: str) -> Pack:
+    """Index of a pack. Raises `CorruptVideo` unless it is complete, FileNotFoundError."""
+    with open_bytes(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < len(_MAGIC) + _TRAILER.size:
+            raise CorruptVideo(path, "cut short, or not a pack" if size else "empty file")
+        file.seek(size - _TRAILER.size)
+        trailer = file.read(_TRAILER.size)
+        *described, checksum, magic = _TRAILER.unpack(trailer)
+        frames, seconds, start, numerator, denominator, colorspace = described
+        length = (20 if numerator else 12) * frames + 8
+        begin = size - _TRAILER.size - length
+        if magic != _MAGIC or begin < len(_MAGIC):
+            raise CorruptVideo(path, "cut short, or not a pack of this version: convert again")
+        file.seek(begin)
+        index = file.read(length)
+    if zlib.crc32(_DESCRIBED.pack(*described), zlib.crc32(index)) != checksum:
+        raise CorruptVideo(path, "its index is damaged (checksum)")
+    offsets = np.frombuffer(index, "<u8", frames + 1)
+    if offsets[-1] != begin:
+        raise CorruptVideo(path, f"{begin} bytes of pictures, {offsets[-1]} expected")
+    checksums = np.frombuffer(index, "<u4", frames, offset=offsets.nbytes)
+    times = None
+    if numerator:
+        pts_T = np.frombuffer(index, "<i8", offset=offsets.nbytes + checksums.nbytes)
+        times = FrameTimes(pts_T, Fraction(numerator, denominator), start)
+    return Pack(path, offsets, checksums, seconds, colorspace, times)
 
 
 def write_pack(
     path: Path, pictures: Iterable[VideoFrame], seconds: float, times: FrameTimes | None = None
 ) -> None:
-    """Write pictures (yuvj420p, all of one size) that together last `seconds` as a pack.
+    """Write pictures (yuvj420p, all of one size) that last `seconds` in all as a pack.
 
-    Raises ValueError without a picture, OSError where it cannot be written.
+    Raises ValueError without a picture, OSError.
     """
     encoder: VideoCodecContext | None = None
     offsets, checksums, colorspace = [len(_MAGIC)], [], 2
@@ -136,54 +153,11 @@ def write_pack(
         file.write(index + _TRAILER.pack(*described, checksum, _MAGIC))
 
 
-def _read(path: str) -> Pack:
-    with _opened(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        if size < len(_MAGIC) + _TRAILER.size:
-            raise CorruptVideo(path, "cut short, or not a pack" if size else "empty file")
-        file.seek(size - _TRAILER.size)
-        trailer = file.read(_TRAILER.size)
-        *described, checksum, magic = _TRAILER.unpack(trailer)
-        frames, seconds, start, numerator, denominator, colorspace = described
-        length = (20 if numerator else 12) * frames + 8
-        begin = size - _TRAILER.size - length
-        if magic != _MAGIC or begin < len(_MAGIC):
-            raise CorruptVideo(path, "cut short, or not a pack of this version: convert again")
-        file.seek(begin)
-        index = file.read(length)
-    if zlib.crc32(_DESCRIBED.pack(*described), zlib.crc32(index)) != checksum:
-        raise CorruptVideo(path, "its index is damaged (checksum)")
-    offsets = np.frombuffer(index, "<u8", frames + 1)
-    if offsets[-1] != begin:
-        raise CorruptVideo(path, f"{begin} bytes of pictures, {offsets[-1]} expected")
-    checksums = np.frombuffer(index, "<u4", frames, offset=offsets.nbytes)
-    if not numerator:
-        return Pack(path, offsets, checksums, seconds, colorspace)
-    pts_T = np.frombuffer(index, "<i8", offset=offsets.nbytes + checksums.nbytes)
-    times = FrameTimes(pts_T, Fraction(numerator, denominator), start)
-    return Pack(path, offsets, checksums, seconds, colorspace, times)
-
-
-def _opened(path: str) -> BinaryIO:
-    place = source(path)
-    return open(place, "rb") if isinstance(place, str) else place
-
-
-_packs: FileCache[Pack] = FileCache(CACHED_INDEXES)
-
-
-def _decoder() -> VideoCodecContext:
-    decoder = VideoCodecContext.create("mjpeg", "r")
-    decoder.thread_count = 1
-    decoder.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
-    return decoder
-
-
 def _encoder(picture: VideoFrame) -> VideoCodecContext:
     encoder = VideoCodecContext.create("mjpeg", "w")
     encoder.width, encoder.height = picture.width, picture.height
     encoder.pix_fmt = picture.format.name
-    encoder.time_base = Fraction(1, 25)  # of no meaning here
+    encoder.time_base = Fraction(1, 25)  # any value will do
     encoder.thread_count = 1
     encoder.options = {"qmin": str(QUALITY), "qmax": str(QUALITY)}
     return encoder

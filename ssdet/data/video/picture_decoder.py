@@ -1,11 +1,14 @@
-"""Decodes packets into pictures and raises at the first damaged one; see `frame_index` for what
-counts as damage."""
+"""Decoding of packets into pictures, with an error at the first damaged one.
+
+`ssdet.data.video.frame_index` defines damage.
+"""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
@@ -16,19 +19,19 @@ Decode = Callable[[Packet | None], list[VideoFrame]]
 
 
 class DamagedPictureError(Exception):
-    """The decoder shows a picture of which parts, or the pictures it refers to, are lost."""
+    """A decoded picture that lacks parts or the pictures that it refers to."""
 
 
 class Mode(Enum):
-    """How a decoder is made to tell damaged pictures."""
+    """How damaged pictures are detected."""
 
     STRICT = "strict"
-    """It fails at anything that is not as it should be, side information (SEI) included."""
+    """The decoder fails at any error, side information (SEI) included."""
     WITHOUT_SEI = "without SEI"
     """Strict, without the SEI messages of H.264 and HEVC."""
     MARKED = "marked"
-    """Broken side information and reference marking are passed over, as in players; damaged
-    pictures are those that the decoder marks, and those after a lost reference picture (H.264)."""
+    """Errors of side information and reference marking are ignored, as in players; damaged are
+    pictures that the decoder marks and those after a lost reference picture (H.264)."""
 
 
 # FFmpeg's H.264 decoder marks every picture that it had to repair, its HEVC decoder does not.
@@ -37,12 +40,12 @@ _FROM_START = {"h264": Mode.MARKED, "hevc": Mode.WITHOUT_SEI}
 
 
 def seeking_modes(codec: str) -> tuple[Mode, ...]:
-    """Modes to try in turn where decoding begins at a keyframe within the file."""
+    """Modes to try in turn when decoding begins at a keyframe within the file."""
     return Mode.STRICT, *_WHILE_SEEKING.get(codec, ())
 
 
 def most_tolerant(codec: str) -> Mode:
-    """Mode whose verdict is final; it needs all of the stream, from its start."""
+    """Mode that decides finally; it needs the whole stream from its start."""
     return _FROM_START.get(codec, Mode.STRICT)
 
 
@@ -52,24 +55,27 @@ def pictures(
     mode: Mode = Mode.STRICT,
     open_until: int | None = None,
 ) -> Iterator[VideoFrame]:
-    """Pictures of these packets (None flushes the decoder) in the order in which they are shown.
+    """Pictures of these packets (None flushes the decoder) in display order.
 
-    Pictures before the time `open_until` may be damaged: those of an open group refer to what went
+    Pictures before the time `open_until` may be damaged: those of an open group refer to frames
     before the first packet. Raises `DamagedPictureError` or av.FFmpegError at any other damage.
     """
     codec = stream.codec_context
     strict = mode is not Mode.MARKED and open_until is None
     codec.options = {"max_pixels": str(MAX_PIXELS)} | ({"err_detect": "explode"} if strict else {})
-    decode = _decoder(stream, mode)
+    decoders = {Mode.WITHOUT_SEI: _without_sei, Mode.MARKED: _without_gaps}
+    decode = decoders[mode](stream) if mode in decoders else codec.decode
     frames = (frame for packet in packets for frame in decode(packet))
-    whole = _checked(frames, open_until)
-    return whole if strict else _held(whole, stream)
+    checked = _checked(frames, open_until)
+    return checked if strict else _delayed(checked, stream)
 
 
-def _decoder(stream: VideoStream, mode: Mode) -> Decode:
-    if mode is Mode.WITHOUT_SEI:
-        return _without_sei(stream)
-    return _without_gaps(stream) if mode is Mode.MARKED else stream.codec_context.decode
+def jpeg_decoder() -> VideoCodecContext:
+    """Decoder of single JPEG pictures that fails at any error."""
+    decoder = VideoCodecContext.create("mjpeg", "r")
+    decoder.thread_count = 1
+    decoder.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+    return decoder
 
 
 def _without_sei(stream: VideoStream) -> Decode:
@@ -79,12 +85,12 @@ def _without_sei(stream: VideoStream) -> Decode:
 
     def decode(packet: Packet | None) -> list[VideoFrame]:
         content = b"" if packet is None else bytes(packet)
-        rest = Packet(parser.without_sei(content))
-        if packet is None or rest.size == len(content):
+        stripped = Packet(parser.without_sei(content))
+        if packet is None or stripped.size == len(content):
             return codec.decode(packet)
-        rest.pts, rest.dts, rest.time_base = packet.pts, packet.dts, packet.time_base
-        rest.is_keyframe = packet.is_keyframe
-        return codec.decode(rest) if rest.size else []
+        stripped.pts, stripped.dts, stripped.time_base = packet.pts, packet.dts, packet.time_base
+        stripped.is_keyframe = packet.is_keyframe
+        return codec.decode(stripped) if stripped.size else []
 
     return decode
 
@@ -110,8 +116,8 @@ def _checked(frames: Iterator[VideoFrame], open_until: int | None) -> Iterator[V
         yield frame
 
 
-def _held(frames: Iterator[VideoFrame], stream: VideoStream) -> Iterator[VideoFrame]:
-    """Each frame after all that were decoded before it: it may refer to one that is shown later."""
+def _delayed(frames: Iterator[VideoFrame], stream: VideoStream) -> Iterator[VideoFrame]:
+    """Frames delayed by the reorder depth: a frame may refer to a damaged one shown later."""
     waiting: deque[VideoFrame] = deque()
     for frame in frames:
         waiting.append(frame)

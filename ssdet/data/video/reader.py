@@ -1,13 +1,13 @@
 """Frame-exact reading of video files.
 
-A file's packets are read once without decoding (microseconds each) for the time at which every
-frame is shown; `read_clip` then seeks to a keyframe, decodes to the last frame that is needed and
-converts only the frames that are returned. Where packets do not tell the frames apart (packed
-B-frames in AVI, hidden frames of VP8, MPEG program and transport streams, no timestamps) frames
-are counted by decoding from the start: slower, never inexact.
+A file's packets are read once without decoding (microseconds each) for the presentation times of
+all frames; `read_clip` then seeks to a keyframe, decodes up to the last requested frame and
+converts only the requested ones. If packets and frames do not correspond (packed B-frames in AVI,
+hidden frames of VP8, MPEG program and transport streams, no timestamps), frames are counted by
+decoding from the start: slower, equally exact.
 
-MP4/MOV/3GP, Matroska/WebM, AVI and MPEG program and transport stream files are read; others need
-converting first. A folder of numbered JPEG files, or a pack of JPEGs, is read as a video, too.
+Supported are MP4/MOV/3GP, Matroska/WebM, AVI and MPEG program and transport streams, folders of
+numbered JPEG files and packs; other files need converting first.
 """
 
 import operator
@@ -27,11 +27,9 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from ssdet.data.video.frame_index import (
-    CACHED_INDEXES,
-    MAX_PIXELS,
     CorruptVideo,
-    FileCache,
     FrameIndex,
+    cached_per_file,
     error_text,
     frame_index,
     opened,
@@ -41,6 +39,7 @@ from ssdet.data.video.image_folders import PICTURE_FPS, image_folder
 from ssdet.data.video.orientation import frame_orientation
 from ssdet.data.video.packs import is_pack, pack
 from ssdet.data.video.picture_decoder import (
+    MAX_PIXELS,
     DamagedPictureError,
     Mode,
     most_tolerant,
@@ -58,7 +57,7 @@ Decoded = Callable[[list[int]], Iterator[NumberedFrame]]
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What `probe` says of a file; width and height are those of the upright picture."""
+    """Properties of a video; width and height are those of the upright picture."""
 
     frames: int
     fps: float
@@ -68,17 +67,16 @@ class VideoInfo:
     width: int
     height: int
     rotation: int
-    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright, after it
-    was mirrored if it must be."""
+    """Degrees counter-clockwise (0, 90, 180, 270) that turn the stored picture upright, after any
+    mirroring."""
     codec: str
     pixel_format: str
     start: float = 0.0
     """Seconds from the start of the file to the first frame: sound may begin earlier."""
     irregularity: float = 0.0
-    """Seconds by which a frame is furthest from an even spread over the duration; 0 at a constant
-    rate."""
+    """Largest deviation in seconds from evenly spaced frames; 0 at a constant rate."""
     mirrored: bool = False
-    """Left and right of the stored picture are exchanged before it is turned."""
+    """Whether the stored picture is mirrored before it is turned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +89,24 @@ class _Source:
 Read = Callable[[list[int], _Source, Mode], Iterator[NumberedFrame]]
 
 
-class _MissedError(Exception):
-    """Decoding did not give the frames that the index names."""
+class _MissingFrameError(Exception):
+    """Decoding did not return a frame of the index."""
 
 
 def read_clip(path: Path, frames: Sequence[int], size: Size | None = None) -> np.ndarray:
-    """Frames of a video by number: RGB uint8 [T, H, W, 3], the very ones of a full decode.
+    """Read frames of a video by number: RGB uint8 [T, H, W, 3], equal to those of a full decode.
 
-    `path` is a file or a folder of numbered JPEG files (from 0 or 1, without a gap). `frames`
-    counts shown frames from 0 (not time), in any order, repeats allowed. The pictures stand upright
-    by the display matrix or EXIF tag; pixel aspect ratio is ignored. `size` is (height, width), or
-    the length of the short side; scaling is part of the colour conversion.
+    `path` is a file or a folder of numbered JPEG files (from 0 or 1, without gaps). `frames` counts
+    shown frames from 0 (not time), in any order, repeats allowed. Pictures are upright by the
+    display matrix or EXIF tag; the pixel aspect ratio is ignored. `size` is (height, width) or the
+    length of the short side; scaling is part of the colour conversion.
 
-    Raises IndexError for a negative number or one past the end; `CorruptVideo` for a file that is
-    broken, not a video, or cut before a frame that was asked for; FileNotFoundError without a file.
+    Raises IndexError for numbers below 0 or past the end, `CorruptVideo` for a file that is broken,
+    not a video, or cut before a requested frame, FileNotFoundError.
     """
     numbers = [operator.index(frame) for frame in frames]
     with decoding(path) as video:
-        _check_range(path, numbers, video.index)
+        check_range(path, numbers, video.index)
         return _clip(numbers, size, video.decoded)
 
 
@@ -119,14 +117,14 @@ class Decoding:
     index: FrameIndex
     codec: str
     decoded: Decoded
-    """Frames of given numbers (ascending, no repeats) as they are stored: not turned upright."""
+    """Decodes frames by number (ascending, no repeats) as stored, not turned upright."""
 
 
 @contextmanager
 def decoding(path: Path) -> Iterator[Decoding]:
-    """Open a video: a file, a folder of pictures or a pack; the one place that tells them apart.
+    """Open a video: a file, an image folder or a pack.
 
-    Raises as `read_clip`; a damaged file is opened, and its index says so.
+    Raises as `read_clip`; a damaged file opens, with the damage in its index.
     """
     if os.path.isdir(path):
         folder = image_folder(path)
@@ -141,30 +139,26 @@ def decoding(path: Path) -> Iterator[Decoding]:
             index = replace(index, counted_pts=times.pts_T, tick=times.tick, start=times.start)
         yield Decoding(index, "mjpeg", stored.frames)
     else:
-        with opened(path) as (container, stream):
-            index = frame_index(path, container, stream)
-            source = _Source(container, stream, index)
-            name = stream.codec_context.name
+        index = frame_index(path)
+        with _reopened(path, index) as source:
             decoded = partial(_frames, path, source=source)
-            yield Decoding(index, name, decoded)
+            yield Decoding(index, source.stream.codec_context.name, decoded)
 
 
 def probe(path: Path, picture_fps: float = PICTURE_FPS) -> VideoInfo:
     """Exact frame count, rate, duration in seconds and upright size of a video.
 
-    A folder of pictures does not say its rate: `picture_fps` does. Raises `CorruptVideo` for a file
-    that is broken, cut short or not a video, FileNotFoundError without a file.
+    `picture_fps` is the rate of image folders. Raises `CorruptVideo` for a file that is broken, cut
+    short or not a video, FileNotFoundError.
     """
-    info = _probed.get(path, lambda: _probe(path))
+    info = _probe(path)
     if not os.path.isdir(path):
         return info
     return replace(info, fps=picture_fps, duration=info.frames / picture_fps)
 
 
-_probed: FileCache[VideoInfo] = FileCache(CACHED_INDEXES)
-
-
-def _probe(path: Path) -> VideoInfo:
+@cached_per_file
+def _probe(path: str) -> VideoInfo:
     with decoding(path) as video:
         index = video.index
         if index.damage:
@@ -189,44 +183,46 @@ def _probe(path: Path) -> VideoInfo:
     )
 
 
-def _check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
+def check_range(path: Path, numbers: list[int], index: FrameIndex) -> None:
+    """Raise IndexError, or CorruptVideo for a damaged file, unless these frames can be read."""
     name = os.fspath(path)
     if numbers and min(numbers) < 0:
-        raise IndexError(f"video {name!r}: frame {min(numbers)} asked, expected 0 or more")
+        raise IndexError(f"video {name!r}: frame {min(numbers)} requested, expected 0 or more")
     last = max(numbers, default=0)
     if last < index.count:
         return
-    if index.damage and (last < index.promised or not index.promised):
-        reason = f"{index.damage}; frame {last} asked, {index.count} frames can be read"
+    if index.damage and (last < index.declared or not index.declared):
+        reason = f"{index.damage}; frame {last} requested, {index.count} frames can be read"
         raise CorruptVideo(path, reason)
-    count = max(index.count, index.promised)
-    raise IndexError(f"video {name!r}: frame {last} asked, has {count} (0 to {count - 1})")
+    count = max(index.count, index.declared)
+    raise IndexError(f"video {name!r}: frame {last} requested, has {count} (0 to {count - 1})")
 
 
 def _clip(numbers: list[int], size: Size | None, decoded: Decoded) -> np.ndarray:
     if not numbers:
         return _clip([0], size, decoded)[:0]
-    places: dict[int, list[int]] = {}
-    for place, number in enumerate(numbers):
-        places.setdefault(number, []).append(place)
+    positions: dict[int, list[int]] = {}
+    for position, number in enumerate(numbers):
+        positions.setdefault(number, []).append(position)
     clip = np.empty(0, np.uint8)
     reformatter = VideoReformatter()
-    for number, frame in decoded(sorted(places)):
+    for number, frame in decoded(sorted(positions)):
         if not clip.size:
             orientation = frame_orientation(frame)
-            height, width = _scaled(orientation.size(frame.height, frame.width), size)
+            height, width = scaled_size(orientation.size(frame.height, frame.width), size)
             stored_height, stored_width = orientation.size(height, width)
             clip = np.empty((len(numbers), height, width, 3), np.uint8)
         rgb = reformatter.reformat(
             frame, stored_width, stored_height, format="rgb24", threads=1
         ).to_ndarray()
-        first, *repeats = places[number]
+        first, *repeats = positions[number]
         clip[first] = orientation.upright(rgb)
         clip[repeats] = clip[first]
     return clip
 
 
-def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
+def scaled_size(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
+    """Height and width of pictures of native (height, width) that are read at `size`."""
     if size is None:
         return native
     if not isinstance(size, tuple):
@@ -235,29 +231,29 @@ def _scaled(native: tuple[int, int], size: Size | None) -> tuple[int, int]:
         height, width = size
     if min(height, width) < 1 or height * width > MAX_PIXELS:
         raise ValueError(
-            f"size {size}: {height}x{width} asked, expected sides of at least 1 and at most "
+            f"size {size}: {height}x{width} requested, expected sides of at least 1 and at most "
             f"{MAX_PIXELS} pixels"
         )
     return height, width
 
 
-def _frames(path: Path, wanted: list[int], source: _Source) -> Iterator[NumberedFrame]:
-    """The `wanted` frames (ascending) with their numbers."""
+def _frames(path: Path, numbers: list[int], source: _Source) -> Iterator[NumberedFrame]:
+    """Decode these frames (ascending), trying the ways of `_attempts` in turn."""
     done = 0
     failure: Exception | None = None
-    # A file whose frames are counted has been read to its end; others are sought in.
+    # Counting frames reads the container to its end; other files are sought in.
     counted = source.index.pts is None
-    place = _reopened(path, source.index) if counted else nullcontext(source)
+    attempt = _reopened(path, source.index) if counted else nullcontext(source)
     for read, mode in _attempts(source):
         try:
-            with place as fresh:
-                for item in read(wanted[done:], fresh, mode):
+            with attempt as opened_source:
+                for item in read(numbers[done:], opened_source, mode):
                     yield item
                     done += 1
                 return
-        except (_MissedError, DamagedPictureError, av.FFmpegError) as error:
+        except (_MissingFrameError, DamagedPictureError, av.FFmpegError) as error:
             failure = error
-        place = _reopened(path, source.index)
+        attempt = _reopened(path, source.index)
     assert failure is not None
     raise CorruptVideo(path, f"decoding fails: {error_text(failure)}") from failure
 
@@ -269,9 +265,9 @@ def _reopened(path: Path, index: FrameIndex) -> Iterator[_Source]:
 
 
 def _attempts(source: _Source) -> list[tuple[Read, Mode]]:
-    """Ways to read the file, to be tried until one gives all frames undamaged.
+    """Ways to read the file, to try until one returns all frames undamaged.
 
-    From the start last: a packet may be marked as a keyframe and be none.
+    Reading from the start is the last: a packet may be marked as a keyframe without being one.
     """
     if source.index.pts is None:
         return [(_by_count, source.index.mode)]
@@ -281,39 +277,35 @@ def _attempts(source: _Source) -> list[tuple[Read, Mode]]:
 
 
 def _by_time(
-    wanted: list[int], source: _Source, mode: Mode, seek: bool = False
+    numbers: list[int], source: _Source, mode: Mode, seek: bool = False
 ) -> Iterator[NumberedFrame]:
-    """Frames told by their times, from the keyframe before each (or all from the file's start)."""
+    """Frames identified by their times, decoded from the keyframe before each or from the start."""
     index = source.index
     assert index.pts is not None
-    remaining = deque(wanted)
-    times = {int(index.pts[number]) for number in wanted}
+    remaining = deque(numbers)
+    times = {int(index.pts[number]) for number in numbers}
     while remaining:
         begin = index.key_before(remaining[0]) if seek else None
         for frame in _decoded_from(source, mode, begin, times):
             time = int(index.pts[remaining[0]])
             if frame.pts is None or frame.pts > time:
-                raise _MissedError(f"frame {remaining[0]} is missing or damaged")
+                raise _MissingFrameError(f"frame {remaining[0]} is missing or damaged")
             if frame.pts < time:
                 continue
             yield remaining.popleft(), frame
             if not remaining:
                 return
-            if seek and index.key_before(remaining[0]) > _time_after(index, time):
+            following = index.pts[index.pts.searchsorted(time, side="right")]
+            if seek and index.key_before(remaining[0]) > following:
                 break
         else:
-            raise _MissedError(f"frame {remaining[0]} is missing")
-
-
-def _time_after(index: FrameIndex, time: int) -> int:
-    assert index.pts is not None
-    return int(index.pts[np.searchsorted(index.pts, time, side="right")])
+            raise _MissingFrameError(f"frame {remaining[0]} is missing")
 
 
 def _decoded_from(
     source: _Source, mode: Mode, begin: int | None, times: set[int]
 ) -> Iterator[VideoFrame]:
-    """Frames from the keyframe of time `begin` on (None: from where the container stands)."""
+    """Decode from the keyframe at time `begin` (None: from the container's current position)."""
     if begin is None:
         return pictures(packets(source.container, source.stream), source.stream, mode)
     open_group = source.index.open_gop and source.stream.codec_context.name == "h264"
@@ -322,10 +314,10 @@ def _decoded_from(
 
 
 def _packets_from(source: _Source, begin: int, times: set[int]) -> Iterator[Packet | None]:
-    """Packets from a keyframe on; those between it and where the seek ended are left out.
+    """Packets from a keyframe on, without those between the seek position and the keyframe.
 
-    The decoder passes over pictures that are neither of the wanted `times` nor referred to; only
-    H.264 has such a mark on every picture.
+    The decoder skips pictures that have none of the `times` and that no picture refers to; only
+    H.264 marks such pictures.
     """
     source.container.seek(begin, stream=source.stream)
     codec = source.stream.codec_context
@@ -333,7 +325,7 @@ def _packets_from(source: _Source, begin: int, times: set[int]) -> Iterator[Pack
     for packet in packets(source.container, source.stream):
         # In decoding order nothing shown after the keyframe comes before it.
         if not reached and (packet is None or packet.pts is None or packet.pts > begin):
-            raise _MissedError("seek went past the keyframe")
+            raise _MissingFrameError("seek went past the keyframe")
         reached = reached or (packet is not None and packet.pts == begin)
         if not reached:
             continue
@@ -342,14 +334,13 @@ def _packets_from(source: _Source, begin: int, times: set[int]) -> Iterator[Pack
         yield packet
 
 
-def _by_count(wanted: list[int], source: _Source, mode: Mode) -> Iterator[NumberedFrame]:
-    """Frames told by counting them from the file's start."""
-    remaining = deque(wanted)
+def _by_count(numbers: list[int], source: _Source, mode: Mode) -> Iterator[NumberedFrame]:
+    """Frames identified by counting them from the file's start."""
+    remaining = deque(numbers)
     part = packets(source.container, source.stream, source.index.part)
-    found = pictures(part, source.stream, mode)
-    for number, frame in enumerate(found):
+    for number, frame in enumerate(pictures(part, source.stream, mode)):
         if number == remaining[0]:
             yield remaining.popleft(), frame
             if not remaining:
                 return
-    raise _MissedError(f"frame {remaining[0]} is missing")
+    raise _MissingFrameError(f"frame {remaining[0]} is missing")

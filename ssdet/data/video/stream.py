@@ -1,4 +1,4 @@
-"""All frames of a video one after the other, decoded once and never all in memory."""
+"""Streaming of a video's frames with one frame in memory, and the clock of a video."""
 
 import os
 from collections import Counter
@@ -8,34 +8,21 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ssdet.data.video.clock import Clock
-from ssdet.data.video.frame_index import CACHED_INDEXES, FileCache, rounding
+from ssdet.data.video.frame_index import cached_per_file, rounding
 from ssdet.data.video.orientation import frame_orientation
-from ssdet.data.video.reader import (
-    Size,
-    _check_range,
-    _scaled,
-    decoding,
-    probe,
-)
+from ssdet.data.video.reader import Size, check_range, decoding, probe, scaled_size
 
 Path = str | os.PathLike[str]
 
 
-def video_clock(path: Path) -> Clock:
-    """Presentation times of a video's frames, as the file has them.
+@cached_per_file
+def video_clock(path: str) -> Clock:
+    """Presentation times of a video's frames from the file.
 
-    At a constant rate (times that agree with even ones within two ticks of the container, and a
-    quarter of a frame) they are the even ones. Files without times, and pictures, are spread evenly
-    over their duration. The last 256 are kept by path, size and modification time, since training
-    asks for one with every clip. Raises as `probe`.
+    At a constant rate (times that agree with even ones within two ticks of the container and a
+    quarter of a frame) they are the even ones. Without times in the file, and for image folders,
+    frames are spread evenly over the duration. Raises as `probe`.
     """
-    return _clocks.get(path, lambda: _clock(path))
-
-
-_clocks: FileCache[Clock] = FileCache(CACHED_INDEXES)
-
-
-def _clock(path: Path) -> Clock:
     info = probe(path)
     even = Clock.regular(info.frames, info.frames / info.duration)
     with decoding(path) as video:
@@ -50,20 +37,19 @@ def _clock(path: Path) -> Clock:
 def stream_frames(
     path: Path, frames: Sequence[int], size: Size | None = None
 ) -> Iterator[np.ndarray]:
-    """RGB uint8 [H, W, 3] of these frames (ascending, repeats allowed), upright, as `read_clip`
-    gives them; one is in memory at a time.
+    """Yield these frames (ascending, repeats allowed) as RGB uint8 [H, W, 3], as `read_clip` does.
 
-    Raises as `read_clip`; `CorruptVideo` may come after some frames.
+    Raises as `read_clip`; `CorruptVideo` may follow some frames.
     """
     counts = Counter(frames)
     reformatter, shape = VideoReformatter(), None
     with decoding(path) as video:
-        _check_range(path, list(counts), video.index)
+        check_range(path, list(counts), video.index)
         for number, frame in video.decoded(list(counts)) if counts else ():
-            if shape is None:  # pictures may change size on the way, clips do not
+            if shape is None:  # the stored size may change within a video
                 orientation = frame_orientation(frame)
                 upright_size = orientation.size(frame.height, frame.width)
-                shape = orientation.size(*_scaled(upright_size, size))[::-1]
+                shape = orientation.size(*scaled_size(upright_size, size))[::-1]
             rgb = reformatter.reformat(frame, *shape, format="rgb24", threads=1).to_ndarray()
             upright = np.ascontiguousarray(orientation.upright(rgb))
             del rgb, frame

@@ -1,19 +1,18 @@
-"""Headers of H.264 and HEVC streams: display order, gaps between reference pictures, SEI messages.
+"""Headers of H.264 and HEVC streams: display order, lost reference pictures, SEI messages.
 
-FFmpeg decodes what follows a lost reference picture without an error, and a file that was cut
-between two packets has no other trace of the loss than these numbers. Only parameter sets and the
-first fields of slice headers are parsed (ITU-T H.264, 7.3.2 and 7.3.3; H.265, 7.3.2 and 7.3.6).
-FFmpeg prints them, but only through its process-wide log.
+FFmpeg decodes pictures after a lost reference picture without an error, and only these numbers
+reveal a cut between two packets. Parsed are parameter sets and the first fields of slice headers
+(ITU-T H.264, 7.3.2 and 7.3.3; H.265, 7.3.2 and 7.3.6), which FFmpeg prints only to its log.
 """
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 MAX_REORDER = 16
-"""Most frames that can be decoded before one that is shown earlier."""
+"""Maximum number of frames decoded before one that is shown earlier."""
 _HIGH_PROFILES = {44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244}
 
 
@@ -22,43 +21,30 @@ class Picture:
     """Header of one coded picture."""
 
     order: int | None
-    """Low bits of the picture order count; None where they are not in the slice header."""
+    """Low bits of the picture order count; None if not in the slice header."""
     order_limit: int
-    """What the order count is taken modulo."""
+    """Modulus of the order count."""
     starts: bool
-    """An IDR picture: all counts begin anew."""
+    """Whether it is an IDR picture, which resets all counts."""
     reference: bool
     number: int = 0
     """frame_num (H.264)."""
     number_limit: int = 0
-    """What frame_num is taken modulo; 0 where the stream may leave numbers out."""
+    """Modulus of frame_num; 0 if the stream may omit numbers."""
 
 
-class HeaderParser(Protocol):
-    """Parser of one stream's headers, with the parameter sets that it has met."""
-
-    step: int
-    """What order counts usually rise by from one shown frame to the next."""
-
-    def picture(self, packet: bytes) -> Picture | None:
-        """Header of the packet's picture; None without one that can be parsed."""
-
-    def without_sei(self, packet: bytes) -> bytes:
-        """The packet without its SEI messages."""
-
-
-def header_parser(codec: str, extradata: bytes | None) -> HeaderParser | None:
-    """Parser for the streams of a decoder; None for codecs other than H.264 and HEVC."""
-    parsers = {"h264": _H264, "hevc": _HEVC}
+def header_parser(codec: str, extradata: bytes | None) -> "HeaderParser | None":
+    """Parser for a codec's streams; None for codecs other than H.264 and HEVC."""
+    parsers: dict[str, Callable[[bytes], HeaderParser]] = {"h264": _H264, "hevc": _HEVC}
     return parsers[codec](extradata or b"") if codec in parsers else None
 
 
-def lost_at_end(parser: HeaderParser, packets: Iterable[bytes]) -> bool:
-    """Whether pictures are missing among those that are shown last.
+def lost_at_end(parser: "HeaderParser", packets: Iterable[bytes]) -> bool:
+    """Whether pictures are missing at the end of a stream.
 
-    `packets` are the last ones of the stream in decoding order. Order counts rise by the same
-    step from each shown picture to the next, whatever the time between them; a larger step among
-    the last ones is a picture that was never written. Streams with other steps tell nothing.
+    `packets` are its last ones in decoding order. Order counts rise by the same step from one shown
+    picture to the next, whatever their times; a larger step among the last ones is a picture that
+    was never written. Streams with varying steps are not judged.
     """
     sequences = [np.diff(np.sort(orders)) for orders in _sequences(parser, packets)]
     if not sequences or not len(sequences[-1]):
@@ -70,26 +56,26 @@ def lost_at_end(parser: HeaderParser, packets: Iterable[bytes]) -> bool:
 
 
 class ReferenceGaps:
-    """Finds pictures whose reference pictures are not in an H.264 stream (frame_num skips)."""
+    """Detector of lost reference pictures in an H.264 stream (gaps of frame_num)."""
 
     def __init__(self, extradata: bytes | None) -> None:
         self._parser = _H264(extradata or b"")
         self._last: int | None = None
 
     def before(self, packet: bytes) -> bool:
-        """Whether reference pictures are missing between the packets given so far and this one."""
+        """Whether reference pictures are missing between the previous packets and this one."""
         picture = self._parser.picture(packet)
         if picture is None:
             return False
         last, limit = self._last, picture.number_limit
-        known = last is None or not limit or picture.number in (0, last, (last + 1) % limit)
+        follows = last is None or not limit or picture.number in (0, last, (last + 1) % limit)
         if picture.reference:
             self._last = picture.number
-        return not known
+        return not follows
 
 
-def _sequences(parser: HeaderParser, packets: Iterable[bytes]) -> list[list[int]]:
-    """Full order counts of the pictures in decoding order, apart for each coded sequence."""
+def _sequences(parser: "HeaderParser", packets: Iterable[bytes]) -> list[list[int]]:
+    """Full order counts of the pictures in decoding order, by coded sequence."""
     sequences: list[list[int]] = []
     anchor = 0
     for packet in packets:
@@ -108,7 +94,7 @@ def _sequences(parser: HeaderParser, packets: Iterable[bytes]) -> list[list[int]
 
 
 class _Bits:
-    """Reads a NAL unit bit by bit; IndexError behind its end."""
+    """Bit reader of a NAL unit. Raises IndexError past its end."""
 
     def __init__(self, unit: bytes, skip: int) -> None:
         payload = unit.replace(b"\0\0\3", b"\0\0")[skip:]
@@ -133,29 +119,30 @@ class _Bits:
 
 
 def _units(packet: bytes, length_size: int) -> Iterator[tuple[bytes, bytes]]:
-    """NAL units of a packet and what is before each: its length, or a start code (length_size 0).
+    """(prefix, NAL unit) pairs of a packet; prefixes are lengths, or start codes (length_size 0).
 
-    Together they are the packet, whatever is in it.
+    Joined they are the packet, whatever its content.
     """
     if not length_size:
         before, *units = packet.split(b"\0\0\1")
         yield before, b""
         yield from ((b"\0\0\1", unit) for unit in units)
         return
-    place = 0
-    while place < len(packet):
-        begin = place + length_size
-        end = begin + int.from_bytes(packet[place:begin], "big")
-        yield packet[place:begin], packet[begin:end]
-        place = end
+    position = 0
+    while position < len(packet):
+        begin = position + length_size
+        end = begin + int.from_bytes(packet[position:begin], "big")
+        yield packet[position:begin], packet[begin:end]
+        position = end
 
 
-class _Parser:
-    """What both codecs have in common: parameter sets come first, in the header or in packets."""
+class HeaderParser(ABC):
+    """Parser of one stream's headers, which collects the parameter sets of header and packets."""
 
     _HEAD = 64  # bytes of a slice that are parsed
     _SET = 4096  # bytes of a parameter set that are parsed
     step = 1
+    """Usual increment of order counts from one shown frame to the next."""
 
     def __init__(self, length_size: int, units: Iterable[bytes]) -> None:
         self._length_size = length_size
@@ -165,42 +152,44 @@ class _Parser:
             self._parse(unit)
 
     def picture(self, packet: bytes) -> Picture | None:
+        """Header of the packet's picture; None if there is none that can be parsed."""
         pictures = (self._parse(unit) for _, unit in _units(packet, self._length_size))
         return next((picture for picture in pictures if picture is not None), None)
 
     def without_sei(self, packet: bytes) -> bytes:
+        """The packet without its SEI messages."""
         units = _units(packet, self._length_size)
         return b"".join(b"" if self._is_sei(unit) else before + unit for before, unit in units)
 
     def _parse(self, unit: bytes) -> Picture | None:
         try:
             return self._unit(unit)
-        except (IndexError, KeyError):  # cut short, or of a parameter set that is not there
+        except (IndexError, KeyError):  # truncated, or refers to an absent parameter set
             return None
 
-    def _unit(self, unit: bytes) -> Picture | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _unit(self, unit: bytes) -> Picture | None: ...
 
     @staticmethod
-    def _is_sei(unit: bytes) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _is_sei(unit: bytes) -> bool: ...
 
 
-class _H264(_Parser):
+class _H264(HeaderParser):
     step = 2  # fields are counted
 
     def __init__(self, extradata: bytes) -> None:
         if extradata[:1] != b"\1" or len(extradata) < 7:
             super().__init__(0, (unit for _, unit in _units(extradata, 0)))
             return
-        sets, place = extradata[5] & 31, 6
+        sets, position = extradata[5] & 31, 6
         units: list[bytes] = []
-        while place + 2 < len(extradata):
-            if len(units) == sets and place == 6 + sum(2 + len(unit) for unit in units):
-                place += 1  # the number of picture parameter sets
-            size = int.from_bytes(extradata[place : place + 2], "big")
-            units.append(extradata[place + 2 : place + 2 + size])
-            place += 2 + size
+        while position + 2 < len(extradata):
+            if len(units) == sets and position == 6 + sum(2 + len(unit) for unit in units):
+                position += 1  # the number of picture parameter sets
+            size = int.from_bytes(extradata[position : position + 2], "big")
+            units.append(extradata[position + 2 : position + 2 + size])
+            position += 2 + size
         super().__init__((extradata[4] & 3) + 1, units)
 
     def _unit(self, unit: bytes) -> Picture | None:
@@ -239,7 +228,7 @@ class _H264(_Parser):
 
     @staticmethod
     def _skip_high_profile(bits: _Bits) -> int:
-        """Skip the fields of the high profiles; whether colour planes are coded apart."""
+        """Skip the fields of the high profiles; return whether colour planes are separate."""
         chroma = bits.golomb()
         planes = bits.fixed(1) if chroma == 3 else 0
         bits.skip_golomb(2)
@@ -274,21 +263,21 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
         last = following or last
 
 
-class _HEVC(_Parser):
+class _HEVC(HeaderParser):
     def __init__(self, extradata: bytes) -> None:
         if extradata[:1] != b"\1" or len(extradata) < 23:
             super().__init__(0, (unit for _, unit in _units(extradata, 0)))
             return
-        units, place = [], 23
+        units, position = [], 23
         for _ in range(extradata[22]):
-            count = int.from_bytes(extradata[place + 1 : place + 3], "big")
-            place += 3
+            count = int.from_bytes(extradata[position + 1 : position + 3], "big")
+            position += 3
             for _ in range(count):
-                if place >= len(extradata):
+                if position >= len(extradata):
                     break
-                size = int.from_bytes(extradata[place : place + 2], "big")
-                units.append(extradata[place + 2 : place + 2 + size])
-                place += 2 + size
+                size = int.from_bytes(extradata[position : position + 2], "big")
+                units.append(extradata[position + 2 : position + 2 + size])
+                position += 2 + size
         super().__init__((extradata[21] & 3) + 1, units)
 
     def _unit(self, unit: bytes) -> Picture | None:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssdet.data.datasets.moving_shapes import default_cache
 from ssdet.data.storage.build_once import build_once
+from ssdet.data.storage.cache import cache_folder
 from ssdet.models.registry import create
 from ssdet.models.weights import published
 from ssdet.models.weights.loading import LoadReport, State, find_network, load_weights, read_state
@@ -149,7 +149,7 @@ def _place(tensor: Tensor) -> tuple[int, int]:
 
 
 def _folder(name: str) -> Path:
-    return default_cache() / "weights" / "imported" / name
+    return cache_folder() / "weights" / "imported" / name
 
 
 def _checked(name: str) -> str:

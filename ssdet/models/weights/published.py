@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ssdet.data.datasets.moving_shapes import default_cache
 from ssdet.data.loading.recipe import ClipRecipe
+from ssdet.data.storage.cache import cache_folder
 from ssdet.models.registry import create
 from ssdet.models.weights.loading import load_weights
 
@@ -85,7 +85,7 @@ def named(name: str) -> Published:
 
 def folder(name: str) -> Path:
     """Where the weights lie once they are fetched: in SSDET_CACHE, or the user's cache folder."""
-    return default_cache() / "weights" / f"{name}-{named(name).sha256[:12]}"
+    return cache_folder() / "weights" / f"{name}-{named(name).sha256[:12]}"
 
 
 def load(name: str) -> Loaded:

@@ -11,7 +11,7 @@ import torch
 
 import ssdet.data.features.detections as module
 from ssdet.data import Video
-from ssdet.data.features.detections import BrokenDetections, DetectionSet, padded, read_entry
+from ssdet.data.features.detections import BrokenDetections, DetectionSet, padded, read_header
 from ssdet.data.video.reader import CorruptVideo
 
 
@@ -174,7 +174,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, monkeypatch) -> None:
     trap = np.empty((5, 3, 4), object)
     trap[:] = Trap()
     with pytest.raises(BrokenDetections, match="features .* of object, expected floating point"):
-        read_entry(zipped(tmp_path / "v.npz", features=npy(trap)))
+        read_header(zipped(tmp_path / "v.npz", features=npy(trap)))
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -183,13 +183,13 @@ def test_claims_are_checked_before_memory_is_asked_for(tmp_path, monkeypatch) ->
     claim = head.replace(b"(5, 3, 4), }" + b" " * 9, b"(5, 3, 4000000000), }")
     assert len(claim) == len(head) != head.count(b" ")
     with pytest.raises(BrokenDetections, match="are 480000000000 bytes, it holds 0"):
-        read_entry(zipped(tmp_path / "v.npz", features=claim))
+        read_header(zipped(tmp_path / "v.npz", features=claim))
     negative = head.replace(b"(5, 3, 4), }" + b" " * 2, b"(5, -3, -4), }")
     with pytest.raises(BrokenDetections, match="it holds 480"):
-        read_entry(zipped(tmp_path / "v.npz", features=negative + bytes(480)))
+        read_header(zipped(tmp_path / "v.npz", features=negative + bytes(480)))
     monkeypatch.setattr(module, "LIMIT", 1000)
     with pytest.raises(BrokenDetections, match="bytes of arrays, at most 1000: cut the video"):
-        read_entry(zipped(tmp_path / "v.npz"))
+        read_header(zipped(tmp_path / "v.npz"))
 
 
 def test_a_field_that_is_there_twice(tmp_path) -> None:
@@ -197,7 +197,7 @@ def test_a_field_that_is_there_twice(tmp_path) -> None:
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("kind.npy", npy(np.zeros((5, 3), int)))
     with pytest.raises(BrokenDetections, match="each of .* once"):
-        read_entry(path)
+        read_header(path)
 
 
 def test_damaged_bytes_are_told_or_harmless(tmp_path) -> None:

@@ -23,8 +23,8 @@ import pytest
 
 import ssdet.data.maintenance.check as module
 from ssdet.data import Manifest, Video
-from ssdet.data.maintenance.check import check, examine, judge
-from ssdet.data.maintenance.isolated_pool import Fault, isolated
+from ssdet.data.maintenance.check import check, examine, summarise
+from ssdet.data.maintenance.isolated_pool import Fault, run_isolated
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -119,7 +119,7 @@ def test_only_the_ends_and_the_middle_are_decoded(folder, videos) -> None:
             content[place : place + size] = bytes(size)
 
         bad = videos.patched(path, "scratched.mp4", scratch)
-        (told,) = isolated(examine, [Video("v", str(bad), "train")], 1, 60)
+        (told,) = run_isolated(examine, [Video("v", str(bad), "train")], 1, 60)
         assert isinstance(told[1], Fault) == found, (frame, told)
 
 
@@ -209,7 +209,7 @@ def test_durations_and_rates_are_compared() -> None:
 
     def told(name: str, **change: Any) -> str:
         records = {**known, name: {**known[name], **change}}
-        report = judge(Manifest("m", ("a",), tuple(videos.values())), records)
+        report = summarise(Manifest("m", ("a",), tuple(videos.values())), records)
         assert set(report.suspicious) <= {name} and report.fine == 7 - len(report.suspicious)
         return report.suspicious.get(name, "")
 
@@ -228,7 +228,7 @@ def test_without_a_majority_no_rate_is_odd() -> None:
     rates = [24, 24, 25, 25, 30, 30]
     known = {str(n): {"frames": 10 * rate, "duration": 10.0} for n, rate in enumerate(rates)}
     manifest = Manifest("m", ("a",), tuple(Video(name, "f", "train") for name in known))
-    assert judge(manifest, known).fps is None and not judge(manifest, known).suspicious
+    assert summarise(manifest, known).fps is None and not summarise(manifest, known).suspicious
 
 
 def test_suspicious_videos_are_quarantined_on_demand(folder, whole, tmp_path) -> None:
@@ -396,7 +396,7 @@ def test_workers_free_nothing_of_the_parent(folder, whole, monkeypatch) -> None:
     gc.disable()
     try:
         Cycle()
-        found = dict(isolated(collected, listed(folder).videos, 1, 60))
+        found = dict(run_isolated(collected, listed(folder).videos, 1, 60))
     finally:
         gc.enable()
     assert [*found.values()] == [{"frames": 1, "duration": 1.0}]

@@ -16,11 +16,11 @@ import pytest
 
 import ssdet.data.maintenance.convert as module
 from ssdet.data import Manifest, Video, load_manifest, probe, read_clip
-from ssdet.data.maintenance.convert import Options, convert
+from ssdet.data.maintenance.convert import ConvertOptions, convert
 
 ROOT = Path(__file__).resolve().parents[3]
 H264 = {"bf": "3", "g": "25", "crf": "10"}
-SMALL = Options(short_side=32, gop=5)
+SMALL = ConvertOptions(short_side=32, gop=5)
 
 
 def listed(folder: Path, *names: str) -> Manifest:
@@ -54,7 +54,7 @@ NAMES = ("a class/é 1.mp4", "variable.mkv", "old.avi", "hidden.webm", "one.mp4"
 @pytest.mark.parametrize("packed", [False, True])
 def test_copies_have_the_frames_and_times_of_the_originals(packed, source, videos, tmp_path):
     out, counts = tmp_path / "out", []
-    options = Options(short_side=500, crf=5, packed=packed)
+    options = ConvertOptions(short_side=500, crf=5, packed=packed)
     manifest = listed(source, *NAMES)
     told = convert(manifest, source, out, options, 2, progress=lambda *c: counts.append(c))
     assert (told.converted, dict(told.failed), dict(told.unread)) == (len(NAMES), {}, {})
@@ -87,7 +87,7 @@ def test_files_are_friendly_to_training(source, tmp_path) -> None:
 
 
 def test_own_types_of_pictures_do_not_leak_through(source, tmp_path) -> None:
-    options = Options(short_side=500, gop=10)  # the size stays: frames could pass untouched
+    options = ConvertOptions(short_side=500, gop=10)  # the size stays: frames could pass untouched
     convert(listed(source, "a class/é 1.mp4"), source, tmp_path / "out", options, 1)
     with av.open(str(tmp_path / "out" / "a class" / "é 1.mp4")) as container:
         shown = [frame.key_frame for frame in container.decode(video=0)]
@@ -107,7 +107,7 @@ def test_rotation_is_applied(packed, source, videos, tmp_path) -> None:
     path = videos.patched(source / "a class" / "é 1.mp4", "turned.mp4", rotate)
     path.rename(folder / "turned.mp4")
     assert probe(folder / "turned.mp4").rotation in (90, 270)
-    options = Options(short_side=500, crf=5, packed=packed)
+    options = ConvertOptions(short_side=500, crf=5, packed=packed)
     convert(listed(folder, "turned.mp4"), folder, tmp_path / "out", options, 1)
     copy = tmp_path / "out" / ("turned.pack" if packed else "turned.mp4")
     assert (probe(copy).height, probe(copy).width, probe(copy).rotation) == (64, 48, 0)
@@ -120,7 +120,7 @@ def test_the_same_annotation_finds_the_copies(packed, source, tmp_path) -> None:
     table = tmp_path / "clips.csv"
     table.write_text("file,label\n" + "".join(f"{name},x\n" for name in NAMES))
     before = load_manifest("kinetics", table, videos=source)
-    convert(before, source, tmp_path / "out", Options(32, packed=packed), 2)
+    convert(before, source, tmp_path / "out", ConvertOptions(32, packed=packed), 2)
     after = load_manifest("kinetics", table, videos=tmp_path / "out")
     assert [video.id for video in after.videos] == [video.id for video in before.videos]
     assert after.missing == ()
@@ -136,7 +136,12 @@ def test_pictures_in_a_folder_become_one_file(source, videos, tmp_path) -> None:
         frame.save(folder / f"V1-{number:06d}.jpg")
     for packed in (False, True):
         out = tmp_path / f"out{packed}"
-        convert(listed(folder.parent, "V1"), folder.parent, out, Options(500, crf=5, packed=packed))
+        convert(
+            listed(folder.parent, "V1"),
+            folder.parent,
+            out,
+            ConvertOptions(500, crf=5, packed=packed),
+        )
         copy = out / ("V1.pack" if packed else "V1.mp4")
         assert (probe(copy).frames, round(probe(copy).fps, 6)) == (10, 24)
         assert np.sqrt(((read_clip(copy, range(10)) - truth.astype(float)) ** 2).mean()) < 12
@@ -162,7 +167,7 @@ def test_only_what_changed_is_done_again(source, videos, tmp_path) -> None:
     second = stamps(out)
     assert {Path(p).name for p in first if second[p] != first[p]} == {"b.mp4", "c.mp4"}
     assert probe(out / "b.mp4").frames == 6
-    convert(manifest, folder, out, Options(32, gop=6), 1)
+    convert(manifest, folder, out, ConvertOptions(32, gop=6), 1)
     assert all(stamps(out)[path] != second[path] for path in second)
     (folder / "a.mp4").write_bytes(b"")
     assert dict(convert(manifest, folder, out, SMALL, 1).failed) == {"a": "empty file"}
@@ -191,7 +196,7 @@ def test_failures_are_counted_and_the_rest_goes_on(source, tmp_path) -> None:
 
 
 def test_a_copy_that_is_not_equal_is_a_failure(source, tmp_path, monkeypatch) -> None:
-    def lossy(path: Path, pictures: Any, info: Any, options: Options) -> None:
+    def lossy(path: Path, pictures: Any, info: Any, options: ConvertOptions) -> None:
         whole(path, (picture for picture in pictures if picture.pts != 0), info, options)
 
     whole = module._encode
@@ -245,11 +250,11 @@ def test_folders_that_would_not_do(source, tmp_path) -> None:
         convert(Manifest("m", ("a",), (*twins.videos, twin)), source, tmp_path / "out", SMALL)
     convert(manifest, source, tmp_path / "out", SMALL, 1)
     with pytest.raises(ValueError, match=r"holds H\.264 files"):
-        convert(manifest, source, tmp_path / "out", Options(32, packed=True))
+        convert(manifest, source, tmp_path / "out", ConvertOptions(32, packed=True))
     with pytest.raises(ValueError, match="no file"):
         convert(Manifest("m", ("a",), (), ("gone",), ("train",)), source, tmp_path / "x", SMALL)
     with pytest.raises(ValueError, match="CRF 99"):
-        Options(crf=99)
+        ConvertOptions(crf=99)
 
 
 def test_remote_originals_keep_their_names(tmp_path) -> None:
@@ -263,12 +268,12 @@ CONVERT = """
 import os, signal, sys
 from pathlib import Path
 from ssdet.data import Manifest, Video
-from ssdet.data.maintenance.convert import Options, convert
+from ssdet.data.maintenance.convert import ConvertOptions, convert
 source, out, packed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "packed"
 videos = [Video(p.stem, str(p), "train") for p in sorted(source.glob("*.mp4"))]
 print("begun", flush=True)
 told = convert(Manifest("m", ("a",), tuple(videos)), source, out,
-               Options(32, 5, packed=packed), 2)
+               ConvertOptions(32, 5, packed=packed), 2)
 print(told.converted)
 """
 

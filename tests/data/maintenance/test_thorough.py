@@ -13,8 +13,8 @@ import pytest
 import ssdet.data.maintenance.check as module
 from ssdet.cli.__main__ import main
 from ssdet.data import CorruptVideo, Manifest, Video
-from ssdet.data.maintenance.check import Report, check
-from ssdet.data.maintenance.convert import Options, convert
+from ssdet.data.maintenance.check import CheckReport, check
+from ssdet.data.maintenance.convert import ConvertOptions, convert
 from ssdet.data.maintenance.digests import PART, PARTS, parts_digest, whole_digest
 from ssdet.data.maintenance.thorough import examine_whole, find_hole
 from ssdet.data.video.packs import write_pack
@@ -151,7 +151,7 @@ def refuse(video: Video) -> dict[str, Any]:
     raise AssertionError("looked at again")
 
 
-def again(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> Report:
+def again(monkeypatch: pytest.MonkeyPatch, *arguments: Any, **options: Any) -> CheckReport:
     """A check that may decode nothing."""
     with monkeypatch.context() as patched:
         patched.setattr(module, "examine", refuse)
@@ -219,7 +219,7 @@ def test_a_second_source_is_converted_into_the_same_folder(whole, videos, tmp_pa
     content[place : place + size] = bytes([90]) * size
     (second / "v.avi").write_bytes(content)
     shutil.copystat(first / "v.avi", second / "v.avi")
-    options = Options(short_side=32, crf=0)
+    options = ConvertOptions(short_side=32, crf=0)
     plain = []
     for folder in (first, second):
         done = convert(listed(folder / "v.avi"), folder, out, options, 1)

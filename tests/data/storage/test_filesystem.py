@@ -20,7 +20,7 @@ def machine(tmp_path, monkeypatch) -> None:
     """Another machine than other tests': a cache of its own; and no long waits."""
     monkeypatch.setenv("SSDET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(remote, "DELAYS", (0.01,))
-    for known in (remote_cache._stamps, remote_cache._copies, remote_cache._roots):
+    for known in (remote_cache._stamps, remote_cache._copies, remote_cache._mirrors):
         known.clear()
 
 

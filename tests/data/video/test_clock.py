@@ -14,7 +14,7 @@ from ssdet.data.datasets.manifest import Manifest, Segment, Video
 from ssdet.data.features.shards import FeatureSet, FeatureWriter
 from ssdet.data.loading.frame_rate import ResampledReader
 from ssdet.data.loading.frame_readers import Decoder, dense_targets, open_cache, timing
-from ssdet.data.maintenance.convert import Options, convert_video
+from ssdet.data.maintenance.convert import ConvertOptions, convert_video
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.stream import video_clock
 from ssdet.evaluation.lazy_rows import frame_labels
@@ -131,7 +131,9 @@ def test_folders_of_pictures_are_spread_over_the_annotated_duration(tmp_path: Pa
 def test_copies_keep_the_times(packed: bool, begin: float, write: Write, tmp_path: Path) -> None:
     manifest, video = of(write("v.mkv", PHONE, begin=begin))
     copy = tmp_path / "out" / ("v.pack" if packed else "v.mp4")
-    convert_video(video, copy.parent, {"v": copy.name}, Options(short_side=32, packed=packed))
+    convert_video(
+        video, copy.parent, {"v": copy.name}, ConvertOptions(short_side=32, packed=packed)
+    )
     was, now = video_clock(video.path), video_clock(copy)
     assert np.abs(was.times_T - now.times_T).max() < 1e-6 and abs(was.end - now.end) < 1e-3
     _, converted = of(copy)

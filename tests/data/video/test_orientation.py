@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssdet.data.datasets.manifest import Manifest, Video
 from ssdet.data.loading.frame_readers import open_cache
-from ssdet.data.maintenance.convert import Options, convert_video
+from ssdet.data.maintenance.convert import ConvertOptions, convert_video
 from ssdet.data.video.reader import probe, read_clip
 from ssdet.data.video.stream import stream_frames
 from ssdet.detection.overlay import Overlay
@@ -102,7 +102,7 @@ def test_files_stand_upright(name: str, plain: Path, tmp_path: Path) -> None:
 def test_copies_hold_what_is_shown(name: str, packed: bool, plain: Path, tmp_path: Path) -> None:
     path, expected = oriented(plain, tmp_path, name), MATRICES[name][1](scene())
     copy = tmp_path / "out" / ("v.pack" if packed else "v.mp4")
-    options = Options(short_side=HEIGHT, packed=packed, crf=5)
+    options = ConvertOptions(short_side=HEIGHT, packed=packed, crf=5)
     convert_video(Video("v", str(path), "train", 0), copy.parent, {"v": copy.name}, options)
     assert near(read_clip(copy, [2])[0], expected)
     assert (probe(copy).rotation, probe(copy).mirrored) == (0, False)
@@ -139,7 +139,7 @@ def test_folders_of_pictures_follow_exif(value: int, tmp_path: Path) -> None:
     assert near(clip[0], expected) and (info.height, info.width) == expected.shape[:2]
     assert np.array_equal(np.stack(list(stream_frames(tmp_path, [0, 2]))), clip[::-1])
     copy = tmp_path.parent / f"copy_{value}.pack"
-    options = Options(short_side=HEIGHT, packed=True)
+    options = ConvertOptions(short_side=HEIGHT, packed=True)
     convert_video(Video("v", str(tmp_path), "train", 0), copy.parent, {"v": copy.name}, options)
     assert near(read_clip(copy, [1])[0], expected)
 

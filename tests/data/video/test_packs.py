@@ -12,12 +12,12 @@ from PIL import Image
 
 from ssdet.data import CorruptVideo, Video, probe, read_clip
 from ssdet.data.loading.frame_readers import Decoder
-from ssdet.data.maintenance.convert import Options, convert_video
+from ssdet.data.maintenance.convert import ConvertOptions, convert_video
 from ssdet.data.video.packs import is_pack, pack
 
 
 def packed(source: Path, out: Path, short_side: int = 256) -> Path:
-    options = Options(short_side=short_side, packed=True)
+    options = ConvertOptions(short_side=short_side, packed=True)
     name = f"{source.stem}.pack"
     convert_video(Video(source.stem, str(source), "train"), out, {source.stem: name}, options)
     return out / name

@@ -303,14 +303,18 @@ def test_a_file_that_changes_is_read_anew(
         assert probe(path).width == KINDS[name].get("size", (48, 64))[1]
 
 
-def test_file_cache_is_bounded(tmp_path: Path) -> None:
-    made: list[str] = []
-    cache: frame_index.FileCache[str] = frame_index.FileCache(2)
-    for name in "abacab":
-        path = tmp_path / name
-        path.touch(exist_ok=False) if not path.exists() else None
-        assert cache.get(path, lambda name=name: made.append(name) or name) == name  # type: ignore
-    assert made == ["a", "b", "c", "b"]
+def test_results_are_cached_until_the_file_changes(tmp_path: Path) -> None:
+    path, sizes = tmp_path / "a", []
+
+    @frame_index.cached_per_file
+    def size(name: str) -> int:
+        sizes.append(os.path.getsize(name))
+        return sizes[-1]
+
+    path.write_bytes(b"abc")
+    assert [size(path), size(str(path))] == [3, 3] and sizes == [3]
+    path.write_bytes(b"abcde")
+    assert size(path) == 5 and sizes == [3, 5]
 
 
 def test_threads_read_the_same_file(made: Callable[[str], Path], videos: Any) -> None:

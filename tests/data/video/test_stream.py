@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ssdet.data import Video
-from ssdet.data.loading.frame_rate import Grid
+from ssdet.data.loading.frame_rate import ResampledReader
 from ssdet.data.loading.frame_readers import Decoder
 from ssdet.data.video.reader import CorruptVideo, read_clip
 from ssdet.data.video.stream import stream_frames, video_clock
@@ -91,7 +91,7 @@ def test_a_grid_is_that_of_data_sets(rate, tmp_path) -> None:
             asked.extend(indices)
             return np.zeros(0)
 
-    grid = Grid(Asked(), rate)
+    grid = ResampledReader(Asked(), rate)
     grid.read(video, range(grid.frames(video)))
     assert video_clock(path).grid(rate).tolist() == asked
 
