@@ -14,7 +14,7 @@ from ssdet.data.loading.frame_readers import FrameReader
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.reader import CorruptVideo
 from ssdet.evaluation import dense_map
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.inference.scoring import Sink, frame_targets, predict
 from ssdet.training.recipe import OptimRecipe, TrainRecipe
@@ -26,14 +26,14 @@ def validation_of(
     manifest: Manifest,
     reader: FrameReader,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> Validate | None:
     """What judges the networks of a recipe; None without videos, where no schedule needs them."""
     if not followed(recipe.optim, recipe.validate_on, manifest):
         return None
     if recipe.task == "pretrain":
         return clip_accuracy(recipe, manifest, reader, device)
-    return frame_map(recipe, manifest, reader, device, guide)
+    return frame_map(recipe, manifest, reader, device, fine_reader)
 
 
 def followed(optim: OptimRecipe, split: str, manifest: Manifest) -> bool:
@@ -83,12 +83,12 @@ def frame_map(
     manifest: Manifest,
     reader: FrameReader,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> Validate:
     """Judges a network by whole videos, see `whole_videos`."""
 
     def score(model: nn.Module, sink: Sink) -> None:
-        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device, guide)
+        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device, fine_reader)
 
     return whole_videos(score, frame_targets(manifest, reader), recipe.optim)
 

@@ -1,4 +1,4 @@
-"""Training: recipes, the loop, losses, checkpoints, heads."""
+"""Training recipes, loop, losses, checkpoints and heads."""
 
 from typing import TYPE_CHECKING
 
