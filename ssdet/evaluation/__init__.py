@@ -1,4 +1,4 @@
-"""Protocols, average precision, prediction sets and the uncertainty of differences."""
+"""Protocols, average precision, prediction sets, ensembles and statistics of differences."""
 
 from typing import TYPE_CHECKING
 

@@ -62,7 +62,7 @@ class OptimRecipe:
             raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts")
         if self.patience < 0 or not 0 < self.decay < 1:
             raise ValueError(
-                f"patience {self.patience}, decay {self.decay}: expected >= 0, and a value in (0, 1)"
+                f"patience {self.patience}, decay {self.decay}: expected >= 0, and between 0 and 1"
             )
 
 

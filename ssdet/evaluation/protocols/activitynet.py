@@ -1,11 +1,11 @@
-"""Detection mAP as ActivityNet's evaluation script computes it."""
+"""Detection mAP as in ActivityNet's evaluation script."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ssdet.evaluation.average_precision import Array
-from ssdet.evaluation.protocols.segments import Segments, overlaps
+from ssdet.evaluation.protocols.segments import Segments, overlaps, ranked_by_class
 
 ACTIVITYNET_TIOUS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 """0.5, 0.55, …, 0.95 with the script's rounding."""
@@ -21,50 +21,34 @@ def activitynet_average_precision(
     """Interpolated average precision float64 [thresholds, K]; NaN for a class without an instance.
 
     Detections of a class, by falling score over all videos, each take the free instance of their
-    video that they overlap best, if by at least the threshold. Precision at a recall is the highest
-    at this recall or a higher one. Equal scores rank by video id, then in their order; the script
-    leaves that to chance. Source: `Evaluation/eval_detection.py` of activitynet/ActivityNet.
+    video with the highest overlap, if at least the threshold. Precision at a recall is the maximum
+    at this recall or a higher one. Equal scores rank by video id, then in their order (undefined in
+    the script). Source: `Evaluation/eval_detection.py` of activitynet/ActivityNet.
     """
+    tious_O = np.asarray(tious)
+
+    def hits_OD(video: str, rows_D3: Array, instances_G2: Array) -> Array:
+        return _matched(overlaps(instances_G2, rows_D3), tious_O)
+
     ap_OK = np.full((len(tious), classes), np.nan)
-    for k in range(classes):
-        instances = {v: rows[rows[:, 0] == k, 1:] for v, rows in truth.items()}
-        count = sum(map(len, instances.values()))
-        if count:
-            of_class = {v: rows[rows[:, 0] == k, 1:] for v, rows in detections.items()}
-            hits_OD = _ranked_hits(of_class, instances, np.asarray(tious))
-            ap_OK[:, k] = [_interpolated_sum(hits_D) / count for hits_D in hits_OD]
+    for k, count, ranked_OD in ranked_by_class(detections, truth, classes, hits_OD, len(tious)):
+        for row, hits_D in enumerate(ranked_OD):
+            ranks = np.flatnonzero(hits_D) + 1
+            precision = np.arange(1, len(ranks) + 1) / ranks
+            ap_OK[row, k] = float(np.maximum.accumulate(precision[::-1]).sum()) / count
     return ap_OK
 
 
-def _ranked_hits(detections: Segments, instances: Segments, tious_O: Array) -> Array:
-    """Whether each detection of one class is a hit, bool [thresholds, D], by falling score."""
-    scores: list[Array] = [np.zeros(0)]
-    hits: list[Array] = [np.zeros((len(tious_O), 0), bool)]
-    for video in sorted(video for video, rows in detections.items() if len(rows)):
-        rows_D3 = detections[video][np.argsort(-detections[video][:, 2], kind="stable")]
-        iou_GD = overlaps(instances.get(video, np.zeros((0, 2))), rows_D3)
-        scores.append(rows_D3[:, 2])
-        hits.append(_matched(iou_GD, tious_O))
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    return np.concatenate(hits, axis=1)[:, order]
-
-
 def _matched(iou_GD: Array, tious_O: Array) -> Array:
-    """Hits [thresholds, D] of the detections of one video, in the order given."""
+    """Hits bool [thresholds, D] of the detections of one video, by falling score."""
     hits_OD = np.zeros((len(tious_O), iou_GD.shape[1]), bool)
     if not len(iou_GD):
         return hits_OD
     free_OG = np.ones((len(tious_O), len(iou_GD)), bool)
     thresholds = np.arange(len(tious_O))
-    for place in np.flatnonzero(iou_GD.max(axis=0) >= tious_O.min()):
-        iou_OG = np.where(free_OG, iou_GD[:, place], -1)
+    for d in np.flatnonzero(iou_GD.max(axis=0) >= tious_O.min()):
+        iou_OG = np.where(free_OG, iou_GD[:, d], -1)
         best_O = iou_OG.argmax(axis=1)
-        hits_OD[:, place] = iou_OG[thresholds, best_O] >= tious_O
-        free_OG[thresholds, best_O] &= ~hits_OD[:, place]
+        hits_OD[:, d] = iou_OG[thresholds, best_O] >= tious_O
+        free_OG[thresholds, best_O] &= ~hits_OD[:, d]
     return hits_OD
-
-
-def _interpolated_sum(hits_D: Array) -> float:
-    ranks = np.flatnonzero(hits_D) + 1
-    precision = np.arange(1, len(ranks) + 1) / ranks
-    return float(np.maximum.accumulate(precision[::-1]).sum())

@@ -1,4 +1,4 @@
-"""Protocols: how per-frame scores become one number, and what that number was computed from."""
+"""Dense mAP: mean average precision over every frame of all videos, and its variants."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ssdet.evaluation.average_precision import (
     class_average_precision,
     class_blocks,
 )
-from ssdet.evaluation.lazy_rows import Rows, View, all_half, release
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, all_half, release
 from ssdet.evaluation.predictions import PredictionSet
 
 EmptyClasses = Literal["left_out", "zero", "nonzero"]
@@ -25,12 +25,12 @@ _DENSE = {
     "nonzero": "dense_map_pdan/v1",
 }
 SHORT = 162
-"""Videos with fewer frames are skipped by the published Charades code."""
+"""The published Charades code skips videos with fewer frames."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One number with the protocol that produced it; ``dataclasses.asdict`` of it is JSON."""
+    """A score with its protocol and coverage; ``dataclasses.asdict`` of it is JSON."""
 
     value: float
     """Mean average precision, a fraction."""
@@ -41,8 +41,8 @@ class Score:
     classes_scored: int
     """Classes with a positive frame."""
     empty_class_rule: EmptyClasses
-    """A class without a positive is left out of the mean, or counts 0; "nonzero" leaves out every
-    class whose average precision is 0, which are the same classes."""
+    """A class without a positive is left out of the mean, or counts 0 ("zero"); "nonzero" leaves
+    out every class whose average precision is 0: the same classes."""
     videos_scored: int
     videos_expected: int
     frames: int
@@ -53,11 +53,11 @@ def dense_map(predictions: Rows, targets: Rows, empty_classes: EmptyClasses = "l
     """Unweighted mean over classes of the average precision over every frame of all videos.
 
     ``predictions`` (a PredictionSet or a mapping) and ``targets`` map a video id to [T, K].
-    Equal scores share the precision of their group, so that the order of videos does not
-    matter. Expected videos without predictions are not ranked, but counted. Other rules for
-    classes without a positive, "zero" (apmeter) and "nonzero" (PDAN), have protocol ids of
-    their own. float16 scores stream: one video is held at a time. Raises ValueError for unknown
-    videos, other frame or class counts, NaN, no positive at all. Source: specs/EVAL.md 2 and 3.
+    Equal scores share the precision of their group, so that the order of videos is irrelevant.
+    Expected videos without predictions are counted, but not ranked. The rules "zero" (as apmeter)
+    and "nonzero" (as PDAN's code) for classes without a positive have their own protocol ids.
+    float16 scores are read one video at a time. Raises ValueError for unknown videos, other frame
+    or class counts, NaN, no positive at all.
     """
     if empty_classes not in _DENSE:
         raise ValueError(f"empty_classes={empty_classes!r}: choose one of {list(_DENSE)}")
@@ -65,28 +65,28 @@ def dense_map(predictions: Rows, targets: Rows, empty_classes: EmptyClasses = "l
 
 
 def dense_map_min162(predictions: Rows, targets: Rows) -> Score:
-    """`dense_map` without the videos of fewer than 162 frames, which published code skips.
+    """`dense_map` without the videos of fewer than 162 frames, which published Charades code skips.
 
-    A video without a known length stays expected. Source: specs/EVAL.md 3.
+    A video of unknown length stays expected.
     """
-    kept = [video for video in targets if not 0 < len(targets[video]) < SHORT]
-    scored = View(
-        [video for video in kept if video in predictions],
+    expected = [video for video in targets if not 0 < len(targets[video]) < SHORT]
+    scored = LazyRows(
+        [video for video in expected if video in predictions],
         lambda video: as_array(predictions[video]),
         all_half(predictions),
         predictions,
     )
     if not scored:
         raise ValueError(f"no scored video has {SHORT} frames or more")
-    check_known(predictions, targets)
-    labels = View(kept, lambda video: as_array(targets[video]))
+    check_expected(predictions, targets)
+    labels = LazyRows(expected, lambda video: as_array(targets[video]))
     return pooled(scored, labels, "dense_map_min162/v1", "left_out")
 
 
 def pooled(predictions: Rows, targets: Rows, protocol: str, empty_classes: EmptyClasses) -> Score:
     """Mean average precision over the rows of all videos together, under a protocol's id."""
     scored = scored_videos(predictions, targets)
-    ap_K, frames = _average_precision(predictions, targets, scored)
+    ap_K, frames = pooled_average_precision(predictions, targets, scored)
     return _score(ap_K, frames, len(scored), len(targets), protocol, empty_classes)
 
 
@@ -96,8 +96,13 @@ def _score(
     positive_K = ~np.isnan(ap_K)
     if not positive_K.any():
         raise ValueError("no class has a positive frame: check the targets of this split")
+    zeroed_K = np.nan_to_num(ap_K)
+    if empty == "nonzero":
+        value = zeroed_K.sum() / np.count_nonzero(zeroed_K)
+    else:
+        value = zeroed_K.mean() if empty == "zero" else ap_K[positive_K].mean()
     return Score(
-        value=_mean(ap_K, empty),
+        value=float(value),
         protocol=protocol,
         per_class=tuple(None if np.isnan(ap) else float(ap) for ap in ap_K),
         classes_scored=int(positive_K.sum()),
@@ -108,26 +113,19 @@ def _score(
     )
 
 
-def _mean(ap_K: Array, empty_classes: EmptyClasses) -> float:
-    zeroed_K = np.nan_to_num(ap_K)
-    if empty_classes == "nonzero":
-        return float(zeroed_K.sum() / np.count_nonzero(zeroed_K))
-    return float(zeroed_K.mean() if empty_classes == "zero" else ap_K[~np.isnan(ap_K)].mean())
-
-
 def scored_videos(predictions: Rows, targets: Rows) -> list[str]:
     """Expected videos that have predictions, in the order of the targets.
 
-    ValueError for predicted videos that are not expected, and where there are none.
+    ValueError for predicted videos that are not expected, and without a scored video.
     """
-    check_known(predictions, targets)
+    check_expected(predictions, targets)
     scored = [video for video in targets if video in predictions]
     if not scored:
         raise ValueError(f"none of the {len(targets)} expected videos has predictions")
     return scored
 
 
-def check_known(predictions: Rows, targets: Mapping[str, object]) -> None:
+def check_expected(predictions: Rows, targets: Mapping[str, object]) -> None:
     """Raise ValueError for predicted videos that are not expected."""
     unknown = sorted(set(predictions) - set(targets))
     if unknown:
@@ -137,8 +135,13 @@ def check_known(predictions: Rows, targets: Mapping[str, object]) -> None:
         )
 
 
-def _average_precision(predictions: Rows, targets: Rows, videos: list[str]) -> tuple[Array, int]:
-    """Average precision [K] and the number of frames; streaming where all scores are float16."""
+def pooled_average_precision(
+    predictions: Rows, targets: Rows, videos: list[str]
+) -> tuple[Array, int]:
+    """Average precision [K] over the frames of all videos, and the number of frames.
+
+    float16 scores are read one video at a time, others all at once.
+    """
     if all_half(predictions):
         histogram = counted(predictions, targets, videos)
         return histogram.average_precision(), histogram.frames
@@ -151,9 +154,9 @@ def _average_precision(predictions: Rows, targets: Rows, videos: list[str]) -> t
 
 
 def counted(predictions: Rows, targets: Rows, videos: list[str]) -> HistogramAP:
-    """State of the average precision over these videos' float16 scores, one video at a time.
+    """Histogram of these videos' float16 scores, read one video at a time.
 
-    States of disjoint videos, counted by any workers, `merge` into that of all of them.
+    Histograms of disjoint videos `merge` into that of all of them.
     """
     histogram: HistogramAP | None = None
     for video in videos:
@@ -175,11 +178,11 @@ def dense_map_in_parts(
     ] = map,
     empty_classes: EmptyClasses = "left_out",
 ) -> Score:
-    """`dense_map` with the videos counted in parts, which workers may do: the same to the last bit.
+    """`dense_map` with the videos counted in parts, for instance by workers; bit for bit the same.
 
-    ``over(count, parts)`` gives each part's state, in any order: `map`, a process pool's `map`, or
-    Ray tasks (docs/protocols.md). Workers open the folder of the predictions; ``targets`` are sent
-    to them, and those of `frame_labels` are small. Raises ValueError as `dense_map`.
+    ``over(count, parts)`` yields each part's histogram, in any order: `map`, a process pool's
+    `map`, or Ray tasks (docs/protocols.md). Workers open the folder of the predictions and are
+    sent ``targets``; those of `frame_labels` are small. Raises ValueError as `dense_map`.
     """
     if parts < 1 or empty_classes not in _DENSE:
         raise ValueError(
@@ -189,8 +192,8 @@ def dense_map_in_parts(
     scored = scored_videos(predictions, targets)
     split = [part for part in (scored[first::parts] for first in range(parts)) if part]
     whole = HistogramAP(predictions.classes)
-    for state in over(partial(counted, predictions, targets), split):
-        whole.merge(state)
+    for part in over(partial(counted, predictions, targets), split):
+        whole.merge(part)
     return _score(
         whole.average_precision(), whole.frames, len(scored), len(targets), _DENSE[empty_classes],
         empty_classes,

@@ -1,4 +1,4 @@
-"""Every protocol by its name: what it needs, and the numbers that it gives, each with its id."""
+"""Registry of protocols: what each needs, and the scores that it computes, with their ids."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,7 +42,7 @@ STEPS_APART = (0, 20, 40)
 
 @dataclass(frozen=True)
 class Reading:
-    """One number of one protocol; `dataclasses.asdict` of it is JSON."""
+    """One score of one protocol; `dataclasses.asdict` of it is JSON."""
 
     value: float | None
     """A fraction; None where the protocol has no value for these labels."""
@@ -51,12 +51,12 @@ class Reading:
     videos_scored: int
     videos_expected: int
     frames: int
-    """Frames, steps or points that were ranked; of segments, frames they were made from."""
+    """Ranked frames, steps or points; for segments, frames that they were made from."""
     classes_scored: int
     """Classes with a positive."""
     empty_class_rule: str
-    """What a class without a positive does: left_out, zero or nonzero (see `Score`), or none (it
-    leaves no value, as in the official script)."""
+    """Effect of a class without a positive: left_out, zero or nonzero (see `Score`), or none (the
+    score has no value, as in the official script)."""
     per_class: tuple[float | None, ...] = ()
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counts of what was left out or is missing."""
@@ -69,7 +69,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to score, of one split."""
+    """Inputs of the protocols for one split."""
 
     labels: Rows | None = None
     """Dense labels [T, K] of every expected video at the predictions' frames."""
@@ -77,16 +77,16 @@ class Material:
     manifest: Manifest | None = None
     """Expected videos with their annotation."""
     truth: OfficialTruth | None = None
-    """Labels at the 25 points; of the manifest where not given."""
+    """Labels at the 25 points; by default from the manifest."""
     submitted: Mapping[str, Array] | None = None
-    """Scores [25, K] of a submission, in place of predictions."""
+    """Scores [25, K] of a submission file, instead of predictions."""
     detections: Segments | None = None
-    """Segments of a file, in place of predictions."""
+    """Segments of a file, instead of predictions."""
     file_kind: str = ""
-    """Of the file that `submitted` or `detections` are of; see `file_kinds.Kind`."""
+    """Kind of the file of `submitted` or `detections`: `ssdet.evaluation.files.kinds.Kind`."""
     format: str = ""
-    """Of the annotation, as `load_manifest` has it; protocols of another data set are left out
-    where none are named."""
+    """Format of the annotation (`load_manifest`); without named protocols, those of another data
+    set are left out."""
     notes: Mapping[str, int] = field(default_factory=dict)
     """Counts from reading a file."""
 
@@ -111,16 +111,16 @@ AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way to score, under a name."""
+    """A registered protocol."""
 
     name: str
     about: str
     score: Scorer
-    """Readings; ValueError says why it does not apply."""
+    """Computes readings; ValueError with the reason if the protocol does not apply."""
     not_of: str = ""
-    """Format of annotation whose data set has another protocol in its place."""
+    """Format of a data set that has another protocol instead."""
     only_named: bool = False
-    """Left out where no protocol is named."""
+    """Left out unless protocols are named."""
 
 
 def _score(found: Any, **notes: int) -> Reading:
@@ -306,7 +306,7 @@ for _protocol in _protocols():
 def register(scorer: AnyScorer) -> AnyScorer:
     """Make ``scorer(material) -> readings`` a protocol under its function name.
 
-    The first line of its docstring says what it is.
+    The first line of its docstring describes it.
     """
     name, about = scorer.__name__, (scorer.__doc__ or "").strip().partition("\n")[0]
     PROTOCOLS.add(name, Protocol(name, about, scorer), scorer.__module__)
@@ -316,10 +316,10 @@ def register(scorer: AnyScorer) -> AnyScorer:
 def score_all(
     material: Material, names: Sequence[str] | None = None, chosen: bool = True
 ) -> tuple[list[Reading], dict[str, str]]:
-    """Readings of all protocols (or those named) that apply, and why others do not.
+    """Readings of all (or the named) protocols that apply, and reasons of the others by name.
 
-    Names that nobody chose (``chosen=False``) are left out where they belong to another data set
-    or are scored only when chosen. ValueError for a name that is no protocol.
+    Unless the names are the user's choice (``chosen``), protocols of another data set and those
+    with ``only_named`` are left out. ValueError for an unknown name.
     """
     chosen, names = chosen and names is not None, list(PROTOCOLS if names is None else names)
     if unknown := [name for name in names if name not in PROTOCOLS]:

@@ -1,4 +1,4 @@
-"""Protocols that rank a part of the steps, or steps on a grid of their own rate."""
+"""Protocols that rank sampled steps of each video, or steps on a time grid."""
 
 from typing import Literal
 
@@ -6,9 +6,9 @@ import numpy as np
 
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.evaluation.average_precision import Array, as_array
-from ssdet.evaluation.lazy_rows import Rows, View, all_half, at_steps
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, all_half, at_steps
 from ssdet.evaluation.predictions import PredictionSet
-from ssdet.evaluation.protocols.dense import EmptyClasses, Score, check_known, pooled
+from ssdet.evaluation.protocols.dense import EmptyClasses, Score, check_expected, pooled
 
 Sampling = Literal["mstct", "cf"]
 SAMPLES = 25
@@ -17,8 +17,8 @@ SAMPLES = 25
 def sampled25_indices(steps: int, variant: Sampling = "mstct") -> range:
     """Steps of a video that the sampled protocol ranks: 1, 1 + steps // 25, … at most 25.
 
-    "mstct" skips videos of at most 25 steps; "cf" has no step below 25: ValueError there.
-    Source: specs/EVAL.md 4.
+    "mstct" (MS-TCT's code) skips videos of at most 25 steps; "cf" (Coarse-Fine's) raises
+    ValueError below 25 steps.
     """
     if variant not in ("mstct", "cf"):
         raise ValueError(f"variant={variant!r}: choose 'mstct' or 'cf'")
@@ -35,16 +35,17 @@ def sampled25_map(
     variant: Sampling = "mstct",
     empty_classes: EmptyClasses = "zero",
 ) -> Score:
-    """Published approximation of the official protocol: 25 steps of each video, from the second.
+    """Approximation of the official protocol in published code: 25 steps of each video from its
+    second one; its last steps are never ranked.
 
-    Its last steps are never ranked. ``variant``: see `sampled25_indices`; a class without a
-    positive counts 0, as in apmeter; the other rules have ids of their own. Raises ValueError as
-    `dense_map`, and naming a video that is too short for "cf". Source: specs/EVAL.md 4.
+    ``variant``: see `sampled25_indices`. A class without a positive counts 0, as in apmeter; the
+    other rules have their own ids. Raises ValueError as `dense_map`, and for a video that is too
+    short for "cf".
     """
     suffix = {"zero": "", "left_out": "_left_out", "nonzero": "_pdan"}
     if empty_classes not in suffix:
         raise ValueError(f"empty_classes={empty_classes!r}: choose one of {list(suffix)}")
-    check_known(predictions, targets)
+    check_expected(predictions, targets)
     picks: dict[str, range] = {}
     for video in (video for video in targets if video in predictions):
         steps = len(targets[video])
@@ -54,12 +55,12 @@ def sampled25_map(
             picks[video] = sampled25_indices(steps, variant)
         except ValueError as error:
             raise ValueError(f"video {video!r}: {error}") from error
-    ranked = [video for video, chosen in picks.items() if chosen]
+    ranked = [video for video, indices in picks.items() if indices]
     if not ranked:
         raise ValueError(f"no scored video has more than {SAMPLES} steps")
     half = all_half(predictions)
-    scores = View(ranked, lambda v: as_array(predictions[v])[list(picks[v])], half, predictions)
-    labels = View(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
+    scores = LazyRows(ranked, lambda v: as_array(predictions[v])[list(picks[v])], half, predictions)
+    labels = LazyRows(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
     name = f"sampled25_map_{variant}{suffix[empty_classes]}/v1"
     return pooled(scores, labels, name, empty_classes)
 
@@ -70,10 +71,10 @@ def multithumos_map(
     """Per-frame mAP of MultiTHUMOS on a grid of ``rate`` frames a second; None: feature steps.
 
     With a manifest as ``targets`` (and a PredictionSet) the predictions are interpolated to the
-    grid of each annotated duration, linearly in logits, and rounded to float16; with None they
-    are ranked at their own steps. With rows [T, K] both are on the grid already. The rate is in
-    the protocol id. All classes are in the mean, one without a positive as 0 (apmeter). Raises
-    ValueError as `dense_map`, and for videos without a duration. Source: specs/EVAL.md 5.
+    grid over each annotated duration, linearly in logits, and rounded to float16; with rate None
+    they are ranked at their own steps. Rows [T, K] as targets are on the grid already. The rate is
+    in the protocol id. A class without a positive counts 0 (apmeter). Raises ValueError as
+    `dense_map`, and for videos without a duration.
     """
     if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(f"rate={rate}: expected frames per second > 0, or None")
@@ -81,7 +82,7 @@ def multithumos_map(
     if not isinstance(targets, Manifest):
         return pooled(predictions, targets, f"{name}/v1", "zero")
     if not isinstance(predictions, PredictionSet):
-        raise ValueError("a manifest goes with a PredictionSet; else give labels [T, K] by video")
+        raise ValueError("a manifest needs a PredictionSet; else give labels [T, K] by video")
     if rate is None:
         name += _step_rate(predictions)
     return pooled(*on_grid(predictions, targets, rate), f"{name}/v1", "zero")
@@ -89,15 +90,15 @@ def multithumos_map(
 
 def on_grid(
     predictions: PredictionSet, manifest: Manifest, rate: float | None
-) -> tuple[View, View]:
+) -> tuple[LazyRows, LazyRows]:
     """Scores float16 and labels of every expected video at ``rate``, or at the scores' steps."""
-    known = {video.id: video for video in manifest.videos}
-    check_known(predictions, {**known, **dict.fromkeys(manifest.missing)})
-    if without := [name for name, video in known.items() if not video.duration]:
+    videos = {video.id: video for video in manifest.videos}
+    check_expected(predictions, {**videos, **dict.fromkeys(manifest.missing)})
+    if without := [name for name, video in videos.items() if not video.duration]:
         raise ValueError(f"{len(without)} videos have no duration ({', '.join(without[:5])})")
 
     def frames(name: str) -> int:
-        return predictions.frames(name) if rate is None else round(rate * known[name].duration)  # type: ignore[operator]
+        return predictions.frames(name) if rate is None else round(rate * videos[name].duration)  # type: ignore[operator]
 
     def scores(name: str) -> Array:
         if rate is None:
@@ -110,7 +111,7 @@ def on_grid(
         return at_steps(predictions[name], steps_N).astype(np.float16)
 
     def labels(name: str) -> Array:
-        video = known.get(name)
+        video = videos.get(name)
         if video is None or name not in predictions:
             return np.zeros((0, manifest.num_classes), bool)
         clock = predictions.clock(name)
@@ -119,8 +120,8 @@ def on_grid(
         fps = frames(name) / video.duration if rate is None else rate  # type: ignore[operator]
         return manifest.frame_targets(video, frames(name), fps).T
 
-    expected = [*known, *manifest.missing]
-    return View(predictions, scores, half=True, source=predictions), View(expected, labels)
+    expected = [*videos, *manifest.missing]
+    return LazyRows(predictions, scores, half=True, source=predictions), LazyRows(expected, labels)
 
 
 def _step_rate(predictions: PredictionSet) -> str:
