@@ -1,4 +1,4 @@
-"""Which members an ensemble needs: weights and choices fitted on held-out videos, gains, errors."""
+"""Weights and greedy selection of ensemble members on held-out videos, gains, error correlation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,25 +19,25 @@ Targets = Mapping[str, Array]
 Weights = tuple[float, ...]
 LAST_STEP = 1 / 32
 LEAST_GAIN = 1e-5
-"""mAP (fraction) below which a change is not worth its passes over the predictions."""
+"""Minimum gain of mAP (fraction) for which a change of weights is accepted."""
 ROUNDS = 50
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights found on a held-out split, and what they scored there."""
+    """Weights fitted on a held-out split, and their score there."""
 
     kind: Literal["weights", "greedy"]
     method: Method
     weights: Weights
-    """Of each member, >= 0, sum 1."""
+    """One per member, >= 0, sum 1."""
     score: float
-    """Dense mAP (fraction) on the videos that were fitted: an optimistic number."""
+    """Dense mAP (fraction) on the fitted videos, which is optimistic."""
     chosen: tuple[int, ...]
-    """Greedy: positions of the members in the order in which they were added."""
+    """Greedy selection: indices of the members in the order of addition."""
     evaluations: int
     videos: frozenset[str]
-    """The videos that were fitted."""
+    """Fitted videos."""
 
     def apply(
         self,
@@ -48,13 +48,13 @@ class Fit:
     ) -> PredictionSet:
         """Combine the same members' predictions of other videos; see `combine`.
 
-        Raises ValueError where a video was fitted: a score on it would be no result.
+        Raises ValueError for a fitted video, on which a score would be biased.
         """
         self.check_unseen({video for member in members for video in member})
         return combine(members, folder, weighted(self.method), self.weights, grid, videos)
 
     def check_unseen(self, videos: set[str]) -> None:
-        """Raise ValueError naming the videos that were fitted."""
+        """Raise ValueError for fitted videos among these."""
         if seen := sorted(self.videos & videos):
             raise ValueError(
                 f"{len(seen)} of {len(videos)} videos were fitted ({', '.join(seen[:5])}): "
@@ -64,43 +64,43 @@ class Fit:
 
 @dataclass(frozen=True)
 class MarginalGain:
-    """What one member is worth, dense mAP as a fraction."""
+    """Contribution of one member, in dense mAP as a fraction."""
 
     single: float
     """Score of the member alone."""
     leave_one_out: float | None
     """Score of all members minus the score without this one; None for the only member."""
     added_to_best: float
-    """Score of this one beside the best single member minus the best's own; 0 for that one."""
+    """Score of this member with the best single one, minus the best one's own."""
 
 
 def weighted(method: Method) -> Method:
-    """The method's name once it has weights."""
+    """The name of a method with weights."""
     return "weighted" if method == "mean_probability" else method
 
 
 def fit_weights(members: Members, targets: Targets, method: Method = "mean_probability") -> Fit:
     """Weights that raise the dense mAP on held-out videos, by a pattern search on the simplex.
 
-    Starts from equal weights, or from a single member where that scores higher. Moves each
-    member's weight towards 1 and towards 0, all the way (the member alone, or dropped), keeps
-    what gains at least 1e-5, and halves the step once nothing does, down to 1/32. Deterministic;
-    never below the start on these videos. Some 12 passes a member over the predictions. Raises
-    as `align`.
+    Starts from equal weights, or from a single member if that scores higher. Moves each member's
+    weight towards 1 and towards 0, at first all the way (the member alone, or dropped), accepts
+    moves that gain at least 1e-5, and halves the step when none does, down to 1/32. Deterministic
+    and never below the start on these videos. About 12 passes a member over the predictions.
+    Raises as `align`.
     """
-    judge = _Judge(members, targets, method)
-    starts = [_equal(judge.size), *_singles(judge.size)]
-    best = max(starts, key=judge)  # the first of equal scores: equal weights before any single
+    score = _CachedScore(members, targets, method)
+    starts = [_equal(score.size), *_singles(score.size)]
+    best = max(starts, key=score)  # the first of equal scores: equal weights before any single
     step = 1.0
     while step >= LAST_STEP:
         improved = False
         for weights_of in (_towards, _away):
-            for member in range(judge.size):
+            for member in range(score.size):
                 moved = weights_of(best, member, step)
-                if judge(moved) >= judge(best) + LEAST_GAIN:
+                if score(moved) >= score(best) + LEAST_GAIN:
                     best, improved = moved, True
         step = step if improved else step / 2
-    return judge.fit("weights", best)
+    return score.fit("weights", best)
 
 
 def select_greedily(
@@ -108,20 +108,20 @@ def select_greedily(
 ) -> Fit:
     """Add the member that raises the held-out dense mAP most, with replacement, until none does.
 
-    Stops below a gain of 1e-5. Equal scores go to the earlier member. How often a member was
-    added is its weight. Raises as `align`. Source: Caruana et al., Ensemble selection from
-    libraries of models, ICML 2004.
+    Stops below a gain of 1e-5. Ties go to the earlier member. Weights are the numbers of
+    additions. Raises as `align`. Source: Caruana et al., Ensemble selection from libraries of
+    models, ICML 2004.
     """
-    judge = _Judge(members, targets, method)
+    score = _CachedScore(members, targets, method)
     chosen: list[int] = []
     best = -np.inf
     while len(chosen) < rounds:
-        scores = [judge(_counted([*chosen, member], judge.size)) for member in range(judge.size)]
+        scores = [score(_counted([*chosen, member], score.size)) for member in range(score.size)]
         if max(scores) < best + LEAST_GAIN:
             break
         best = max(scores)
         chosen.append(scores.index(best))
-    return judge.fit("greedy", _counted(chosen, judge.size), tuple(chosen))
+    return score.fit("greedy", _counted(chosen, score.size), tuple(chosen))
 
 
 def marginal_gains(
@@ -132,23 +132,23 @@ def marginal_gains(
 ) -> tuple[MarginalGain, ...]:
     """What each member adds to the others, and to the best single one; 3 passes a member.
 
-    ``weights`` are those of the ensemble (equal by default); without a member the others keep
-    theirs in proportion. Raises as `align`, and where the weights do not fit.
+    ``weights`` are those of the ensemble (default: equal); without a member the others are scaled
+    up. Raises as `align`, and for another number of weights.
     """
-    judge = _Judge(members, targets, method)
-    whole = tuple(weights) if weights is not None else _equal(judge.size)
-    if len(whole) != judge.size:
-        raise ValueError(f"{len(whole)} weights of {judge.size} members: give one a member")
-    singles = _singles(judge.size)
-    alone = [judge(single) for single in singles]
+    score = _CachedScore(members, targets, method)
+    whole = tuple(weights) if weights is not None else _equal(score.size)
+    if len(whole) != score.size:
+        raise ValueError(f"{len(whole)} weights of {score.size} members: give one a member")
+    singles = _singles(score.size)
+    alone = [score(single) for single in singles]
     best = alone.index(max(alone))
     return tuple(
         MarginalGain(
             single=alone[member],
-            leave_one_out=None if whole == singles[member] else judge(whole) - judge(rest),
-            added_to_best=judge(_counted([best, member], judge.size)) - alone[best],
+            leave_one_out=None if whole == singles[member] else score(whole) - score(rest),
+            added_to_best=score(_counted([best, member], score.size)) - alone[best],
         )
-        for member in range(judge.size)
+        for member in range(score.size)
         for rest in [_away(whole, member, 1)]
     )
 
@@ -156,8 +156,8 @@ def marginal_gains(
 def error_correlation(members: Members, targets: Targets) -> Array:
     """Pearson correlation of the members' residuals (score - truth), float64 [M, M].
 
-    Over all frames and classes together, streamed; NaN for a member whose residual is constant.
-    Raises as `align`.
+    Over all frames and classes, streamed; NaN for a member of constant residual. Raises as
+    `align`.
     """
     aligned = members if isinstance(members, Alignment) else align(members)
     aligned.check(targets)
@@ -178,26 +178,26 @@ def error_correlation(members: Members, targets: Targets) -> Array:
     return (covariance_MM / torch.outer(sd_M, sd_M)).numpy()
 
 
-class _Judge:
-    """Dense mAP of any weighting of the members; what was asked once is remembered."""
+class _CachedScore:
+    """Dense mAP of any weighting of the members, cached."""
 
     def __init__(self, members: Members, targets: Targets, method: Method) -> None:
         aligned = members if isinstance(members, Alignment) else align(members)
         self.size = len(aligned.members)
         self._combiner, self._targets = Combiner(aligned, method), targets
-        self._known: dict[Weights, float] = {}
+        self._scores: dict[Weights, float] = {}
 
     def __call__(self, weights: Weights) -> float:
-        if weights not in self._known:
-            self._known[weights] = self._combiner.dense_map(self._targets, weights)
-        return self._known[weights]
+        if weights not in self._scores:
+            self._scores[weights] = self._combiner.dense_map(self._targets, weights)
+        return self._scores[weights]
 
     def fit(
         self, kind: Literal["weights", "greedy"], weights: Weights, chosen: tuple[int, ...] = ()
     ) -> Fit:
         videos = frozenset(self._combiner.aligned.grid)
         method = self._combiner.method
-        return Fit(kind, method, weights, self(weights), chosen, len(self._known), videos)
+        return Fit(kind, method, weights, self(weights), chosen, len(self._scores), videos)
 
 
 def _equal(size: int) -> Weights:
@@ -209,17 +209,17 @@ def _singles(size: int) -> list[Weights]:
 
 
 def _counted(chosen: Sequence[int], size: int) -> Weights:
-    """Weights of members that were chosen so often."""
+    """Weights proportional to how often members were chosen."""
     return tuple(chosen.count(member) / len(chosen) for member in range(size))
 
 
 def _towards(weights: Weights, member: int, step: float) -> Weights:
-    """A member's weight moved towards 1 by a share of the way, the others in proportion."""
+    """Move a member's weight towards 1 by a fraction of the way, and scale the others."""
     return tuple(w * (1 - step) + step * (i == member) for i, w in enumerate(weights))
 
 
 def _away(weights: Weights, member: int, step: float) -> Weights:
-    """A member's weight lowered by a share, the others in proportion; as it was if alone."""
+    """Lower a member's weight by a fraction, and scale the others; unchanged if alone."""
     left = [w * (1 - step * (i == member)) for i, w in enumerate(weights)]
     total = sum(left)
     return tuple(w / total for w in left) if total else weights
