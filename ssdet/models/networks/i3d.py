@@ -172,7 +172,7 @@ class I3D(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """None: no output has the frames of the input, so clips are mixed at the input alone."""
+        """None: no output has the frames of the input, so clips are mixed at the input."""
         return []
 
     def head_parameters(self) -> Iterator[nn.Parameter]:

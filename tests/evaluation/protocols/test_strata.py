@@ -12,9 +12,9 @@ from sklearn.metrics import average_precision_score
 
 from ssdet.data import load_manifest
 from ssdet.evaluation import PredictionSet, PredictionWriter, acts, boundary, dense_map
-from ssdet.evaluation.protocols import strata
 from ssdet.evaluation.protocols.strata import (
     PUBLISHED,
+    strata,
     stratum_masks,
     stratum_scores,
     stratum_targets,
