@@ -15,7 +15,6 @@ from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.inference.scoring import frame_targets, passes, predict, score_video, stream_logits
 from ssdet.models import accelerate, create
-from ssdet.system.recipe_json import to_json
 
 CPU = torch.device("cpu")
 CLIP = ClipRecipe(size=4, short_side=(4, 4), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -198,11 +197,6 @@ def test_a_network_that_sees_everything_gets_an_eighth_of_the_window() -> None:
     seen = [[asked[0], asked[-1]] for asked in reader.asked]
     # 64 frames in 3 parts of at most 32 - 2 * 4.
     assert seen == [[0, 24], [17, 45], [38, 63]]
-
-
-def test_overlap_is_no_part_of_names_that_were_given_without_it() -> None:
-    assert "overlap" not in to_json(PredictRecipe(CLIP))
-    assert to_json(PredictRecipe(CLIP, overlap=True))["overlap"] is True
 
 
 def x3d(**options):

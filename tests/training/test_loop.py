@@ -154,7 +154,7 @@ def test_fine_tuning_takes_the_loss_that_is_asked_for(downstream, form, aligned)
     batch = next(batches(Clips(downstream, Decoder(), clip, 0), 4, 0, 1, 0, 1))
     logits = torch.randn(4, 10, 8, generator=generator_for(0))
     scored = torch.nn.Module()
-    scored.forward = lambda clips: logits
+    scored.forward = lambda clips, fine=None: logits
     loss = batch_loss(recipe, scored, augmentation(recipe), batch, 0, Context(Path()))
     found = {
         "ssdet": losses.localisation_loss, "coarse_fine": losses.masked_localisation_loss,
