@@ -162,9 +162,9 @@ class PredictionSet(Mapping[str, Array]):
             raise _broken(path, f"{index['classes']} classes, other shards have {self.classes}")
         data = path.with_suffix(".f16")
         expected = index["frames"] * self.classes * 2
-        found = data.stat().st_size if data.is_file() else 0
-        if found != expected:
-            raise _broken(data, f"{found} bytes, its index says {expected}")
+        size = data.stat().st_size if data.is_file() else 0
+        if size != expected:
+            raise _broken(data, f"{size} bytes, its index says {expected}")
         scores_NK = _map(data, index["frames"], self.classes)
         self._shards[data] = (scores_NK, index.get("data_checksum", -1))
         row = 0

@@ -29,12 +29,12 @@ def watch_preemption(*reasons: StopReason) -> Iterator[StopReason]:
     `reasons` are called in a thread, so that one that hangs does not delay training. A second
     SIGTERM has the effect that it had before the block.
     """
-    found: list[str] = []
+    stops: list[str] = []
     ended = threading.Event()
     before: list[Any] = []
 
     def on_signal(number: int, frame: object) -> None:
-        found.append("SIGTERM")
+        stops.append("SIGTERM")
         signal.signal(signal.SIGTERM, before[0])
 
     def install() -> None:
@@ -44,20 +44,20 @@ def watch_preemption(*reasons: StopReason) -> Iterator[StopReason]:
         signal.signal(signal.SIGTERM, before[0])
 
     _in_main_thread(install)
-    threading.Thread(target=_poll, args=(reasons, found, ended), daemon=True).start()
+    threading.Thread(target=_poll, args=(reasons, stops, ended), daemon=True).start()
     try:
-        yield lambda: found[0] if found else ""
+        yield lambda: stops[0] if stops else ""
     finally:
         ended.set()
         _in_main_thread(restore)
 
 
-def _poll(reasons: tuple[StopReason, ...], found: list[str], ended: threading.Event) -> None:
+def _poll(reasons: tuple[StopReason, ...], stops: list[str], ended: threading.Event) -> None:
     while reasons and not ended.is_set():
         for reason in reasons:
             try:
                 if text := reason():
-                    found.append(text)
+                    stops.append(text)
                     return
             except Exception:  # the cluster's head may be unreachable for a while; training goes on
                 log.warning("cannot check for preemption, trying again", exc_info=True)

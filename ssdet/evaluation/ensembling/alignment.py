@@ -126,10 +126,10 @@ def _check(member: PredictionSet, aligned: Alignment) -> None:
             f"{member.folder}: {member.classes} classes, {first.folder} has {first.classes}"
         )
     for video, expected in aligned.grid.items():
-        found = (member.frames(video), _timing(member, video))
-        if not _same_length(found, expected):
+        own = (member.frames(video), _timing(member, video))
+        if not _same_length(own, expected):
             raise ValueError(
-                f"{member.folder}: video {video!r} has (frames, fps) {found}, expected "
+                f"{member.folder}: video {video!r} has (frames, fps) {own}, expected "
                 f"{expected} as in {first.folder}: predict the same videos with every member"
             )
 
@@ -142,13 +142,13 @@ def _check_videos(first: PredictionSet, member: PredictionSet) -> None:
         )
 
 
-def _same_length(found: tuple[int, float | Clock], expected: tuple[int, float | Clock]) -> bool:
-    (frames, own), (other_frames, other) = found, expected
+def _same_length(entry: tuple[int, float | Clock], other_entry: tuple[int, float | Clock]) -> bool:
+    (frames, own), (other_frames, other) = entry, other_entry
     if _same_times(own, other):
         return frames == other_frames
     ends = [
         (timing.end, timing.end / frames) if isinstance(timing, Clock) else (n / timing, 1 / timing)
-        for n, timing in (found, expected)
+        for n, timing in (entry, other_entry)
     ]
     slack = max(length for _, length in ends) + 1e-6
     return abs(ends[0][0] - ends[1][0]) <= slack

@@ -59,15 +59,15 @@ def match_detections(
     matched = {name: names.find(name) for name in {*videos, *(row.video for row in rows)}}
     if file.results is not None:
         _refuse_duplicates(path, matched)
-    found: dict[str, list[tuple[float, ...]]] = {matched[v] or v: [] for v in videos}
+    by_video: dict[str, list[tuple[float, ...]]] = {matched[v] or v: [] for v in videos}
     for row in rows:
         if row.label in codes:
-            video = found.setdefault(matched[row.video] or row.video, [])
+            video = by_video.setdefault(matched[row.video] or row.video, [])
             video.append((codes[row.label], row.start, row.end, row.score))
     unknown = {label: count for label, count in labels.items() if label not in codes}
     notes = {"lines": len(rows), "lines_ignored": sum(unknown.values())}
     return MatchedDetections(
-        {video: np.array(part, np.float64).reshape(-1, 4) for video, part in found.items()},
+        {video: np.array(part, np.float64).reshape(-1, 4) for video, part in by_video.items()},
         rule,
         notes,
         tuple(sorted(name for name, video in matched.items() if video is None)),

@@ -235,7 +235,7 @@ def _is_detection_line(line: str) -> bool:
     fields = detection_fields(line)
     if len(fields) != 5 or _is_score_row(line.split()):
         return False
-    return all(is_float(fields[place]) for place in (1, 2, 4))
+    return all(is_float(fields[i]) for i in (1, 2, 4))
 
 
 def _is_whole(text: str) -> bool:

@@ -57,7 +57,7 @@ def read_submission(
     anything but an id, an integer and one number (not NaN) per class. Source: the format of
     `Charades_v1_localize.m`.
     """
-    found: dict[str, _Video] = {}
+    by_name: dict[str, _Video] = {}
     expected, rows, outside, lowest = VideoNames(videos), 0, 0, 1
     for name, frame, text, where in _lines(Path(path), classes):
         rows, lowest = rows + 1, frame if not rows else min(lowest, frame)
@@ -66,13 +66,13 @@ def read_submission(
         if id is None or not 0 <= frame <= POINTS:
             outside += 1
             continue
-        video = found.setdefault(id, _Video(np.full((POINTS + 1, classes), -np.inf)))
+        video = by_name.setdefault(id, _Video(np.full((POINTS + 1, classes), -np.inf)))
         video.rows_NK[frame] = scores_K
         video.times_N[frame] += 1
     first = 0 if lowest == 0 else 1
-    chosen = {name: video for name, video in found.items() if any(_points(video, first))}
+    chosen = {name: video for name, video in by_name.items() if any(_points(video, first))}
     points = [times for video in chosen.values() for times in _points(video, first)]
-    lines = sum(sum(video.times_N) for video in found.values())
+    lines = sum(sum(video.times_N) for video in by_name.values())
     filled = sum(times > 0 for times in points)
     return Submission(
         {name: video.rows_NK[first : first + POINTS] for name, video in chosen.items()},

@@ -50,16 +50,16 @@ class StratumScore:
     """Pairs that are positive."""
 
 
-def acts(apart: int = 1) -> tuple[Stratum, ...]:
-    """Strata by positive classes per frame: 0, each number up to ``apart``, and more.
+def acts(up_to: int = 1) -> tuple[Stratum, ...]:
+    """Strata by positive classes per frame: 0, each number up to ``up_to``, and more.
 
     The default has the paper's `acts=1` and `acts>1` (Table A.1g), and `acts=0`, which has no
-    positive and no score; every frame is in one of them. ValueError for ``apart`` < 1.
+    positive and no score; every frame is in one of them. ValueError for ``up_to`` < 1.
     """
-    if apart < 1:
-        raise ValueError(f"acts(apart={apart}): at least 1 act tells strata apart")
-    exact = [Stratum(f"acts={n}", partial(_acts, low=n, high=n)) for n in range(apart + 1)]
-    return *exact, Stratum(f"acts>{apart}", partial(_acts, low=apart + 1, high=None))
+    if up_to < 1:
+        raise ValueError(f"acts(up_to={up_to}): expected at least 1")
+    exact = [Stratum(f"acts={n}", partial(_acts, low=n, high=n)) for n in range(up_to + 1)]
+    return *exact, Stratum(f"acts>{up_to}", partial(_acts, low=up_to + 1, high=None))
 
 
 def boundary(

@@ -20,13 +20,13 @@ class Graph(NamedTuple):
     present_BTM: Tensor
     touching_BTMM: Tensor
     """bool: two boxes that overlap."""
-    apart_BTMM: Tensor
+    separate_BTMM: Tensor
     """bool: all other pairs."""
 
     def halved(self) -> "Graph":
         """Merge every two steps: nodes and relations of either."""
-        present, touching, apart = (_either(part) for part in self)
-        return Graph(present, touching, apart & ~touching)
+        present, touching, separate = (_either(part) for part in self)
+        return Graph(present, touching, separate & ~touching)
 
 
 class Edges(NamedTuple):
@@ -34,16 +34,19 @@ class Edges(NamedTuple):
 
     present_BTM1: Tensor
     touching_BTMM: Tensor
-    apart_BTMM: Tensor
-    share_BT1M: Tensor
+    separate_BTMM: Tensor
+    weight_BT1M: Tensor
     """Weight of each node in the mean of its step."""
 
     @classmethod
     def of(cls, graph: Graph) -> "Edges":
         """Row-normalised relations of a graph."""
-        present, touching, apart = (part.float() for part in graph)
+        present, touching, separate = (part.float() for part in graph)
         return cls(
-            present[..., None], _shares(touching), _shares(apart), _shares(present[:, :, None])
+            present[..., None],
+            _normalised(touching),
+            _normalised(separate),
+            _normalised(present[:, :, None]),
         )
 
 
@@ -53,7 +56,7 @@ def _either(pairs: Tensor) -> Tensor:
     return padded[:, ::2] | padded[:, 1::2]
 
 
-def _shares(weights: Tensor) -> Tensor:
+def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
@@ -69,8 +72,8 @@ class RelationConv(nn.Module):
         self.temporal = nn.Linear(len(OFFSETS) * width, width, bias=False)
 
     def forward(self, x_BTMC: Tensor, edges: Edges) -> Tensor:
-        around = [x_BTMC, edges.touching_BTMM @ x_BTMC, edges.apart_BTMM @ x_BTMC]
-        mean_BTC = (edges.share_BT1M @ x_BTMC).squeeze(2)
+        around = [x_BTMC, edges.touching_BTMM @ x_BTMC, edges.separate_BTMM @ x_BTMC]
+        mean_BTC = (edges.weight_BT1M @ x_BTMC).squeeze(2)
         steps = [_shifted(mean_BTC, offset) for offset in OFFSETS]
         spread_BTC = self.temporal(torch.cat(steps, -1))
         return self.spatial(torch.cat(around, -1)) + spread_BTC.unsqueeze(2)
@@ -161,7 +164,7 @@ class StackedSTGCN(nn.Module):
                 feedback_BTC = self.readouts.feedback[number - 1](logits[-1].transpose(1, 2))
                 x_BTMC = (x_BTMC + feedback_BTC.unsqueeze(2)) * edges[0].present_BTM1
             x_BTMC = stack(x_BTMC, *edges)
-            pooled_BTC = (edges[0].share_BT1M @ x_BTMC).squeeze(2)
+            pooled_BTC = (edges[0].weight_BT1M @ x_BTMC).squeeze(2)
             logits.append(self.readouts.score[number](pooled_BTC).transpose(1, 2))
         return logits
 
@@ -173,10 +176,10 @@ class StackedSTGCN(nn.Module):
             present.append(mask_BT[..., None])
             boxes.append(torch.zeros_like(detections.boxes_BTN4[:, :, :1]))
         if self.objects is not None:
-            there = detections.present_BTN
-            boxes.append(detections.boxes_BTN4.masked_fill(~there[..., None], 0))
+            present_BTN = detections.present_BTN
+            boxes.append(detections.boxes_BTN4.masked_fill(~present_BTN[..., None], 0))
             nodes.append(self.objects(_described(detections, boxes[-1])))
-            present.append(there)
+            present.append(present_BTN)
         present_BTM = torch.cat(present, 2)
         x_BTMC = torch.cat(nodes, 2).masked_fill(~present_BTM[..., None], 0)
         return x_BTMC, _related(torch.cat(boxes, 2), present_BTM)
@@ -204,8 +207,8 @@ def _described(detections: Detections, boxes_BTN4: Tensor) -> Tensor:
     """Features of objects with their boxes (centre and size) and an actor flag."""
     low, high = boxes_BTN4.split(2, -1)
     actor = (detections.kinds_BTN == ACTOR)[..., None].to(boxes_BTN4)
-    there = detections.present_BTN[..., None]
-    features = detections.features_BTND.masked_fill(~there, 0)
+    absent_BTN1 = ~detections.present_BTN[..., None]
+    features = detections.features_BTND.masked_fill(absent_BTN1, 0)
     return torch.cat([features, (low + high) / 2, high - low, actor], -1)
 
 

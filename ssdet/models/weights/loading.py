@@ -102,34 +102,34 @@ def load_weights(
     shape differs, or the source has several sets of weights that fit.
     """
     where, state = read_state(source)
-    found = find_network(_aggregate(state) if aggregate else state, model, layout, where)
+    network = find_network(_aggregate(state) if aggregate else state, model, layout, where)
     own = model.state_dict()
-    _check(where, own, found)
-    loaded = {k: v for k, v in found.tensors.items() if k in own and k not in found.fresh}
-    unchanged = {k: v for k, v in own.items() if k in found.fresh and ".split_" not in k}
+    _check(where, own, network)
+    loaded = {k: v for k, v in network.tensors.items() if k in own and k not in network.fresh}
+    unchanged = {k: v for k, v in own.items() if k in network.fresh and ".split_" not in k}
     model.load_state_dict({**unchanged, **loaded}, strict=False)
-    if found.layout == "x3d_multigrid":
+    if network.layout == "x3d_multigrid":
         for norm in (m for m in model.modules() if isinstance(m, SubBatchNorm3d)):
             norm.keep_running()
-    restarted = found.fresh | {k for k in own if ".split_" in k and k not in loaded}
-    skipped = [k for k in found.tensors if k not in loaded]
+    restarted = network.fresh | {k for k in own if ".split_" in k and k not in loaded}
+    skipped = [k for k in network.tensors if k not in loaded]
     return LoadReport(
-        found.layout, list(loaded), skipped, sorted(restarted), found.prefix, found.left_out
+        network.layout, list(loaded), skipped, sorted(restarted), network.prefix, network.left_out
     )
 
 
-def _check(where: str, own: State, found: Network) -> None:
-    for name in sorted(found.differing):
+def _check(where: str, own: State, network: Network) -> None:
+    for name in sorted(network.differing):
         raise ValueError(
-            f"{where}: {name} has shape {tuple(found.tensors[name].shape)}, the model needs "
+            f"{where}: {name} has shape {tuple(network.tensors[name].shape)}, the model needs "
             f"{tuple(own[name].shape)}: create the model with the options of these weights"
         )
-    if found.missing:
-        needed = len(own.keys() - found.fresh)
+    if network.missing:
+        needed = len(own.keys() - network.fresh)
         raise ValueError(
-            f"{where}: {len(found.missing)} of {needed} tensors of the model are missing, such as "
-            f"{found.missing[0]}: name the layout, or create the model with the options of these "
-            "weights"
+            f"{where}: {len(network.missing)} of {needed} tensors of the model are missing, such "
+            f"as {network.missing[0]}: name the layout, or create the model with the options of "
+            "these weights"
         )
 
 
@@ -155,18 +155,18 @@ def find_network(
     """
     if layout != "auto" and layout not in _LAYOUTS:
         raise ValueError(f"no layout {layout!r}: choose from auto, {', '.join(layouts())}")
-    found: list[Network] = []
+    networks: list[Network] = []
     for names in _spellings(state):
-        found += _networks(names, model, layout)
-        if complete := [network for network in found if network.complete]:
-            most = max(network.matches for network in complete)
-            return _choose([one for one in complete if one.matches == most], names, where)
-    if not any(network.matches for network in found) and layout == "auto":
+        networks += _networks(names, model, layout)
+        if complete := [network for network in networks if network.complete]:
+            highest = max(network.matches for network in complete)
+            return _choose([one for one in complete if one.matches == highest], names, where)
+    if not any(network.matches for network in networks) and layout == "auto":
         raise ValueError(
             f"{where}: names such as {next(iter(state))!r} fit no layout: "
             f"choose from {', '.join(layouts())}"
         )
-    return max(found, key=lambda network: network.matches - len(network.differing))
+    return max(networks, key=lambda network: network.matches - len(network.differing))
 
 
 def _spellings(state: State) -> Iterator[State]:
@@ -179,13 +179,13 @@ def _spellings(state: State) -> Iterator[State]:
 def _networks(state: State, model: nn.Module, layout: str) -> list[Network]:
     """All groups of tensors with names of a layout or of the model."""
     own = model.state_dict()
-    found = [
+    networks = [
         _network(prefix, name, part, model, own)
         for prefix, part in groups(state)
         if (name := _layout(part, own, layout))
     ]
-    if layout == "auto" or found:
-        return found
+    if layout == "auto" or networks:
+        return networks
     return [_network("", layout, state, model, own)]  # the given layout, though unrecognised
 
 

@@ -243,7 +243,7 @@ def test_what_cannot_be_scored_is_named():
     with pytest.raises(ValueError, match="'v2': a score is -inf"):
         scores["v2"][3, 2] = -np.inf
         strata(scores, targets, boundary(per_class=True))
-    with pytest.raises(ValueError, match="apart=0"):
+    with pytest.raises(ValueError, match="up_to=0"):
         acts(0)
     with pytest.raises(ValueError, match="radius=-1"):
         boundary(-1)
