@@ -66,9 +66,7 @@ def focal_loss(probs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Te
     probs = probs.float().clamp(1e-4, 1 - 1e-4)
     peaks = targets == 1
     loss = torch.where(
-        peaks,
-        (1 - probs) ** 2 * probs.log(),
-        probs**2 * (1 - targets) ** 4 * torch.log1p(-probs),
+        peaks, (1 - probs) ** 2 * probs.log(), probs**2 * (1 - targets) ** 4 * torch.log1p(-probs)
     )
     if mask is not None:
         loss, peaks = loss.masked_fill(~mask, 0), peaks & mask

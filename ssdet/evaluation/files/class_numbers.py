@@ -31,10 +31,7 @@ class ClassCodes(NamedTuple):
 
 
 def class_codes(
-    labels: Collection[str],
-    classes: Sequence[str],
-    format: str = "",
-    first: int | None = None,
+    labels: Collection[str], classes: Sequence[str], format: str = "", first: int | None = None
 ) -> ClassCodes:
     """Classes of the labels of a file.
 

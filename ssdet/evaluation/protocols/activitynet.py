@@ -13,10 +13,7 @@ THUMOS_TIOUS = tuple(np.linspace(0.3, 0.7, 5).tolist())
 
 
 def activitynet_average_precision(
-    detections: Segments,
-    truth: Segments,
-    classes: int,
-    tious: Sequence[float] = ACTIVITYNET_TIOUS,
+    detections: Segments, truth: Segments, classes: int, tious: Sequence[float] = ACTIVITYNET_TIOUS
 ) -> Array:
     """Interpolated average precision float64 [thresholds, K]; NaN for a class without an instance.
 

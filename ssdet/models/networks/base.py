@@ -1,4 +1,4 @@
-"""Base class of video networks that are a list of blocks: stem, stages and head."""
+"""Base classes of video networks: parameter groups, and networks of stem, stages and head."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -9,18 +9,39 @@ from torch import Tensor, nn
 from ssdet.models.registry import seeded
 
 
-class BlockNetwork(nn.Module):
-    """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame.
-
-    `blocks` are the stem, the stages and the head, whose last layer is `proj`. Subclasses define
-    `score`.
-    """
+class VideoNetwork(nn.Module):
+    """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame."""
 
     takes: ClassVar[str] = "clips"
+    classifier: str | tuple[str, ...]
+    """Prefixes of the parameters whose shape depends on the number of classes."""
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Modules whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`): without
+        any, clips are mixed at the input."""
+        return []
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the head, which a recipe may give another learning rate."""
+        return (p for name, p in self.named_parameters() if name.startswith(self.classifier))
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """All parameters that `head_parameters` does not yield."""
+        head = {id(parameter) for parameter in self.head_parameters()}
+        return (parameter for parameter in self.parameters() if id(parameter) not in head)
+
+
+class BlockNetwork(VideoNetwork):
+    """A network of `blocks`: the stem, the stages and the head, whose last layer is `proj`.
+
+    Subclasses define `score`.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.classifier = f"blocks.{len(blocks) - 1}.proj."
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
         return self.score(self.features(clips_BCTHW))
@@ -50,27 +71,13 @@ class BlockNetwork(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The stages, whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`)."""
+        """The stages."""
         return list(self.blocks)[1:-1]
 
     @property
     def temporal_context(self) -> int | None:
         """Frames before and after it that a frame's logits depend on; None: all frames."""
         return sum(m.kernel_size[0] // 2 for m in self.modules() if isinstance(m, nn.Conv3d))
-
-    @property
-    def classifier(self) -> str:
-        """Prefix of the parameters whose shape depends on the number of classes."""
-        return f"blocks.{len(self.blocks) - 1}.proj."
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the head, which a recipe may give another learning rate."""
-        return self.head.parameters()
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that `head_parameters` does not yield."""
-        head = {id(parameter) for parameter in self.head_parameters()}
-        return (parameter for parameter in self.parameters() if id(parameter) not in head)
 
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace the last layer by a fresh one for `num_classes` classes."""

@@ -4,8 +4,7 @@ Carreira & Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017. Modules have 
 common PyTorch port, whose checkpoints load unchanged.
 """
 
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from ssdet.models.layers.resampling import interpolate
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
+from ssdet.models.networks.base import VideoNetwork
 from ssdet.models.registry import register, seeded
 
 FEATURES = 1024
@@ -105,7 +105,7 @@ class _Logits(nn.Module):
         return self.conv3d(features_BDS[..., None, None])[..., 0, 0]
 
 
-class I3D(nn.Module):
+class I3D(VideoNetwork):
     """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame.
 
     The network has one step per 8 frames and averages neighbouring steps: S = ⌈T/8⌉ - 1 (64 frames:
@@ -116,9 +116,7 @@ class I3D(nn.Module):
     flow, displacements clipped to 20 pixels and divided by 20.
     """
 
-    takes: ClassVar[str] = "clips"
-    classifier: ClassVar[str] = "logits."
-    """Prefix of the parameters whose shape depends on the number of classes."""
+    classifier = "logits."
 
     def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
         super().__init__()
@@ -170,19 +168,6 @@ class I3D(nn.Module):
         """Logits [B, K, T] of features."""
         return self.logits(self.dropout(features_BDT))
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """None: no output has the frames of the input, so clips are mixed at the input."""
-        return []
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the classifier, which a recipe may give another learning rate."""
-        return self.logits.parameters()
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that `head_parameters` does not yield."""
-        return (p for name, p in self.named_parameters() if not name.startswith(self.classifier))
-
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace the last layer by a fresh one for ``num_classes`` classes."""
         with seeded(generator):
@@ -192,11 +177,7 @@ class I3D(nn.Module):
 
 @register
 def i3d(
-    num_classes: int,
-    *,
-    in_channels: int = 3,
-    dropout: float = 0.5,
-    norm_momentum: float = 0.01,
+    num_classes: int, *, in_channels: int = 3, dropout: float = 0.5, norm_momentum: float = 0.01
 ) -> I3D:
     """I3D on RGB (in_channels=3) or optical flow (2: displacements to the right and down).
 

@@ -115,10 +115,7 @@ def backbone_of(name: str, num_classes: int, options: Mapping[str, Any] | None) 
 
 @register
 def fast(
-    num_classes: int,
-    *,
-    backbone: str = "x3d_m",
-    backbone_options: Mapping[str, Any] | None = None,
+    num_classes: int, *, backbone: str = "x3d_m", backbone_options: Mapping[str, Any] | None = None
 ) -> X3D:
     """The backbone unchanged: Fast of SlowFast, Fine of Coarse-Fine."""
     return backbone_of(backbone, num_classes, backbone_options)
@@ -138,10 +135,7 @@ def slow(
 
 @register
 def coarse(
-    num_classes: int,
-    *,
-    backbone: str = "x3d_m",
-    backbone_options: Mapping[str, Any] | None = None,
+    num_classes: int, *, backbone: str = "x3d_m", backbone_options: Mapping[str, Any] | None = None
 ) -> Coarse:
     """Coarse alone, over a registered X3D with these options."""
     return Coarse(list(backbone_of(backbone, num_classes, backbone_options).blocks))

@@ -1,12 +1,9 @@
 """Two-stream I3D: late fusion of RGB and optical flow (Carreira & Zisserman, CVPR 2017)."""
 
-from collections.abc import Iterator
-from itertools import chain
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ssdet.models.networks.base import VideoNetwork
 from ssdet.models.networks.i3d import I3D, i3d
 from ssdet.models.registry import register
 
@@ -14,7 +11,7 @@ CHANNELS = (3, 2)
 """Channels of each stream: RGB, then flow."""
 
 
-class TwoStream(nn.Module):
+class TwoStream(VideoNetwork):
     """Clips [B, 5, T, H, W] -> logits [B, K, T], the mean over two networks.
 
     Channels 0-2 are RGB for `rgb`. Channels 3 and 4 are precomputed optical flow to the next frame,
@@ -24,10 +21,8 @@ class TwoStream(nn.Module):
     ValueError for clips with another number of channels.
     """
 
-    takes: ClassVar[str] = "clips"
-    classifier: ClassVar[tuple[str, ...]] = (f"rgb.{I3D.classifier}", f"flow.{I3D.classifier}")
-    """Prefixes of the parameters whose shape depends on the number of classes."""
-    in_channels: ClassVar[int] = sum(CHANNELS)
+    classifier = (f"rgb.{I3D.classifier}", f"flow.{I3D.classifier}")
+    in_channels = sum(CHANNELS)
 
     def __init__(self, rgb: I3D, flow: I3D) -> None:
         super().__init__()
@@ -59,19 +54,6 @@ class TwoStream(nn.Module):
                 ", red, green, blue and optical flow to the right and down; for one of them use i3d"
             )
         return clips_BCTHW.split(CHANNELS, 1)
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """None: no output has the frames of the input, so clips are mixed at the input."""
-        return []
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the classifiers, which a recipe may give another learning rate."""
-        return chain(self.rgb.head_parameters(), self.flow.head_parameters())
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that `head_parameters` does not yield."""
-        return chain(self.rgb.backbone_parameters(), self.flow.backbone_parameters())
 
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace both last layers by fresh ones for ``num_classes`` classes."""

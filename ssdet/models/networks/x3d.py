@@ -86,11 +86,7 @@ def x3d(
     ``temporal_context``.
     """
     with quiet_import():
-        from pytorchvideo.models.x3d import (
-            create_x3d_head,
-            create_x3d_res_stage,
-            create_x3d_stem,
-        )
+        from pytorchvideo.models.x3d import create_x3d_head, create_x3d_res_stage, create_x3d_stem
 
     strides = [2] * len(depths) if stage_strides is None else stage_strides
     if not len(widths) == len(depths) == len(strides) > 0:
