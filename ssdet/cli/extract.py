@@ -16,7 +16,7 @@ from ssdet.inference.recipe import PredictRecipe
 from ssdet.store.base import Store
 from ssdet.studies.data import Data, Source
 from ssdet.studies.presets import DOWNSTREAM
-from ssdet.training.pretrained_weights import used_to
+from ssdet.training.pretrained_weights import normalisation_of
 from ssdet.training.recipe import ExtractRecipe, ModelRecipe, TrainRecipe
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _foreign(options: Options) -> ExtractRecipe:
     known = DOWNSTREAM.get(options.format)
     stride, size = known.stride if known else 1, options.size or 224
     clip = ClipRecipe(stride=stride, size=size, short_side=(size, size))
-    found = used_to(TrainRecipe("finetune", model, clip))
+    found = normalisation_of(TrainRecipe("finetune", model, clip))
     if found is None:
         raise ValueError(
             f"checkpoint {options.checkpoint!r}: nothing tells how its pictures were normalised; "

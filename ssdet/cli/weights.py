@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ssdet.training.pretrained_weights import CHARADES_CLASSES, constants_of
+from ssdet.training.pretrained_weights import CHARADES_CLASSES, normalisation_of_layout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,7 +140,7 @@ def show(name: Named, /) -> None:
         print(f"under: {prefix}")
     print(f"tensors: {len(state)}, of them {imported.parameters_in(state):,} parameters")
     print(f"classes: {classes or 'not told by a known classifier'}")
-    used = constants_of(layout or "", classes == CHARADES_CLASSES)
+    used = normalisation_of_layout(layout or "", classes == CHARADES_CLASSES)
     numbers = ["(" + ", ".join(f"{v:.4g}" for v in values) + ")" for values in used or ()]
     print("pictures:", "mean {}, deviation {}".format(*numbers) if used else "nothing tells")
     for key, tensor in state.items():

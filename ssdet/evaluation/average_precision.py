@@ -22,10 +22,10 @@ def average_precision(
     """Area under precision-recall of each class without interpolation, float64 [K].
 
     ``scores_NK``: any real values, -inf ranks last but counts; ``targets_NK``: bool or 0/1.
-    ``ties="stable"`` ranks equal scores in the order of their rows (the official Charades
-    script, specs/EVAL.md 1.3); ``ties="sklearn"`` gives them the precision at the end of their
-    group (scikit-learn), which does not depend on the order of rows. A class without a
-    positive is NaN. Raises ValueError for shapes that differ, NaN and targets other than 0/1.
+    ``ties="stable"`` ranks equal scores in the order of their rows (`Charades_v1_localize.m`);
+    ``ties="sklearn"`` gives them the precision at the end of their group (scikit-learn), which
+    does not depend on the order of rows. A class without a positive is NaN. Raises ValueError
+    for shapes that differ, NaN and targets other than 0/1.
     """
     if ties not in _RULES:
         raise ValueError(f"ties={ties!r}: choose one of {', '.join(_RULES)}")
@@ -45,7 +45,7 @@ def class_average_precision(scores_N: Array, hits_N: Array, ties: Ties) -> float
 def checked(
     scores_NK: Array | torch.Tensor, targets_NK: Array | torch.Tensor, name: str = "scores"
 ) -> tuple[Array, Array]:
-    """Scores and bool targets as arrays of one shape [N, K]; ``name`` opens every complaint."""
+    """Scores and bool targets as arrays of one shape [N, K]; ``name`` begins the error messages."""
     scores, targets = as_array(scores_NK), as_array(targets_NK)
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(
@@ -80,9 +80,9 @@ def has_nan(scores: Array) -> bool:
 def class_blocks(
     scores: Sequence[Array], hits: Sequence[Array]
 ) -> Iterator[tuple[int, Array, Array]]:
-    """First class, scores [b, N] and hits [b, N] of a few classes at a time over all videos.
+    """Yield first class, scores [b, N] and hits [b, N] of a few classes at a time over all videos.
 
-    Rows become contiguous per class, and nothing larger than one block is ever copied.
+    Rows become contiguous per class; at most one block is copied at a time.
     """
     classes = {part.shape[1] for part in scores}
     if len(classes) != 1:
@@ -100,7 +100,7 @@ def class_blocks(
 def descending_order(scores_N: Array) -> Array:
     """Row numbers by falling score, equal scores in the order of their rows.
 
-    A float32 and its row fit one integer, whose vectorised sort is many times faster than argsort.
+    A float32 and its row number fit into an integer, whose sort is much faster than argsort.
     """
     if scores_N.dtype != np.float32:
         return np.argsort(-scores_N, kind="stable")

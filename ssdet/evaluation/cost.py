@@ -1,4 +1,4 @@
-"""Multiply-adds and training cost of networks, counted as the paper counts them."""
+"""Multiply-adds, parameters and training cost of networks, as counted in the paper."""
 
 import copy
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from torch.utils.flop_counter import FlopCounterMode
 def conv_macs(model: nn.Module, input_shape: Sequence[int], method: str = "forward") -> int:
     """Multiply-adds of all convolutions in one evaluation of ``model.method`` on one input.
 
-    The paper's "FLOPs" are these: linear layers, normalisation and the rest are left out. Only
-    shapes are computed, so it costs no time; the model is left as it was.
+    The paper's "FLOPs" are these, without linear layers, normalisation and the rest. Computed on
+    the meta device from a copy of the model.
     """
-    shapes_only = copy.deepcopy(model).eval().to("meta")
+    meta_model = copy.deepcopy(model).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        getattr(shapes_only, method)(torch.empty(*input_shape, device="meta"))
+        getattr(meta_model, method)(torch.empty(*input_shape, device="meta"))
     return _convolutions(counter)
 
 
 def head_macs(model: nn.Module, channels: int, steps: int) -> int:
-    """Multiply-adds of all convolutions of a model of features in one sequence of `steps`."""
+    """Multiply-adds of all convolutions of a model of features for one sequence of `steps`."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, channels, steps), torch.tensor([steps]))
     return _convolutions(counter)

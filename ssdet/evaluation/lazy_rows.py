@@ -1,4 +1,4 @@
-"""Rows of videos that are made when they are asked for: labels, samples, points in time."""
+"""Scores and labels of videos that are computed on access, and interpolation between frames."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -16,11 +16,11 @@ Rows = Mapping[str, Array | torch.Tensor]
 """Scores or labels [T, K] by video id."""
 
 ZERO, ONE = 2.0**-25, 1 - 2.0**-12
-"""Probabilities between which float16 tells neither 0 nor 1; logits are taken within."""
+"""Logits are computed of probabilities clamped to these, half a float16 step inside 0 and 1."""
 
 
-class View(Mapping[str, Array]):
-    """Rows of some videos, computed each time one is asked for, so that none are held."""
+class LazyRows(Mapping[str, Array]):
+    """Read-only mapping from video id to rows [T, K] that are computed on every access."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class View(Mapping[str, Array]):
         self.half = half
         """Whether all rows are float16."""
         self.source = source
-        """Where they come from."""
+        """Rows that they are computed from, for `release`."""
 
     def __getitem__(self, video: str) -> Array:
         if video not in self._videos:
@@ -51,50 +51,46 @@ class View(Mapping[str, Array]):
 
 
 def all_half(rows: Rows) -> bool:
-    """Whether all scores are float16; a prediction set's are, and are not read for it."""
+    """Whether all scores are float16, without reading those of a prediction set."""
     if isinstance(rows, PredictionSet):
         return True
-    if isinstance(rows, View):
+    if isinstance(rows, LazyRows):
         return rows.half
     return all(as_array(rows[video]).dtype == np.float16 for video in rows)
 
 
 def release(rows: Rows) -> None:
-    """Let go of the memory of scores of a prediction set that were read so far."""
+    """Release the memory of the scores that were read from a prediction set."""
     if isinstance(rows, PredictionSet):
         rows.release()
-    elif isinstance(rows, View) and rows.source is not None:
+    elif isinstance(rows, LazyRows) and rows.source is not None:
         release(rows.source)
 
 
-def frame_labels(manifest: Manifest, predictions: PredictionSet) -> View:
+def frame_labels(manifest: Manifest, predictions: PredictionSet) -> LazyRows:
     """Dense labels bool [T, K] at the predictions' frames, of every expected video.
 
-    Times are those of the predictions, if they have any; else frames are spread evenly over the
-    annotated duration, as in the published code for Charades. Videos without predictions, and those
-    whose file is missing, have no frames.
+    Frames are at the times of variable-rate predictions, else evenly spaced over the annotated
+    duration, as in the published code for Charades. Videos without predictions or file have none.
     """
-    known = {video.id: video for video in manifest.videos}
-    return View([*known, *manifest.missing], partial(_labels, manifest, known, predictions))
+    videos = {video.id: video for video in manifest.videos}
+    return LazyRows([*videos, *manifest.missing], partial(_labels, manifest, videos, predictions))
 
 
 def _labels(
-    manifest: Manifest, known: Mapping[str, Video], predictions: PredictionSet, name: str
+    manifest: Manifest, videos: Mapping[str, Video], predictions: PredictionSet, name: str
 ) -> Array:
-    if name not in predictions or name not in known:
+    if name not in predictions or name not in videos:
         return np.zeros((0, manifest.num_classes), bool)
-    video, clock = known[name], predictions.clock(name)
+    video, clock = videos[name], predictions.clock(name)
     if clock.rate is not None and video.duration:
         clock = Clock.regular(clock.frames, clock.frames / video.duration)
     return manifest.targets_at(video, clock.times_T).T
 
 
 def at_steps(probs_TK: Array, steps_N: Array) -> Array:
-    """Probabilities float64 [N, K] between rows: linear in their logits, held beyond the ends.
-
-    ``steps_N`` are row numbers from 0, fractions allowed. ValueError for scores outside 0 to 1.
-    Source: specs/EVAL.md 1.6.
-    """
+    """Probabilities float64 [N, K] at fractional row numbers ``steps_N`` (from 0): linear in the
+    logits, the end rows beyond the ends. ValueError for scores outside 0 to 1."""
     steps_N = np.clip(steps_N, 0, len(probs_TK) - 1)
     low_N = steps_N.astype(np.int64)
     high_N = np.minimum(low_N + 1, len(probs_TK) - 1)
@@ -102,5 +98,5 @@ def at_steps(probs_TK: Array, steps_N: Array) -> Array:
     if not ((pair_2NK >= 0) & (pair_2NK <= 1)).all():
         raise ValueError("scores between frames need probabilities from 0 to 1: store those")
     logit_2NK = logit(np.clip(pair_2NK, ZERO, ONE))
-    share_N1 = (steps_N - low_N)[:, None]
-    return np.asarray(expit(logit_2NK[0] * (1 - share_N1) + logit_2NK[1] * share_N1))
+    weight_N1 = (steps_N - low_N)[:, None]
+    return np.asarray(expit(logit_2NK[0] * (1 - weight_N1) + logit_2NK[1] * weight_N1))

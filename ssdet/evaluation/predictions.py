@@ -1,8 +1,8 @@
-"""Prediction sets: the per-frame scores of one run over one split, raw float16 with an index.
+"""Prediction sets: per-frame float16 scores of one run on one split, with an index.
 
-A folder holds shards, one per writing process. ``NAME.f16`` is the float16 matrix
-[frames, classes] of its videos one after the other, ``NAME.json`` the index, renamed into
-place last: data without an index is an unfinished shard.
+A folder has one shard per writing process: ``NAME.f16``, the matrix [frames, classes] of its
+videos one after the other, and ``NAME.json``, the index, which is renamed into place last: data
+without an index is an unfinished shard.
 """
 
 import base64
@@ -28,10 +28,9 @@ _PAGE = 4096
 
 
 class PredictionWriter:
-    """Append-only writer of one shard; nothing reads as complete until the block ends well.
+    """Append-only writer of one shard, complete when the ``with`` block ends without an exception.
 
-    ``folder`` is created; ``shard`` names this writer's files and replaces a shard of that name.
-    An exception inside the ``with`` block leaves the shard unfinished.
+    ``folder`` is created; ``shard`` names the files and replaces a shard of that name.
     """
 
     def __init__(self, folder: str | Path, classes: int, shard: str = "0") -> None:
@@ -47,16 +46,16 @@ class PredictionWriter:
     def __enter__(self) -> "PredictionWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         self._index_path.unlink(missing_ok=True)
-        self._data_path.unlink(missing_ok=True)  # who has the former shard mapped keeps its file
+        self._data_path.unlink(missing_ok=True)  # readers that have it mapped keep the old file
         self._file: IO[bytes] = self._data_path.open("wb", buffering=1 << 20)
         return self
 
     def add(self, video_id: str, probs_TK: Array | torch.Tensor, fps: float | Clock) -> None:
-        """Append the scores [T, K] of one video sampled at ``fps`` frames a second, as float16;
-        of one at a variable rate, its clock is given in place of the rate, and kept.
+        """Append the scores [T, K] of one video as float16.
 
-        Raises ValueError for an id already written, another number of classes, no frame, a NaN,
-        a finite score beyond float16, or an fps that is not positive and finite.
+        fps: frames per second, or the clock of a video of variable rate. Raises ValueError for an
+        id already written, another number of classes, no frame, a NaN, a finite score beyond
+        float16, or an fps that is not positive and finite.
         """
         scores_TK = _as_tensor(probs_TK)
         clock = fps if isinstance(fps, Clock) else None
@@ -66,7 +65,7 @@ class PredictionWriter:
         half_TK = scores_TK.to(torch.float16).contiguous().numpy().astype("<f2", copy=False)
         top = int((half_TK.view(np.uint16) & (SIGN - 1)).max())
         if top > INFINITY:
-            raise ValueError(f"video {video_id!r}: scores hold NaN: repair the model or the input")
+            raise ValueError(f"video {video_id!r}: a score is NaN: repair the model or the input")
         if top == INFINITY and (np.isinf(half_TK) & ~torch.isinf(scores_TK).numpy()).any():
             raise ValueError(
                 f"video {video_id!r}: a score is beyond float16 (65504): store probabilities"
@@ -139,10 +138,10 @@ class PredictionSet(Mapping[str, Array]):
 
     @classmethod
     def open(cls, folder: str | Path) -> "PredictionSet":
-        """Open every shard in ``folder``, by name, without reading the scores (``verify`` does).
+        """Open all shards in ``folder``, sorted by name, without reading scores (see ``verify``).
 
         Raises FileNotFoundError without any shard, ValueError naming the file for an unfinished
-        or truncated shard, an altered index, other class counts, or a video that is there twice.
+        or truncated shard, an altered index, other class counts, or a duplicate video.
         """
         folder = Path(folder)
         shards = sorted({path.stem for end in ("f16", "json") for path in folder.glob(f"*.{end}")})
@@ -155,7 +154,7 @@ class PredictionSet(Mapping[str, Array]):
         return opened
 
     def __reduce__(self) -> tuple[Any, tuple[Path]]:
-        """Another process opens the folder anew; the scores are not sent."""
+        """Pickle the folder's path; scores are not sent to other processes."""
         return PredictionSet.open, (self.folder,)
 
     def _add_shard(self, path: Path, index: dict[str, Any]) -> None:
@@ -163,9 +162,9 @@ class PredictionSet(Mapping[str, Array]):
             raise _broken(path, f"{index['classes']} classes, other shards have {self.classes}")
         data = path.with_suffix(".f16")
         expected = index["frames"] * self.classes * 2
-        found = data.stat().st_size if data.is_file() else 0
-        if found != expected:
-            raise _broken(data, f"{found} bytes, its index says {expected}")
+        size = data.stat().st_size if data.is_file() else 0
+        if size != expected:
+            raise _broken(data, f"{size} bytes, its index says {expected}")
         scores_NK = _map(data, index["frames"], self.classes)
         self._shards[data] = (scores_NK, index.get("data_checksum", -1))
         row = 0
@@ -196,11 +195,10 @@ class PredictionSet(Mapping[str, Array]):
                 raise _broken(data, "its checksum is not the one in its index")
 
     def release(self) -> None:
-        """Let go of the memory of scores that were read: they are in their files, and are read
-        again when they are used."""
+        """Release the memory of scores that were read; they stay accessible through their files."""
         for scores_NK, _ in self._shards.values():
             mapped = getattr(scores_NK, "_mmap", None)
-            if mapped is not None:  # an empty shard has no map
+            if mapped is not None:  # None for an empty shard
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     @property
@@ -218,8 +216,7 @@ class PredictionSet(Mapping[str, Array]):
         return self._entry(video)[3]
 
     def clock(self, video: str) -> Clock:
-        """Times of the scored frames of one video; without times of their own (`rate` is not
-        None), frame f is at f / fps."""
+        """Times of the scored frames of one video: frame f at f / fps, unless its rate varies."""
         clock = self._clocks.get(video)
         return clock or Clock.regular(self.frames(video), self.fps(video))
 
@@ -259,7 +256,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _index_fault(index: dict[str, Any]) -> str | None:
-    """What is wrong with the fields of an index, if anything."""
+    """Describe the first invalid field of an index; None for a valid one."""
     classes, frames, videos = (index.get(name) for name in ("classes", "frames", "videos"))
     if not _is_count(classes) or not isinstance(videos, list):
         return f"classes={classes!r} or its list of videos is malformed"
@@ -305,7 +302,7 @@ def _map(path: Path, frames: int, classes: int) -> Array:
 
 
 def _checksum(scores_NK: Array) -> int:
-    """CRC-32 of the sums of every page, at memory speed where a CRC of the bytes is not."""
+    """CRC-32 of the sums of all pages: much faster than a CRC of the bytes."""
     data = scores_NK.reshape(-1).view(np.uint8)
     pages = len(data) // _PAGE * _PAGE
     sums = data[:pages].view("<u8").reshape(-1, _PAGE // 8).sum(axis=1, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Digest of the source code that scores are computed with."""
+"""Digest of the source code of `ssdet.evaluation`."""
 
 import hashlib
 from functools import lru_cache
@@ -7,7 +7,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=1)
 def source_digest() -> str:
-    """SHA-256 of the source files of `ssdet.evaluation`, with their names."""
+    """SHA-256 over names and content of all source files."""
     digest, root = hashlib.sha256(), Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         source = path.read_bytes()

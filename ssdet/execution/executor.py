@@ -8,14 +8,14 @@ from ssdet.data.features.shards import FeatureWriter
 from ssdet.data.loading.batches import Decode
 from ssdet.stages.features import StreamJob
 from ssdet.stages.job import Executor, Job, Result
-from ssdet.training.preemption import Sign
+from ssdet.training.preemption import StopReason
 
 
 class RayExecutor(Executor):
     """Workers of Ray Train, decoding by tasks of Ray, extraction by Ray Data."""
 
-    def preemption_signs(self) -> tuple[Sign, ...]:
-        """Sign that Ray drains the node of this process."""
+    def preemption_signs(self) -> tuple[StopReason, ...]:
+        """Reason to stop while Ray drains the node of this process."""
         from ssdet.execution.workers import drained
 
         return (drained(),)

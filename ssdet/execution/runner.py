@@ -18,7 +18,7 @@ from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.plan import Plan, plan
 from ssdet.studies.graph.record import write_record
 from ssdet.studies.study import Study
-from ssdet.training.loop import shares
+from ssdet.training.loop import worker_counts
 from ssdet.training.preemption import Preempted
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def run(
     check_decoders(study.data, loaders, decoders)
     for stage in planned.stages.values():
         if stage.kind in TRAINING:
-            shares(stage.recipe, asked.low, asked.high)
+            worker_counts(stage.recipe, asked.low, asked.high)
     store.refresh()
     write_record(store, planned)
     todo = {name: stage for name, stage in planned.stages.items() if store.result(name) is None}
@@ -207,7 +207,7 @@ def members(stage: Stage, resources: Resources) -> dict[str, Any]:
     if stage.kind in TRAINING:
         found |= {"workers": resources.workers, "decoders": resources.decoders}
         if (asked := resources.elastic) is not None:
-            found["sizes"] = tuple(shares(stage.recipe, asked.low, asked.high))
+            found["sizes"] = tuple(worker_counts(stage.recipe, asked.low, asked.high))
     return found
 
 

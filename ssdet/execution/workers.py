@@ -13,7 +13,7 @@ from typing import Any
 
 from ssdet.execution.decoding import DECODER_CPU
 from ssdet.training.context import WORKERS_RESULT, Context
-from ssdet.training.preemption import Preempted, Sign, notices
+from ssdet.training.preemption import Preempted, StopReason, watch_preemption
 
 WAIT_SECONDS = 24 * 3600
 """Longest wait for another worker: rank 0 scores the validation split while the others wait."""
@@ -29,9 +29,9 @@ PATIENCE = 3.0
 """Seconds in which Ray finds places that are free."""
 
 
-def drained(node: str = "") -> Sign:
-    """Sign that Ray drains a node (hex id; by default this process's), which then goes away; never
-    set where Ray is not initialised."""
+def drained(node: str = "") -> StopReason:
+    """Reason to stop while Ray drains a node (hex id; by default this process's); none where Ray is
+    not initialised."""
     import ray
 
     if not ray.is_initialized():
@@ -131,14 +131,14 @@ def _work(
     place = train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
     upscale = UpscaleRequest(team, world, asks=rank == 0)
-    with closing(upscale), notices(drained(), drained(driver), upscale) as asked:
+    with closing(upscale), watch_preemption(drained(), drained(driver), upscale) as stop_reason:
         context = Context(
             folder,
             rank=rank,
             world=world,
             device=train.torch.get_device(),
             report=lambda metrics: train.report({**metrics, "workers": world}),
-            asked=asked,
+            stop_reason=stop_reason,
         )
         result = work(context, *arguments)
     if rank == 0:

@@ -1,1 +1,1 @@
-"""A network slid over whole videos: scores and features of every frame."""
+"""Scores and features of every frame of whole videos, in sliding windows."""

@@ -1,4 +1,4 @@
-"""Feature extraction: features of every clip frame by a frozen network, written to files."""
+"""Extraction of the features of every clip frame by a frozen network, into files."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -20,8 +20,10 @@ Extractor = Callable[[Tensor], Tensor | Mapping[str, Tensor]]
 
 
 def extractor(model: nn.Module, grid: int = 0) -> Extractor:
-    """Features of a network, or with `grid` its feature pyramid of grid x grid cells.
-    AttributeError for a pyramid of a network without stages."""
+    """Features of a network or, with `grid`, its feature pyramid of grid x grid cells.
+
+    AttributeError for the pyramid of a network without stages.
+    """
     if grid:
         return partial(pyramid, model, grid=grid)  # type: ignore[arg-type]
     features: Extractor = model.features  # type: ignore[assignment]
@@ -30,8 +32,8 @@ def extractor(model: nn.Module, grid: int = 0) -> Extractor:
 
 def named_rows(features: Extractor, clips_BCTHW: Tensor) -> dict[str, Tensor]:
     """Features of one clip by name, [T, D] or [T, D, h, w]."""
-    found = features(clips_BCTHW)
-    tensors = {FEATURES: found} if isinstance(found, Tensor) else found
+    output = features(clips_BCTHW)
+    tensors = {FEATURES: output} if isinstance(output, Tensor) else output
     return {name: value[0].movedim(1, 0) for name, value in tensors.items()}
 
 
@@ -42,8 +44,10 @@ def video_rows(
     recipe: PredictRecipe,
     device: torch.device,
 ) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    """Features of a video, pass after pass, and the numbers of the frames that their rows are of.
-    Raises CorruptVideo."""
+    """Yield, for each pass over a video, the frame indices and the features at them.
+
+    Raises CorruptVideo.
+    """
     for steps, clips in passes(video, reader, recipe, device):
         yield steps, named_rows(features, clips)
 
@@ -56,10 +60,10 @@ def write_features(
     recipe: PredictRecipe,
     writer: FeatureWriter,
     device: torch.device,
-    tell: Callable[[], None] = lambda: None,
+    progress: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write the features of all videos that the writer has not got yet, in order; one that cannot
-    be read is left out with its reason. `tell` is called after each."""
+    """Write the features of all videos that the writer lacks, in order, and call `progress` after
+    each; unreadable videos are recorded with the reason."""
     for video in videos:
         if video.id in writer.done:
             continue
@@ -71,4 +75,4 @@ def write_features(
             writer.commit()
         except CorruptVideo as error:
             writer.leave_out(video.id, error.reason)
-        tell()
+        progress()

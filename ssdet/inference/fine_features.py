@@ -10,8 +10,9 @@ from ssdet.data.features.shards import FeatureSet
 from ssdet.models.networks.pyramid import FineFeatures
 
 
-class Guide:
-    """Features of a fine stream, of the first `steps` clip frames of each video (MODELS.md 5.1).
+class FineFeatureReader:
+    """Maps of a fine stream for the first `steps` clip frames of each video (Coarse-Fine Networks,
+    second stage of training).
 
     ValueError for features that are not maps.
     """
@@ -19,15 +20,15 @@ class Guide:
     def __init__(self, features: FeatureSet, steps: int) -> None:
         if flat := [name for name, shape in features.shapes.items() if len(shape) != 3]:
             raise ValueError(
-                f"{features.folder}: {', '.join(flat)} are no maps: extract a fine stream's with "
-                "ExtractRecipe(pyramid=…)"
+                f"{features.folder}: {', '.join(flat)} are no maps: extract those of a fine stream "
+                "with ExtractRecipe(pyramid=…)"
             )
         self.features, self.steps = features, steps
 
     def __call__(self, videos: Sequence[str], frames_B: Tensor) -> FineFeatures:
-        """Maps of the videos of B clips that begin with these video frames, padded to the longest.
+        """Maps of the videos of B clips that begin at `frames_B`, padded to the longest.
 
-        KeyError for a video that has no features.
+        KeyError for a video without features.
         """
         rows = [self.features[video] for video in videos]
         strides_B = torch.tensor([self.features.entries[video].stride for video in videos])
@@ -36,7 +37,7 @@ class Guide:
         levels = {}
         for name, shape in self.features.shapes.items():
             maps_BTDHW = torch.zeros(len(rows), max(lengths), *shape)
-            for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-                maps_BTDHW[place, :length] = torch.from_numpy(row[name][:length].astype(np.float32))
+            for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+                maps_BTDHW[i, :length] = torch.from_numpy(row[name][:length].astype(np.float32))
             levels[name] = maps_BTDHW.transpose(1, 2)
         return FineFeatures(levels, mask_BT, frames_B / strides_B)

@@ -1,4 +1,4 @@
-"""The recipe of prediction over whole videos."""
+"""Recipe of prediction over whole videos."""
 
 from dataclasses import dataclass, field
 
@@ -7,12 +7,12 @@ from ssdet.data.loading.recipe import ClipRecipe
 
 @dataclass(frozen=True)
 class PredictRecipe:
-    """How a network is slid over whole videos."""
+    """Clips and windows in which a network reads whole videos."""
 
     clip: ClipRecipe = field(default_factory=ClipRecipe)
     window: int = 256
-    """Most clip frames in one pass; longer videos are cut into equal parts."""
+    """Maximum clip frames in one pass; longer videos are cut into equal parts."""
     overlap: bool = False
-    """Let each pass read as far beyond its part as the network sees (its `temporal_context`): the
-    scores are then those of one pass. A network that sees everything, or does not say how far, gets
-    an eighth of the window: no part then ends in padding, but its scores depend on the window."""
+    """Let each pass read `temporal_context` of the network beyond its part on each side: scores are
+    then those of one pass. A network with unlimited or unknown context gets an eighth of the
+    window: no part then ends in padding, but scores depend on the window."""

@@ -1,4 +1,4 @@
-"""Scores for every frame of every video of a split."""
+"""Scores of every frame of every video of a split."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from ssdet.data.loading.frame_readers import FrameReader, dense_targets, timing
 from ssdet.data.loading.recipe import ClipRecipe
 from ssdet.data.video.clock import Clock
 from ssdet.data.video.reader import CorruptVideo
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.inference.windows import Window, clip_windows, slide, upsample, windows
 from ssdet.models.layers.resampling import interpolate
@@ -24,28 +24,32 @@ Network = Callable[[Tensor], Tensor]
 
 
 class Sink(Protocol):
-    """Takes the scores of one video after another, as `PredictionWriter` does."""
+    """Receives the scores of one video after another, as `PredictionWriter` does."""
 
     def add(self, video_id: str, probs_TK: Tensor, fps: float | Clock) -> None:
-        """Probabilities [frames, K] of a video at so many frames a second, or with this clock."""
+        """Receive probabilities [frames, K] of a video of constant rate `fps`, or with a clock."""
 
 
 def passes(
     video: Video, reader: FrameReader, recipe: PredictRecipe, device: torch.device
 ) -> Iterator[tuple[range, Tensor]]:
-    """Every stride-th frame of a video from frame 0, in as few passes as the window allows: the
-    frames' indices and the input [1, C, T, H, W]. Raises CorruptVideo."""
+    """Yield frame indices and input [1, C, T, H, W] of every pass over a video: every stride-th
+    frame from 0, in as few passes as the window allows. Raises CorruptVideo."""
     steps = range(0, reader.frames(video), recipe.clip.stride)
     for part in windows(len(steps), recipe.window):
-        mine = steps[part.start : part.stop]
-        yield mine, _input(video, reader, mine, recipe.clip, device)
+        indices = steps[part.start : part.stop]
+        yield indices, _input(video, reader, indices, recipe.clip, device)
 
 
 def _input(
-    video: Video, reader: FrameReader, steps: Sequence[int], clip: ClipRecipe, device: torch.device
+    video: Video,
+    reader: FrameReader,
+    indices: Sequence[int],
+    clip: ClipRecipe,
+    device: torch.device,
 ) -> Tensor:
-    pictures = torch.from_numpy(np.ascontiguousarray(reader.read(video, steps)))
-    return normalise(centre_crop(pictures, clip.size)[None], clip, device)
+    frames_THWC = torch.from_numpy(np.ascontiguousarray(reader.read(video, indices)))
+    return normalise(centre_crop(frames_THWC, clip.size)[None], clip, device)
 
 
 @torch.inference_mode()
@@ -55,30 +59,32 @@ def score_video(
     reader: FrameReader,
     recipe: PredictRecipe,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> Tensor:
-    """Logits [frames, K] of a video, interpolated to its own rate; a network of two streams has the
-    fine one's features of `guide`. Raises CorruptVideo, and ValueError for a window that is all
-    overlap."""
+    """Logits [frames, K] of a video, interpolated to its own rate.
+
+    fine_reader: fine-stream features for a two-stream network. Raises CorruptVideo, and ValueError
+    for a window that is all overlap.
+    """
     frames, clip = reader.frames(video), recipe.clip
     steps = range(0, frames, clip.stride)
     parts = windows(len(steps), recipe.window, _context(network, recipe))
 
-    def scored(part: Window) -> Tensor:
+    def score(part: Window) -> Tensor:
         clips = _input(video, reader, steps[part.start : part.stop], clip, device)
-        if guide is None:
+        if fine_reader is None:
             return network(clips)
-        fine = guide([video.id], torch.tensor([steps[part.start]]))
+        fine = fine_reader([video.id], torch.tensor([steps[part.start]]))
         return network(clips, fine.to(device))  # type: ignore[call-arg]
 
-    logits_BKT = torch.cat([scored(part)[:, :, part.keep] for part in parts], 2)
-    # In one piece, so that interpolation does not see where one pass ends and the next begins.
+    logits_BKT = torch.cat([score(part)[:, :, part.keep] for part in parts], 2)
+    # Interpolated in one piece, so that the borders of passes have no influence.
     logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * clip.stride)
     return logits_BKF[0].T[:frames].contiguous().cpu()
 
 
 def _context(network: Network, recipe: PredictRecipe) -> int:
-    """Frames to each side that a pass reads beyond its part."""
+    """Frames that a pass reads beyond its part on each side."""
     if not recipe.overlap:
         return 0
     context: int | None = getattr(network, "temporal_context", None)
@@ -94,10 +100,10 @@ def stream_logits(
     device: torch.device,
     readout: Literal["frame", "clip"] = "frame",
 ) -> Iterator[Tensor]:
-    """Logits [n, K] of a video of `frames` frames, block after block, as `score_video` gives them.
+    """Yield blocks [n, K] of the logits of `score_video` for a video of `frames` frames.
 
-    `pictures`: every stride-th frame, uint8 [H, W, C]; those of one pass are held at a time. With
-    readout="clip" whole clips are scored (`model.classify`), two for every frame, and frames
+    `pictures`: every stride-th frame, uint8 [H, W, C]; memory is that of one pass. With
+    readout="clip" overlapping clips are scored (`model.classify`), two for every frame, and frames
     between their middles interpolated; a video of one clip or less is scored once, for all frames.
     ValueError for a window that is all overlap.
     """
@@ -114,7 +120,7 @@ def stream_logits(
     for rows in upsample(slide(crops, parts, score), hop * clip.stride):
         yield rows[: frames - done].cpu()
         done += len(rows)
-    if done < frames:  # one clip, whose column stands for fewer frames than it was made of
+    if done < frames:  # a single clip, whose column covers fewer frames than the clip
         yield rows[-1:].expand(frames - done, -1).cpu()
 
 
@@ -127,10 +133,9 @@ def _frame_logits(
 def _clip_logits(
     model: nn.Module, clip: ClipRecipe, device: torch.device, pictures_THWC: Tensor
 ) -> Tensor:
-    # A short video is gone through cyclically, as in training.
-    whole_THWC = pictures_THWC[torch.arange(clip.frames) % len(pictures_THWC)]
-    classify = model.classify
-    return classify(normalise(whole_THWC[None], clip, device)).T  # type: ignore[operator]
+    # A short video is repeated, as in training.
+    clip_THWC = pictures_THWC[torch.arange(clip.frames) % len(pictures_THWC)]
+    return model.classify(normalise(clip_THWC[None], clip, device)).T  # type: ignore[operator]
 
 
 def predict(
@@ -140,13 +145,13 @@ def predict(
     recipe: PredictRecipe,
     writer: Sink,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> dict[str, str]:
-    """Write the probabilities of every video; returns the videos that cannot be read, and why."""
+    """Write the probabilities of every video; return the reasons of unreadable videos by id."""
     broken = {}
     for video in manifest.videos:
         try:
-            logits_FK = score_video(network, video, reader, recipe, device, guide)
+            logits_FK = score_video(network, video, reader, recipe, device, fine_reader)
         except CorruptVideo as error:
             broken[video.id] = error.reason
             continue
@@ -155,7 +160,7 @@ def predict(
 
 
 def frame_targets(manifest: Manifest, reader: FrameReader) -> dict[str, np.ndarray]:
-    """Dense labels bool [frames, K] of every expected video; no frames where it is missing or
+    """Dense labels bool [frames, K] of every expected video, [0, K] if its file is missing or
     cannot be opened."""
     targets = {name: np.zeros((0, manifest.num_classes), bool) for name in manifest.missing}
     for video in manifest.videos:

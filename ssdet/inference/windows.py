@@ -1,4 +1,4 @@
-"""Networks slid over videos of any length: what each pass reads, and what of it is kept.
+"""Sliding windows over videos of any length, and streaming interpolation of their scores.
 
 Times are clip frames: every stride-th frame of a video.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Window:
-    """One pass: clip frames start … stop-1 are read, `keep` names the columns that are kept."""
+    """One pass: reads clip frames start … stop-1; `keep` selects the output columns."""
 
     start: int
     stop: int
@@ -22,10 +22,10 @@ class Window:
 
 
 def windows(steps: int, size: int, context: int = 0) -> Iterator[Window]:
-    """Passes of at most `size` clip frames over `steps`, which keep equal parts of them.
+    """Passes of at most `size` clip frames over `steps`, whose `keep` are equal parts.
 
-    With a context every pass reads so many frames more on each side, as far as there are any.
-    ValueError for passes that are all context.
+    Every pass reads `context` more frames on each side, as far as they exist. ValueError for passes
+    that are all context.
     """
     if steps > size and size <= 2 * context:
         raise ValueError(
@@ -40,8 +40,8 @@ def windows(steps: int, size: int, context: int = 0) -> Iterator[Window]:
 
 
 def clip_windows(steps: int, frames: int, hop: int) -> Iterator[Window]:
-    """Clips of `frames` clip frames around the middle of every `hop`, moved inside the video at
-    its ends; a video of one clip or less is one pass."""
+    """Clips of `frames` clip frames around the middle of every `hop` frames, shifted into the video
+    at its ends; a video of one clip or less is one pass."""
     for part in range(1 if steps <= frames else -(-steps // hop)):
         middle = part * hop + hop // 2
         start = min(max(0, middle - frames // 2), max(0, steps - frames))
@@ -51,44 +51,44 @@ def clip_windows(steps: int, frames: int, hop: int) -> Iterator[Window]:
 def slide(
     frames: Iterable[Tensor], passes: Iterable[Window], score: Callable[[Tensor], Tensor]
 ) -> Iterator[Tensor]:
-    """Scores [K, n] that each pass keeps; `score` maps its frames [T, H, W, C] to [K, columns].
+    """Scores [K, n] of each pass; `score` maps its frames [T, H, W, C] to [K, columns].
 
-    Frames are read when they are needed and dropped when no later pass starts before them: those
-    of one pass are the most that are held.
+    Frames are read on demand and dropped when no later pass needs them, so that memory is that of
+    one pass.
     """
-    source, held, begin = iter(frames), deque[Tensor](), 0
-    for one in passes:
-        while begin < one.start:
-            if held:
-                held.popleft()
+    source, buffer, first = iter(frames), deque[Tensor](), 0
+    for window in passes:
+        while first < window.start:
+            if buffer:
+                buffer.popleft()
             else:
                 next(source)
-            begin += 1
-        while begin + len(held) < one.stop:
-            held.append(next(source))
-        yield score(torch.stack(tuple(held)))[:, one.keep]
+            first += 1
+        while first + len(buffer) < window.stop:
+            buffer.append(next(source))
+        yield score(torch.stack(tuple(buffer)))[:, window.keep]
 
 
 def upsample(blocks: Iterable[Tensor], stride: int) -> Iterator[Tensor]:
-    """Blocks of columns [K, n] interpolated linearly to rows [n · stride, K], as all together
-    would be (align_corners=False).
+    """Interpolate blocks of columns [K, n] linearly to rows [n · stride, K], as if they were one
+    block (align_corners=False).
 
-    The last column of a block waits for the next, and the one before it stays as its neighbour.
+    The last column of a block waits for the next block; the one before it is kept as a neighbour.
     """
-    held = None
+    columns = None
     for block in blocks:
-        seen = 0 if held is None else held.shape[1] - 1
-        held = block if held is None else torch.cat((held, block), 1)
-        if held.shape[1] > seen + 1:
-            yield _rows(held, seen, held.shape[1] - 1, stride)
-            held = held[:, -2:]
-    if held is not None:
-        yield _rows(held, held.shape[1] - 1, held.shape[1], stride)
+        first = 0 if columns is None else columns.shape[1] - 1
+        columns = block if columns is None else torch.cat((columns, block), 1)
+        if columns.shape[1] > first + 1:
+            yield _rows(columns, first, columns.shape[1] - 1, stride)
+            columns = columns[:, -2:]
+    if columns is not None:
+        yield _rows(columns, columns.shape[1] - 1, columns.shape[1], stride)
 
 
 def _rows(columns_KT: Tensor, first: int, stop: int, stride: int) -> Tensor:
-    """Rows of columns first … stop-1. A row's weights depend on its place within its column alone,
-    so that far into a video they are as exact as at its start."""
+    """Rows of columns first … stop-1. A row's weights depend on its position within its column, not
+    in the video, so that rounding does not grow with time."""
     at_n, end = torch.arange(first, stop, device=columns_KT.device), columns_KT.shape[1] - 1
     before_Kn1 = columns_KT[:, (at_n - 1).clamp(min=0), None]
     after_Kn1 = columns_KT[:, (at_n + 1).clamp(max=end), None]
@@ -98,25 +98,25 @@ def _rows(columns_KT: Tensor, first: int, stop: int, stride: int) -> Tensor:
 
 
 def retime(blocks: Iterable[Tensor], at_T: np.ndarray) -> Iterator[Tensor]:
-    """Rows [n, K] at other places: at_T (ascending, 0 or more) counts rows, linearly between two;
-    the last row holds beyond its place. Blocks that nothing lies in give no block."""
-    held, first, done = None, 0, 0
+    """Interpolate blocks [n, K] linearly at row positions at_T (ascending, 0 or more; the last row
+    is repeated beyond the end). A block without a position yields none."""
+    rows, first, done = None, 0, 0
     for block in blocks:
-        held = block if held is None else torch.cat((held, block))
-        stop = int(np.searchsorted(at_T, first + len(held) - 1, side="left"))
+        rows = block if rows is None else torch.cat((rows, block))
+        stop = int(np.searchsorted(at_T, first + len(rows) - 1, side="left"))
         if stop > done:
-            yield _between(held, at_T[done:stop] - first)
+            yield _between(rows, at_T[done:stop] - first)
             done = stop
         if done == len(at_T):
             return
-        unused = min(int(at_T[done]) - first, len(held) - 1)
-        held, first = held[unused:], first + unused
-    if held is not None:
-        yield _between(held, at_T[done:] - first)
+        unused = min(int(at_T[done]) - first, len(rows) - 1)
+        rows, first = rows[unused:], first + unused
+    if rows is not None:
+        yield _between(rows, at_T[done:] - first)
 
 
 def _between(rows_NK: Tensor, at_n: np.ndarray) -> Tensor:
     low_n = np.minimum(at_n.astype(np.int64), len(rows_NK) - 1)
     high_n = np.minimum(low_n + 1, len(rows_NK) - 1)
-    share_n1 = torch.from_numpy(at_n - low_n).to(rows_NK)[:, None]
-    return torch.lerp(rows_NK[low_n], rows_NK[high_n], share_n1)
+    weight_n1 = torch.from_numpy(at_n - low_n).to(rows_NK)[:, None]
+    return torch.lerp(rows_NK[low_n], rows_NK[high_n], weight_n1)

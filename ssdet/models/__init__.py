@@ -1,4 +1,4 @@
-"""Video and feature models, built by name."""
+"""Video, feature and detection models, created by name, and their weights."""
 
 from ssdet.models.layers.sub_batch_norm import (
     aggregate_splits,
@@ -7,7 +7,7 @@ from ssdet.models.layers.sub_batch_norm import (
     set_splits,
     splits_for,
 )
-from ssdet.models.networks import (  # noqa: F401 - importing them registers them
+from ssdet.models.networks import (  # noqa: F401 - imported to register them
     coarse_fine,
     i3d,
     linear,

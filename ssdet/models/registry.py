@@ -1,9 +1,9 @@
-"""Models by name: the function that builds a model carries the model's name."""
+"""Registry of models: a model's name is that of the function that builds it."""
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from ssdet.plugins import Registry, hint
 
 Builder = TypeVar("Builder", bound=Callable[..., nn.Module])
+Choice = TypeVar("Choice", bound=str)
 
 
 class _Entry(NamedTuple):
@@ -28,7 +29,7 @@ def register(builder: Builder) -> Builder:
 
 
 def variant_of(base: Callable[..., nn.Module]) -> Callable[[Builder], Builder]:
-    """Register a builder that hands ``**options`` on to ``base`` and so has the options of it."""
+    """Register a builder that passes ``**options`` to ``base`` and so has the same options."""
 
     def add(builder: Builder) -> Builder:
         entry = _Entry(builder, list(inspect.signature(base).parameters)[1:])
@@ -39,7 +40,7 @@ def variant_of(base: Callable[..., nn.Module]) -> Callable[[Builder], Builder]:
 
 
 def options_of(name: str) -> list[str]:
-    """The options that a model has; ValueError for an unknown name."""
+    """Names of a model's options; ValueError for an unknown model."""
     return _MODELS[name].options
 
 
@@ -48,23 +49,21 @@ def create(
 ) -> nn.Module:
     """Build a model with fresh weights.
 
-    With a generator the weights depend on it alone and torch's global generator is left as it was.
-    Raises ValueError for an unknown name, TypeError for an option that the model does not have.
+    With a generator the weights depend on it alone and torch's global generator is unchanged.
+    Raises ValueError for an unknown name, TypeError for an unknown option.
     """
-    build, known = _MODELS[name]
+    build, allowed = _MODELS[name]
     for option in options:
-        if option not in known:
-            raise TypeError(f"model {name!r} has no option {option!r}{hint(option, known)}")
+        if option not in allowed:
+            raise TypeError(f"model {name!r} has no option {option!r}{hint(option, allowed)}")
     with seeded(generator):
         return build(num_classes, **options)
 
 
 @contextmanager
 def seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Lend torch's global generator, which module constructors draw from, a seed of ``generator``.
-
-    None leaves the global generator in charge, as everywhere in torch.
-    """
+    """Seed torch's global generator, which module constructors use, from ``generator``, and restore
+    it afterwards. None changes nothing."""
     if generator is None:
         yield
         return
@@ -72,3 +71,10 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def one_of(option: str, value: Choice, literal: Any) -> Choice:
+    """Return the value of an option; ValueError if it is not among those of a Literal type."""
+    if value not in get_args(literal):
+        raise ValueError(f"{option}={value!r}: choose from {', '.join(get_args(literal))}")
+    return value

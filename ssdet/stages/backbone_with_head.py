@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from ssdet.stages.job import LAST
 from ssdet.studies.graph.identity import Find, Stage
-from ssdet.studies.graph.lineage import GUIDE, parts
+from ssdet.studies.graph.lineage import FINE_STREAM, parts
 from ssdet.studies.network_costs import row_width, whole
 from ssdet.training import checkpoint
-from ssdet.training.heads.feature_heads import head
+from ssdet.training.heads.feature_heads import build_head
 from ssdet.training.loop import network
 
 State = Mapping[str, Tensor]
@@ -48,13 +48,13 @@ def assemble(end: Stage, classes: int, find: Find) -> nn.Module:
     tuned = found["finetune"]
     model = network(whole(tuned.recipe), classes)
     state = _weights(tuned, find)
-    if GUIDE + "finetune" in found:
-        fine = _weights(found[GUIDE + "finetune"], find)
+    if FINE_STREAM + "finetune" in found:
+        fine = _weights(found[FINE_STREAM + "finetune"], find)
         state = {**{f"fine.{name}": value for name, value in fine.items()}, **state}
     _load(model, state, tuned.id)
     if "head" in found:
         recipe, weights = found["head"].recipe, _weights(found["head"], find)
-        scorer = head(recipe, row_width(tuned.recipe, found["features"].recipe), classes)
+        scorer = build_head(recipe, row_width(tuned.recipe, found["features"].recipe), classes)
         _load(scorer, weights, found["head"].id)
         return Headed(model, scorer).eval()
     return model.eval()

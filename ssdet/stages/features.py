@@ -17,7 +17,7 @@ from ssdet.stages.validation import followed, validation_truth, whole_videos
 from ssdet.store.base import Store
 from ssdet.training import checkpoint
 from ssdet.training.context import Context, Report
-from ssdet.training.heads.feature_heads import Stretches, fit_head, head, predict_head
+from ssdet.training.heads.feature_heads import FeatureBatches, build_head, fit_head, predict_head
 from ssdet.training.loop import network
 from ssdet.training.pretrained_weights import starting_weights
 from ssdet.training.recipe import ExtractRecipe, HeadRecipe
@@ -39,17 +39,17 @@ def extract(job: Job, report: Report) -> Result:
     with FeatureWriter(job.folder / FEATURES, recipe.dtype) as writer:
         report({"step": len(writer.done), "steps": len(manifest.videos)})
 
-        def tell() -> None:
+        def progress() -> None:
             report({"step": len(writer.done), "steps": len(manifest.videos)})
 
         if isinstance(job, StreamJob):
-            job.executor.stream_features(job, writer, tell)
+            job.executor.stream_features(job, writer, progress)
         else:
             device = Context(job.folder).device
             model, reader = backbone(job).to(device), job.data.reader("downstream")
             features = extractor(model, recipe.pyramid)
             write_features(
-                features, manifest.videos, reader, recipe.predict, writer, device, tell
+                features, manifest.videos, reader, recipe.predict, writer, device, progress
             )  # fmt: skip
         if len(writer.broken) == len(manifest.videos):
             raise ValueError(
@@ -77,22 +77,22 @@ def fit(job: Job, report: Report) -> Result:
     context.checkpoint_every = job.checkpoint_every
     features = FeatureSet.open(job.parent(part=FEATURES) / FEATURES)
     training = job.data.split("downstream", "train")
-    stretches = Stretches(training, features, recipe)
-    judged = job.data.split("downstream", recipe.validate_on)
+    batches = FeatureBatches(training, features, recipe)
+    validation = job.data.split("downstream", recipe.validate_on)
     validate = None
-    if followed(recipe.optim, recipe.validate_on, judged):
-        targets = frame_targets(judged, cast(FrameReader, features))
+    if followed(recipe.optim, recipe.validate_on, validation):
+        targets = frame_targets(validation, cast(FrameReader, features))
 
         def score(model: nn.Module, sink: Sink) -> None:
-            predict_head(model, recipe, judged, features, sink, context.device)
+            predict_head(model, recipe, validation, features, sink, context.device)
 
         truth = validation_truth(job, recipe)
         validate = whole_videos(score, targets, recipe.optim, recipe.validate_by, truth)
-    result = fit_head(recipe, stretches, context, validate)
+    result = fit_head(recipe, batches, context, validate)
     absent = [v.id for v in training.videos if v.id not in features]
     return {
         **result,
-        "videos": len(stretches.videos),
+        "videos": len(batches.videos),
         "videos_expected": len(training.videos) + len(training.missing),
         "unreadable_train": {v: features.broken.get(v, "not among the features") for v in absent},
     }
@@ -105,7 +105,7 @@ def predict(job: Job, report: Report) -> Result:
     store, device = Store.open(job.store), Context(job.folder).device
     features = FeatureSet.open(store.fetch(fitted.parents[0].id, FEATURES) / FEATURES)
     width = features.shapes[recipe.tensor][0]
-    model = head(recipe, width, job.data.manifests["downstream"].num_classes)
+    model = build_head(recipe, width, job.data.manifests["downstream"].num_classes)
     model.load_state_dict(checkpoint.load_weights(job.parent(part=LAST) / LAST))
     model.to(device).eval()
 

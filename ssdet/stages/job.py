@@ -12,7 +12,7 @@ from ssdet.store.base import Store
 from ssdet.studies.data import Data
 from ssdet.studies.graph.identity import Stage
 from ssdet.training.context import Report
-from ssdet.training.preemption import Sign
+from ssdet.training.preemption import StopReason
 from ssdet.training.recipe import HeadRecipe, TrainRecipe
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Executor:
     """What stages need of the platform that runs them. This one is a single process; that of Ray is
     `ssdet.execution.executor.RayExecutor`."""
 
-    def preemption_signs(self) -> tuple[Sign, ...]:
+    def preemption_signs(self) -> tuple[StopReason, ...]:
         """Signs that this process should stop at a checkpoint, beside SIGTERM."""
         return ()
 

@@ -17,7 +17,7 @@ from ssdet.data.features.shards import FeatureSet
 from ssdet.data.loading.clips import Clips
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.evaluation.ensembling.combination import mean_probability
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.inference.scoring import Network, frame_targets, predict
 from ssdet.stages import features
@@ -33,7 +33,7 @@ from ssdet.training import checkpoint
 from ssdet.training.context import WORKERS_RESULT, Context, Report
 from ssdet.training.heads.probe import extract, fit
 from ssdet.training.loop import network, train
-from ssdet.training.preemption import Preempted, notices
+from ssdet.training.preemption import Preempted, watch_preemption
 from ssdet.training.pretrained_weights import starting_weights
 from ssdet.training.recipe import TrainRecipe
 
@@ -111,11 +111,11 @@ def _train(job: Job, report: Report, role: str) -> Result:
         initial = checkpoint.load_weights(job.parent(part=LAST) / LAST)
     else:
         initial = starting_weights(recipe, recipe.head_classes(len(classes)))
-    if recipe.guide_steps:
+    if recipe.fine_steps:
         initial = {**(initial or {}), **_fine_weights(job)}
     if job.alone:
-        with notices(*job.executor.preemption_signs()) as asked:
-            context = Context(job.folder, report=report, asked=asked)
+        with watch_preemption(*job.executor.preemption_signs()) as stop_reason:
+            context = Context(job.folder, report=report, stop_reason=stop_reason)
             return train_worker(context, job, role, initial)
     store = Store.open(job.store)
     store.publish_progress(job.stage.id)
@@ -165,21 +165,22 @@ def train_worker(
     context.checkpoint_every = job.checkpoint_every
     reader = job.data.reader(role)
     clips = Clips(job.data.split(role, "train"), reader, recipe.clip, recipe.seed)
-    validation, guide = job.data.split(role, recipe.validate_on), guide_of(job, recipe)
+    validation, fine_reader = job.data.split(role, recipe.validate_on), fine_reader_of(job, recipe)
     truth = validation_truth(job, recipe)
-    validate = validation_of(recipe, validation, reader, context.device, guide, truth)
-    result = train(recipe, clips, context, initial, validate, guide)
+    validate = validation_of(recipe, validation, reader, context.device, fine_reader, truth)
+    result = train(recipe, clips, context, initial, validate, fine_reader)
     expected = len(clips.manifest.videos) + len(clips.manifest.missing)
     gpu = torch.cuda.get_device_name(context.device) if context.device.type == "cuda" else None
     return {**result, "gpu": gpu, "videos": len(clips.manifest.videos), "videos_expected": expected}
 
 
-def guide_of(job: Job, recipe: TrainRecipe) -> Guide | None:
+def fine_reader_of(job: Job, recipe: TrainRecipe) -> FineFeatureReader | None:
     """The fine stream's features that a stage's network reads beside its clips."""
-    if not recipe.guide_steps:
+    if not recipe.fine_steps:
         return None
     place = [parent.kind for parent in job.stage.parents].index("extract")
-    return Guide(FeatureSet.open(job.parent(place, FEATURES) / FEATURES), recipe.guide_steps)
+    features = FeatureSet.open(job.parent(place, FEATURES) / FEATURES)
+    return FineFeatureReader(features, recipe.fine_steps)
 
 
 def _predict(job: Job, report: Report) -> Result:
@@ -189,7 +190,7 @@ def _predict(job: Job, report: Report) -> Result:
         return features.predict(job, report)
     model = _trained(job, parent.recipe, job.data.manifests["downstream"].num_classes)
     model.to(context.device).eval()
-    return _score(job, model, job.stage.recipe, context.device, guide_of(job, parent.recipe))
+    return _score(job, model, job.stage.recipe, context.device, fine_reader_of(job, parent.recipe))
 
 
 def _probe(job: Job, report: Report) -> Result:
@@ -222,12 +223,12 @@ def _score(
     network: Network,
     recipe: PredictRecipe,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> Result:
     reader = job.data.reader("downstream")
 
     def write(manifest: Manifest, writer: PredictionWriter) -> dict[str, str]:
-        return predict(network, manifest, reader, recipe, writer, device, guide)
+        return predict(network, manifest, reader, recipe, writer, device, fine_reader)
 
     return score_splits(job, reader, write)
 

@@ -18,7 +18,7 @@ from ssdet.data.video.clock import Clock
 from ssdet.data.video.reader import CorruptVideo
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.evaluation.protocols.registry import Material, protocol_of
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.inference.scoring import Sink, frame_targets, predict
 from ssdet.stages.job import Job
@@ -31,7 +31,7 @@ def validation_of(
     manifest: Manifest,
     reader: FrameReader,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
     truth: Material | None = None,
 ) -> Validate | None:
     """What judges the networks of a recipe; None without videos, where no schedule needs them.
@@ -42,7 +42,7 @@ def validation_of(
         return None
     if recipe.task == "pretrain":
         return clip_accuracy(recipe, manifest, reader, device)
-    return frame_map(recipe, manifest, reader, device, guide, truth)
+    return frame_map(recipe, manifest, reader, device, fine_reader, truth)
 
 
 def followed(optim: OptimRecipe, split: str, manifest: Manifest) -> bool:
@@ -92,13 +92,13 @@ def frame_map(
     manifest: Manifest,
     reader: FrameReader,
     device: torch.device,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
     truth: Material | None = None,
 ) -> Validate:
     """Judges a network by whole videos, see `whole_videos`."""
 
     def score(model: nn.Module, sink: Sink) -> None:
-        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device, guide)
+        predict(model, manifest, reader, PredictRecipe(recipe.clip), sink, device, fine_reader)
 
     targets = frame_targets(manifest, reader)
     return whole_videos(score, targets, recipe.optim, recipe.validate_by, truth)

@@ -144,13 +144,13 @@ def two_stream(
     coarse, fine: what each stream's pretraining is.
     """
 
-    @declaring("finetune", "guide", "probe", *declared(coarse))
+    @declaring("finetune", "fine_stream", "probe", *declared(coarse))
     def changed(experiment: Experiment) -> Experiment:
         own, kit = coarse(experiment), experiment.kit
-        guide = replace(fine(experiment), probe=None)
+        fine_stream = replace(fine(experiment), probe=None)
         tuned = _over(own, model, {"grid": kit.grid, "own_fine": False, **options})
         steps = kit.steps if model == "coarse_fine" else EVERY_STEP
-        tuned = replace(tuned, guide_steps=steps, optim=kit.fusion or tuned.optim)
-        return replace(own, finetune=tuned, guide=guide, probe=None)
+        tuned = replace(tuned, fine_steps=steps, optim=kit.fusion or tuned.optim)
+        return replace(own, finetune=tuned, fine_stream=fine_stream, probe=None)
 
     return changed

@@ -44,17 +44,17 @@ class Experiment:
     """An earlier pretraining whose end `pretrain` starts from, with a fresh classifier."""
     head: HeadRecipe | None = None
     """A model of the fine-tuned network's features, whose scores are the result; None: its own."""
-    guide: "Experiment | None" = None
+    fine_stream: "Experiment | None" = None
     """The fine stream of a two-stream network, trained first: `finetune` reads its features."""
     kit: Kit = field(default=Kit(), compare=False, metadata=EXCLUDED_FROM_ID)
 
     def __post_init__(self) -> None:
         if self.start is not None and self.pretrain is None:
             raise ValueError("start is what pretrain goes on from: give pretrain, or no start")
-        if (self.guide is None) != (self.finetune.guide_steps == 0):
+        if (self.fine_stream is None) != (self.finetune.fine_steps == 0):
             raise ValueError(
-                f"finetune.guide_steps={self.finetune.guide_steps}: a network reads another one's "
-                "features with `guide` and guide_steps, or with neither"
+                f"finetune.fine_steps={self.finetune.fine_steps}: a network reads another one's "
+                "features with `fine_stream` and fine_steps, or with neither"
             )
 
     @property
@@ -64,13 +64,13 @@ class Experiment:
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same with this seed for weights, data order and augmentation."""
-        start = self.start and replace(self.start, seed=seed)
-        pretrain = self.pretrain and replace(self.pretrain, seed=seed)
-        finetune = replace(self.finetune, seed=seed)
-        head, guide = self.head and replace(self.head, seed=seed), self.guide
-        guide = guide and guide.with_seed(seed)
         return replace(
-            self, start=start, pretrain=pretrain, finetune=finetune, head=head, guide=guide
+            self,
+            start=self.start and replace(self.start, seed=seed),
+            pretrain=self.pretrain and replace(self.pretrain, seed=seed),
+            finetune=replace(self.finetune, seed=seed),
+            head=self.head and replace(self.head, seed=seed),
+            fine_stream=self.fine_stream and self.fine_stream.with_seed(seed),
         )
 
     def validated_by(self, protocol: str) -> "Experiment":

@@ -44,7 +44,7 @@ def _cost(experiment: Experiment, classes: int) -> tuple[int, int]:
 def whole(recipe: TrainRecipe) -> TrainRecipe:
     """A recipe whose two-stream network has its fine stream within itself, for the same clips."""
     options = {k: v for k, v in recipe.model.options.items() if k != "own_fine"}
-    return replace(recipe, model=replace(recipe.model, options=options), guide_steps=0)
+    return replace(recipe, model=replace(recipe.model, options=options), fine_steps=0)
 
 
 def pretraining_pflops(experiment: Experiment, classes: int) -> float:

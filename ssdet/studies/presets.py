@@ -9,13 +9,13 @@ from ssdet.inference.recipe import PredictRecipe
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.experiment import Experiment, Kit
 from ssdet.studies.study import Study
-from ssdet.training.pretrained_weights import CONSTANTS
+from ssdet.training.pretrained_weights import NORMALISATION
 from ssdet.training.recipe import ModelRecipe, OptimRecipe, ProbeRecipe, TrainRecipe
 
 if TYPE_CHECKING:
     from ssdet.data.datasets.moving_shapes import Config as MovingShapes
 
-KINETICS_MEAN, KINETICS_STD = CONSTANTS["facebook"]
+KINETICS_MEAN, KINETICS_STD = NORMALISATION["facebook"]
 HEADS = OptimRecipe(
     steps=400, batch=16, lr=3e-3, optimizer="adamw", weight_decay=0.0, schedule="onecycle"
 )
@@ -229,7 +229,7 @@ def released(data: str = "charades", weights: str = "") -> Preset:
     base = paper(data, weights)
     pretrain, tuned = base.experiment.pretrain, base.experiment.finetune
     assert pretrain is not None
-    mean, std = CONSTANTS["ssdet_kinetics"]
+    mean, std = NORMALISATION["ssdet_kinetics"]
     scales = (224 / 256,) if weights else (224 / 256, 224 / 320)
     clip = replace(pretrain.clip, mean=mean, std=std, scales=scales, window=81,
                    short_videos="drop")  # fmt: skip
@@ -238,7 +238,7 @@ def released(data: str = "charades", weights: str = "") -> Preset:
         pretrain, clip=clip, optim=optim, loss="released", background="class0", constants="own",
         model=replace(pretrain.model, norm_group=16),
     )  # fmt: skip
-    mean, std = CONSTANTS["charades"]
+    mean, std = NORMALISATION["charades"]
     stretch = tuned.clip.frames * tuned.clip.stride + 2
     clip = replace(tuned.clip, mean=mean, std=std, scales=(224 / 256,), window=stretch,
                    short_videos="drop")  # fmt: skip

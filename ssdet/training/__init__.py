@@ -1,4 +1,4 @@
-"""Training: recipes, the loop, losses, checkpoints, heads."""
+"""Training recipes, loop, losses, checkpoints and heads."""
 
 from typing import TYPE_CHECKING
 
@@ -6,15 +6,8 @@ from ssdet.system.lazy import attach
 
 if TYPE_CHECKING:
     from ssdet.training.context import Context
-    from ssdet.training.loop import (
-        network,
-        train,
-    )
-    from ssdet.training.recipe import (
-        ModelRecipe,
-        OptimRecipe,
-        TrainRecipe,
-    )
+    from ssdet.training.loop import network, train
+    from ssdet.training.recipe import ModelRecipe, OptimRecipe, TrainRecipe
 
 attach(
     __name__,

@@ -1,4 +1,4 @@
-"""Checkpoints that a crash cannot break: written beside, then renamed into place."""
+"""Atomic checkpoint files: written to a temporary file, then renamed."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ import torch
 
 
 class BrokenCheckpoint(ValueError):
-    """A checkpoint that is truncated, not a checkpoint, or holds more than tensors and numbers."""
+    """A file that is truncated, no checkpoint, or has objects beside tensors and numbers."""
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint so that `path` holds the old or the new one, whole, at every moment."""
+    """Write a checkpoint atomically: `path` is the old or the new one, complete, at any moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_suffix(f".{os.getpid()}.partial")
     with open(work, "wb") as file:
@@ -23,16 +23,15 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def clean(path: Path) -> None:
-    """Remove what killed processes left beside a checkpoint; no other may be writing it."""
-    for left in path.parent.glob("*.partial"):
-        left.unlink(missing_ok=True)
+    """Remove temporary files of killed processes; no other process may be writing here."""
+    for partial in path.parent.glob("*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint without executing anything in it.
 
-    Raises BrokenCheckpoint with the path and what is wrong, OSError for a file that cannot be
-    opened.
+    Raises BrokenCheckpoint with path and reason, OSError for a file that cannot be opened.
     """
     with open(path, "rb") as file:
         try:
@@ -46,14 +45,14 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
                 "restore it from a copy, or remove it and the stage trains again"
             ) from error
     if not isinstance(state, dict):
-        raise BrokenCheckpoint(f"{path}: holds a {type(state).__name__}, expected a dictionary")
+        raise BrokenCheckpoint(f"{path}: is a {type(state).__name__}, expected a dictionary")
     return state
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Weights to evaluate or to start from: the moving average where one was kept.
+    """Weights to evaluate or to start from: the moving average if there is one.
 
-    Statistics of single normalisation splits are left out: they belong to the batch they came from.
+    Without the statistics of single normalisation splits, which are those of single batches.
     """
     state = load(path)
     weights = state.get("averaged") or state.get("model")

@@ -1,4 +1,4 @@
-"""Several workers as one, with torch.distributed."""
+"""Collective operations of several workers, with torch.distributed; no-ops for one worker."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -11,20 +11,21 @@ from ssdet.training.context import Context
 
 
 def parallel(module: nn.Module, context: Context) -> nn.Module:
-    """The module as one of `context.world` replicas that average their gradients."""
+    """Wrap the module so that workers average their gradients."""
     if context.world == 1:
         return module
     devices = [context.device] if context.device.type == "cuda" else None
-    # Normalisation statistics differ between workers on purpose: each holds its own groups.
+    # Normalisation statistics differ between workers on purpose: each has its own groups.
     return nn.parallel.DistributedDataParallel(module, devices, broadcast_buffers=False)
 
 
 def share_dropout(model: nn.Module, context: Context) -> None:
-    """Let dropout drop from a clip what it would drop on one worker: every worker draws for the
-    clips of all, in the order of one worker's batch, and takes its own."""
+    """Make dropout independent of the number of workers: every worker draws the mask of the whole
+    batch, in one worker's order, and applies its own rows."""
     if context.world > 1:
-        for module in (module for module in model.modules() if isinstance(module, nn.Dropout)):
-            module.forward = partial(_drop, module, context)  # type: ignore[method-assign]
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.forward = partial(_drop, module, context)  # type: ignore[method-assign]
 
 
 def _drop(module: nn.Dropout, context: Context, x: Tensor) -> Tensor:
@@ -43,8 +44,8 @@ def barrier(context: Context) -> None:
         dist.barrier()
 
 
-def agree(decision: bool, context: Context) -> bool:
-    """The decision of rank 0, on every worker."""
+def broadcast_decision(decision: bool, context: Context) -> bool:
+    """Return rank 0's decision on every worker."""
     if context.world == 1:
         return decision
     flag = torch.tensor([decision], dtype=torch.int32, device=context.device)
@@ -53,12 +54,12 @@ def agree(decision: bool, context: Context) -> bool:
 
 
 def any_of(flags: Sequence[bool], context: Context) -> list[bool]:
-    """Each flag, whether it is set on any worker."""
+    """For each flag, whether any worker has set it."""
     if context.world == 1:
         return list(flags)
-    found = torch.tensor(flags, dtype=torch.int32, device=context.device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in found.tolist()]
+    reduced = torch.tensor(flags, dtype=torch.int32, device=context.device)
+    dist.all_reduce(reduced, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in reduced.tolist()]
 
 
 def average(value: float, context: Context) -> float:

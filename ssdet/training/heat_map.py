@@ -1,6 +1,6 @@
-"""Heat maps of action centres as training targets (MS-TCT, Dai et al., CVPR 2022).
+"""Heat maps of action centres as training targets (MS-TCT, Dai et al., CVPR 2022, and its code).
 
-An action is (class from 0, start, end) in seconds; MODELS.md 10 has the published details.
+An action is (class from 0, start, end) in seconds.
 """
 
 from collections.abc import Iterable
@@ -23,12 +23,12 @@ class Centre(NamedTuple):
     """The step after the middle; the number of steps where that is in the last one."""
     duration: int
     radius: int
-    """How far the Gaussian reaches to each side."""
+    """Reach of the Gaussian to each side."""
 
 
 def action_centres(actions: Iterable[Action], fps: float, steps: int) -> list[Centre]:
-    """Centres of the actions whose middle lies strictly between two of `steps` + 1 steps at `fps`
-    a second: as in the published code one exactly on a step, or beyond the end, has none."""
+    """Centres of the actions whose middle is strictly between two of `steps` + 1 steps, `fps` a
+    second; as in the published code, a middle exactly on a step or beyond the end has none."""
     times = np.arange(steps + 1) / fps
     centres = []
     for label, start, end in actions:
@@ -47,7 +47,7 @@ def gaussian_1d(radius: int) -> Tensor:
 
 
 def heat_map(actions: Iterable[Action], fps: float, steps: int, classes: int) -> Tensor:
-    """float32 [K, T]: a Gaussian around each centre, the highest where several meet."""
+    """Gaussians around all centres, float32 [K, T]; the maximum where several overlap."""
     heat_KT = torch.zeros(classes, steps)
     for label, centre, _, radius in action_centres(actions, fps, steps):
         first, stop = max(0, centre - radius), min(steps, centre + radius + 1)
@@ -58,17 +58,15 @@ def heat_map(actions: Iterable[Action], fps: float, steps: int, classes: int) ->
 
 
 def focal_loss(probs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
-    """How far probabilities are from heat maps of the same shape, over the number of peaks.
+    """Focal loss between probabilities p and heat maps y of the same shape, per peak.
 
-    -(Σ at targets of 1: (1-p)² log p + Σ elsewhere: p² (1-y)⁴ log(1-p)), p cut at 1e-4 from 0 and
-    1; not divided where there is no peak. Values outside `mask` (which broadcasts) do not count.
+    -(Σ at targets of 1: (1-p)² log p + Σ elsewhere: p² (1-y)⁴ log(1-p)), p clamped to [1e-4,
+    1 - 1e-4]; not divided without a peak. `mask` (broadcasts) selects the values that count.
     """
     probs = probs.float().clamp(1e-4, 1 - 1e-4)
     peaks = targets == 1
     loss = torch.where(
-        peaks,
-        (1 - probs) ** 2 * probs.log(),
-        probs**2 * (1 - targets) ** 4 * torch.log1p(-probs),
+        peaks, (1 - probs) ** 2 * probs.log(), probs**2 * (1 - targets) ** 4 * torch.log1p(-probs)
     )
     if mask is not None:
         loss, peaks = loss.masked_fill(~mask, 0), peaks & mask

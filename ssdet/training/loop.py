@@ -1,8 +1,7 @@
-"""The training loop, for pretraining and fine-tuning, alone or as one of several workers."""
+"""The training loop of pretraining and fine-tuning, for one or several workers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from ssdet.augment.checks import needs_gradient
 from ssdet.data.loading.batches import Batch, batches
 from ssdet.data.loading.clips import Clips, normalise
 from ssdet.data.loading.sampling import generator_for
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.models import create
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d, set_splits, splits_for
 from ssdet.models.networks.pyramid import FineFeatures
@@ -24,7 +23,7 @@ from ssdet.training.context import Context
 from ssdet.training.distributed import parallel, share_dropout
 from ssdet.training.optimiser import set_lr
 from ssdet.training.recipe import TrainRecipe
-from ssdet.training.state import Progress, State, Validate
+from ssdet.training.state import LossReporter, TrainState, Validate
 
 
 def train(
@@ -33,23 +32,23 @@ def train(
     context: Context,
     initial: Mapping[str, Tensor] | None = None,
     validate: Validate | None = None,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> dict[str, Any]:
-    """Train from `initial` weights (their classifier is replaced), or from fresh ones.
+    """Train from `initial` weights (with a fresh classifier) or from fresh ones.
 
-    guide: the fine stream's features, for a recipe with `guide_steps`.
+    fine_reader: the fine stream's features, for a recipe with `fine_steps`.
 
-    Goes on from `context.folder/checkpoints/last.pt` where there is one, to the same bits as a run
-    that was never stopped. Returns what happened; the weights are in the checkpoints `last` and,
-    with `validate`, `best`. Raises FloatingPointError when the loss is not finite.
+    Resumes from `context.folder/checkpoints/last.pt` if it exists, to the same bits as an
+    uninterrupted run. Returns steps, replaced clips and scores; the weights are in the checkpoints
+    `last` and, with `validate`, `best`. Raises FloatingPointError when the loss is not finite.
     """
     optim = recipe.optim
     model = network(recipe, clips.manifest.num_classes, initial).to(context.device)
     start_splits(model, recipe, context.world)
     share_dropout(model, context)
-    state = State(recipe, model, context)
+    state = TrainState(recipe, model, context)
     state.restore()
-    scored = parallel(Readout(model, recipe.readout), context)
+    readout = parallel(Readout(model, recipe.readout), context)
     mixing = augmentation(recipe)
     if recipe.multigrid:
         data = multigrid.batches(clips, recipe, state.step, context.loaders, context.decode)
@@ -64,55 +63,86 @@ def train(
         with multigrid.shaped(recipe, model, step) as shaped:
             for part in batch.split(optim.accumulate):
                 with autocast(context.device, optim.amp):
-                    loss = batch_loss(shaped, scored, mixing, part, step, context, guide)
+                    loss = batch_loss(shaped, readout, mixing, part, step, context, fine_reader)
                 state.scaler.scale(loss / optim.accumulate).backward()
                 total += loss.item() / optim.accumulate
         state.replaced |= batch.replaced
         return total, len(batch) * context.world
 
     scale = partial(multigrid.lr_scale, recipe)
-    return descend(state, recipe.seed, backward, validate, recipe.validations, scale)
+    return run_steps(state, recipe.seed, backward, validate, recipe.validations, scale)
 
 
-def descend(
-    state: State,
+def run_steps(
+    state: TrainState,
     seed: int,
     backward: Callable[[int], tuple[float, int]],
     validate: Validate | None,
     validations: int,
     lr_scale: Callable[[int], float] = lambda step: 1.0,
 ) -> dict[str, Any]:
-    """The steps that are left of a run; returns what happened.
+    """Run the remaining steps; return `TrainState.finish()`.
 
-    backward: leave the gradients of a step, and say its loss and how many samples it was of.
-    lr_scale: factor of a step's learning rate, beside what the recipe's schedule says.
+    backward: accumulate the gradients of a step; return (loss, number of samples).
+    lr_scale: factor of a step's learning rate beside the recipe's schedule.
     """
-    optim, context = state.recipe.optim, state.context
-    progress = Progress(optim.steps, context)
+    optim, reporter = state.recipe.optim, LossReporter(state.recipe.optim.steps, state.context)
     state.model.train()
     for step in range(state.step, optim.steps):
-        seed_dropout(seed, step)
-        scaled = replace(optim, lr=optim.lr * lr_scale(step))
-        lr = set_lr(state.optimizer, scaled, step, state.drops)
+        # Dropout reads the global generator: give it a state that depends on the step alone.
+        torch.manual_seed(generator_for(seed, "step", step, 0).initial_seed())
+        lr = set_lr(state.optimizer, optim, step, state.lr_reductions, lr_scale(step))
         loss, samples = backward(step)
         if not math.isfinite(loss):
             raise FloatingPointError(f"loss is {loss} at step {step}: lower the learning rate")
         state.update()
-        progress.add(step, loss, lr, samples)
-        if validate is not None and due(step + 1, optim.steps, validations):
-            state.judge(validate)
+        reporter.add(step, loss, lr, samples)
+        if validate is not None and is_due(step + 1, optim.steps, validations):
+            state.validate(validate)
         state.save_if_due()
     return state.finish()
 
 
-def share(recipe: TrainRecipe, workers: int) -> int:
-    """Clips of one pass of one worker. ValueError where they do not hold whole normalisation
-    groups: the number of workers would then change what is computed."""
+def fit(
+    recipe: Any,
+    model: nn.Module,
+    batch_of: Callable[[int], Any],
+    loss_of: Callable[[Any], Tensor],
+    context: Context,
+    validate: Validate | None,
+) -> dict[str, Any]:
+    """Train a head: batches by step (with `to` and `targets_BKT`), one backward pass per step.
+
+    recipe: with `optim`, `seed` and `validations`. Resumes and ends as `train`.
+    """
+    state = TrainState(recipe, model.to(context.device), context)
+    state.restore()
+
+    def backward(step: int) -> tuple[float, int]:
+        batch = batch_of(step).to(context.device)
+        with autocast(context.device, recipe.optim.amp):
+            loss = loss_of(batch)
+        state.scaler.scale(loss).backward()
+        return loss.item(), len(batch.targets_BKT)
+
+    return run_steps(state, recipe.seed, backward, validate, recipe.validations)
+
+
+def is_due(step: int, steps: int, times: int) -> bool:
+    """Whether one of `times` evenly spaced events falls on the end of step `step` (from 1)."""
+    return step * times // steps > (step - 1) * times // steps
+
+
+def clips_per_worker(recipe: TrainRecipe, workers: int) -> int:
+    """Clips in one forward pass of one worker.
+
+    ValueError unless they are whole normalisation groups: results would depend on `workers`.
+    """
     if recipe.multigrid and workers > 1:
         raise ValueError(f"multigrid with {workers} workers: batches change shape, use one worker")
     batch, group = recipe.optim.batch // recipe.optim.accumulate, recipe.model.norm_group
-    each, odd = divmod(batch, workers)
-    if odd or (workers > 1 and each % min(group, batch)):
+    clips, remainder = divmod(batch, workers)
+    if remainder or (workers > 1 and clips % min(group, batch)):
         raise ValueError(
             f"{batch} clips a pass over {workers} workers: each must get a multiple of "
             f"{min(group, batch)} clips, which share statistics; use fewer workers"
@@ -120,27 +150,26 @@ def share(recipe: TrainRecipe, workers: int) -> int:
     if workers > 1 and recipe.model.norm_start != "running":
         raise ValueError(f"norm_start={recipe.model.norm_start!r} stretches statistics over one "
                          "worker's groups: use one worker, or norm_start='running'")  # fmt: skip
-    return each
+    return clips
 
 
-def shares(recipe: TrainRecipe, low: int, high: int) -> list[int]:
-    """Numbers of workers from low to high that `share` allows; ValueError where it allows none."""
-    allowed, why = [], ""
+def worker_counts(recipe: TrainRecipe, low: int, high: int) -> list[int]:
+    """Numbers of workers from low to high that `clips_per_worker` allows; ValueError for none."""
+    allowed, reason = [], ""
     for workers in range(low, high + 1):
         try:
-            share(recipe, workers)
-        except ValueError as error:
-            why = str(error)
-        else:
+            clips_per_worker(recipe, workers)
             allowed.append(workers)
+        except ValueError as error:
+            reason = str(error)
     if not allowed:
-        raise ValueError(f"none of {low} to {high} workers is possible: {why}")
+        raise ValueError(f"none of {low} to {high} workers is possible: {reason}")
     return allowed
 
 
 def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
-    """Give every normalisation one split a group, with the statistics that the recipe asks for."""
-    splits = splits_for(share(recipe, workers), recipe.model.norm_group)
+    """Give every normalisation one split per group, with statistics by `norm_start`."""
+    splits = splits_for(clips_per_worker(recipe, workers), recipe.model.norm_group)
     set_splits(model, 1 if recipe.multigrid else splits)
     if recipe.model.norm_start == "running":
         return
@@ -152,7 +181,7 @@ def start_splits(model: nn.Module, recipe: TrainRecipe, workers: int) -> None:
 
 
 def augmentation(recipe: TrainRecipe) -> augment.Augmentation:
-    """The recipe's augmentation; frozen frames are labelled as `recipe.background` says."""
+    """The recipe's augmentation, with the label of frozen frames by `recipe.background`."""
     options = dict(recipe.augment_options)
     if recipe.augment in ("freeze", "joint", "joint_single"):
         options["background"] = "zero" if recipe.background == "zero" else "class"
@@ -162,10 +191,10 @@ def augmentation(recipe: TrainRecipe) -> augment.Augmentation:
 def network(
     recipe: TrainRecipe, classes: int, initial: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
-    """The recipe's network: fresh weights by its seed, or `initial` under a fresh classifier.
+    """The recipe's network with fresh weights by its seed, or `initial` under a fresh classifier.
 
-    Parts that the network has and its backbone lacks (`fresh`) are in `initial` or not, and may be
-    all of it. ValueError where the backbone is there in part, or does not fit.
+    `initial` may lack the parts that the network has beside its backbone (prefixes `fresh`), or
+    have them alone. ValueError for an incomplete backbone or one of other shapes.
     """
     generator = generator_for(recipe.seed, "weights", recipe.task)
     model = create(
@@ -175,24 +204,28 @@ def network(
         **dict(recipe.model.options),
     )
     if initial is not None:
-        # Statistics of splits start from the running ones that are loaded (`start_splits`).
-        fresh = {k: v for k, v in model.state_dict().items() if ".split_" not in k}
-        keep = {k: v for k, v in initial.items() if k in fresh and v.shape == fresh[k].shape}
-        prefix: Any = model.classifier
-        classifier = {name for name in fresh if name.startswith(prefix)}
+        # Statistics of splits start from the loaded running ones (`start_splits`).
+        own = {k: v for k, v in model.state_dict().items() if ".split_" not in k}
+        classifier: Any = model.classifier
         beside: tuple[str, ...] = getattr(model, "fresh", ())
-        wrong = {k for k in fresh.keys() - keep.keys() - classifier if not k.startswith(beside)}
+        usable = {
+            k: v
+            for k, v in initial.items()
+            if k in own and v.shape == own[k].shape and not k.startswith(classifier)
+        }
+        missing = [k for k in own.keys() - usable.keys() if not k.startswith(classifier)]
+        wrong = sorted(k for k in missing if not k.startswith(beside))
         if wrong and not all(name.startswith(beside) for name in initial):
-            raise ValueError(f"initial weights do not fit {recipe.model.name}: {sorted(wrong)[:5]}")
-        model.load_state_dict({**fresh, **{k: v for k, v in keep.items() if k not in classifier}})
+            raise ValueError(f"initial weights do not fit {recipe.model.name}: {wrong[:5]}")
+        model.load_state_dict({**own, **usable})
     return accelerate(model)
 
 
 class Readout(nn.Module):
-    """A network as the loss sees it: frame logits [B, K, T], or clip logits [B, K].
+    """Frame logits [B, K, T] of a network, or clip logits [B, K] for readout="clip".
 
-    With `mix` the frames are those of mixed clips; a generator draws the level where they are mixed
-    (`augment.manifold`), without one it is the input.
+    With `mix`, clips are mixed on their way through the network: at a level that the generator
+    draws (`augment.manifold`), or at the input without a generator.
     """
 
     def __init__(self, model: nn.Module, readout: str) -> None:
@@ -219,39 +252,37 @@ class Readout(nn.Module):
 
 def batch_loss(
     recipe: TrainRecipe,
-    scored: nn.Module,
+    readout: nn.Module,
     mixing: augment.Augmentation,
     batch: Batch,
     step: int,
     context: Context,
-    guide: Guide | None = None,
+    fine_reader: FineFeatureReader | None = None,
 ) -> Tensor:
     """Loss of one part of a batch."""
     clips = normalise(batch.clips_BTHWC, recipe.clip, context.device)
     labels = batch.targets_BKF.to(context.device)
     if recipe.task == "finetune":
         masked = recipe.localisation == "coarse_fine"
-        form = losses.masked_localisation_loss if masked else losses.localisation_loss
-        if guide is None:
-            logits = scored(clips)
-        else:
-            fine = guide(batch.videos, batch.starts_B).to(context.device)
-            logits = scored(clips, fine=fine)
-        return form(logits, labels, batch.mask_BF.to(context.device), recipe.align_corners)
+        localisation = losses.masked_localisation_loss if masked else losses.localisation_loss
+        fine = fine_reader and fine_reader(batch.videos, batch.starts_B).to(context.device)
+        mask_BF = batch.mask_BF.to(context.device)
+        return localisation(readout(clips, fine=fine), labels, mask_BF, recipe.align_corners)
     labels = labels[:, :, 0]
     targets = losses.pretrain_targets(labels, recipe.clip.frames, recipe.background)
     if recipe.readout == "clip":
-        return losses.soft_cross_entropy(scored(clips), targets[:, :, 0])
-    labelled: list[Any] = []
+        return losses.soft_cross_entropy(readout(clips), targets[:, :, 0])
+    mixed: list[Any] = []
 
-    def mixed(features: Tensor) -> Tensor:
-        features, *labelled[:] = mix(recipe, mixing, features, targets, batch, step)
+    def mix_features(features: Tensor) -> Tensor:
+        features, *mixed[:] = mix(recipe, mixing, features, targets, batch, step)
         return features
 
-    # By the step alone: one level for a batch, all its parts and every worker.
+    # The level depends on the step alone: one for all parts of a batch and all workers.
     deep = recipe.mix_depth == "random"
-    logits = scored(clips, mixed, generator_for(recipe.seed, "level", step) if deep else None)
-    soft, components = labelled
+    level = generator_for(recipe.seed, "level", step) if deep else None
+    logits = readout(clips, mix_features, level)
+    soft, components = mixed
     if recipe.loss == "released":
         return losses.released_loss(logits, components)
     if recipe.loss == "bce":
@@ -267,53 +298,45 @@ def mix(
     batch: Batch,
     step: int,
 ) -> tuple[Tensor, Tensor, augment.Components]:
-    """Augment clips (in place) or features (which need a gradient), normalisation group by group.
+    """Augment clips (in place) or features (that need a gradient), normalisation group by group.
 
-    A group is what shares batch statistics, so clips are mixed with the same partners and by the
-    same draws on any number of workers.
+    Groups have the same draws and the same clips on any number of workers. Returns clips, soft
+    targets and components.
     """
     groups = splits_for(len(batch), recipe.model.norm_group)
     deep = needs_gradient(clips_BCTHW)
-    pictures, parts = [], []
-    mixed = torch.empty_like(targets_BKT)
+    clips, components = [], []
+    soft_BKT = torch.empty_like(targets_BKT)
     for group in range(groups):
-        members = slice(group, None, groups)
-        draws_of = generator_for(recipe.seed, "mix", step, int(batch.positions_B[group]))
-        clips, targets, components = mixing(
-            clips_BCTHW[members], targets_BKT[members], draws_of, inplace=not deep,
+        rows = slice(group, None, groups)
+        generator = generator_for(recipe.seed, "mix", step, int(batch.positions_B[group]))
+        mixed, soft_BKT[rows], parts = mixing(
+            clips_BCTHW[rows], targets_BKT[rows], generator, inplace=not deep,
             return_components=True,
         )  # fmt: skip
-        mixed[members] = targets
-        pictures.append(clips)
-        parts.append(components)
+        clips.append(mixed)
+        components.append(parts)
     if deep:
-        clips_BCTHW = torch.stack(pictures, 1).flatten(0, 1)
-    return clips_BCTHW, mixed, join(parts)
+        clips_BCTHW = torch.stack(clips, 1).flatten(0, 1)
+    return clips_BCTHW, soft_BKT, join_components(components)
 
 
-def join(parts: Sequence[augment.Components]) -> augment.Components:
-    """Components of several groups as those of one batch, whose clip i is of group i mod groups; a
-    group that has fewer gets empty ones, which weigh nothing."""
-    most = max(len(part.weights) for part in parts)
+def join_components(groups: Sequence[augment.Components]) -> augment.Components:
+    """Components of a batch whose clip i belongs to group i mod groups; a group with fewer
+    components gets ones of weight 0."""
+    size = max(len(group.weights) for group in groups)
     padded = [
-        [torch.cat([field, field.new_zeros(most - len(field), *field.shape[1:])]) for field in part]
-        for part in parts
+        [
+            torch.cat([field, field.new_zeros(size - len(field), *field.shape[1:])])
+            for field in group
+        ]
+        for group in groups
     ]
-    whole = (torch.stack(fields, 2).flatten(1, 2) for fields in zip(*padded, strict=True))
-    return augment.Components(*whole)
-
-
-def due(step: int, steps: int, times: int) -> bool:
-    """Whether one of `times` evenly spaced events falls on the end of step `step` (from 1)."""
-    return step * times // steps > (step - 1) * times // steps
-
-
-def seed_dropout(seed: int, step: int) -> None:
-    """Dropout reads the global generator: give it a state that depends on the step alone."""
-    torch.manual_seed(generator_for(seed, "step", step, 0).initial_seed())
+    fields = (torch.stack(parts, 2).flatten(1, 2) for parts in zip(*padded, strict=True))
+    return augment.Components(*fields)
 
 
 def autocast(device: torch.device, amp: str) -> torch.autocast:
-    """Mixed precision as the recipe says."""
+    """Mixed precision by `OptimRecipe.amp`."""
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "off")

@@ -1,4 +1,4 @@
-"""Losses of pretraining and fine-tuning, and the targets that they compare with."""
+"""Losses and targets of pretraining, fine-tuning and heads on features."""
 
 from typing import Literal
 
@@ -13,25 +13,26 @@ from ssdet.models.layers.resampling import interpolate
 def pretrain_targets(
     labels_BK: Tensor, frames: int, background: Literal["class", "zero", "class0"]
 ) -> Tensor:
-    """Pseudo labels [B, K or K + 1, T]: a clip's label at every frame (paper, Frame-level Pseudo
-    Labels). With background="class" the actions move up by one and class 0 is the background."""
+    """Pseudo labels [B, K or K + 1, T]: a clip's label at every frame (paper, "Frame-level Pseudo
+    Labels"). With background="class", class 0 is the background and actions count from 1."""
     if background == "class":
         labels_BK = F.pad(labels_BK, (1, 0))
     return labels_BK.unsqueeze(2).repeat(1, 1, frames)
 
 
 def soft_cross_entropy(logits_BKT: Tensor, targets_BKT: Tensor) -> Tensor:
-    """Cross entropy with soft labels, mean over clips and frames (MODELS.md 2.3, `soft_ce`).
+    """Cross entropy with soft labels, mean over clips and frames; also for [B, K].
 
-    A frame whose target is all zero contributes nothing. Also for [B, K].
+    A frame whose target is all zero contributes nothing.
     """
     return -(targets_BKT * F.log_softmax(logits_BKT, 1)).sum(1).mean()
 
 
 def released_loss(logits_BKT: Tensor, components: Components) -> Tensor:
     """Loss of the published code: each component's weighted cross entropy over the number of
-    frames of the batch in which it is visible, summed over components (MODELS.md 2.3, `compat`).
-    Over several workers each takes its own part of the batch for the batch.
+    frames of the batch in which it is visible, summed over components.
+
+    With several workers each normalises by its own part of the batch.
     """
     log_BKT = F.log_softmax(logits_BKT, 1)
     entropy_MBT = -(components.labels * log_BKT).sum(2)
@@ -43,11 +44,11 @@ def released_loss(logits_BKT: Tensor, components: Components) -> Tensor:
 def localisation_loss(
     logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor, align_corners: bool = False
 ) -> Tensor:
-    """½ (BCE of the clip's maximum + BCE of the frames), frames that do not exist left out.
+    """½ (BCE of the clip's maximum + BCE of the frames), without frames that do not exist.
 
-    logits at the network's rate are interpolated to the F video frames (paper, Charades
-    Evaluation; MODELS.md 4). Each worker divides by its own number of frames: where videos are
-    shorter than a clip, several workers weigh frames a little differently than one.
+    Logits at the network's rate are interpolated to the F video frames (paper, "Charades
+    Evaluation"). Each worker divides by its own number of frames: with videos shorter than a clip,
+    several workers weigh frames a little differently than one.
     """
     logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2], align_corners)
     absent = ~mask_BF.unsqueeze(1)
@@ -63,13 +64,14 @@ def localisation_loss(
 def masked_localisation_loss(
     logits_BKT: Tensor, targets_BKF: Tensor, mask_BF: Tensor, align_corners: bool = False
 ) -> Tensor:
-    """The same as Coarse-Fine Networks' code has it: probabilities are set to 0 where there is no
-    frame, their maxima are compared with those of the labels, and the frames' losses divided by
-    the number of existing frames and classes (MODELS.md 4)."""
+    """`localisation_loss` as in Coarse-Fine Networks' code: probabilities of missing frames are 0,
+    and the sum of the frames' losses is divided by the number of existing frames and classes."""
     logits_BKF = interpolate(logits_BKT, targets_BKF.shape[2], align_corners)
     mask_B1F = mask_BF.unsqueeze(1).to(logits_BKF.dtype)
     probs_BKF, targets_BKF = logits_BKF.sigmoid() * mask_B1F, targets_BKF * mask_B1F
-    with torch.autocast(logits_BKT.device.type, enabled=False):  # it refuses probabilities
+    with torch.autocast(
+        logits_BKT.device.type, enabled=False
+    ):  # BCE of probabilities is not allowed there
         probs_BKF, targets_BKF = probs_BKF.float(), targets_BKF.float()
         clip = F.binary_cross_entropy(probs_BKF.amax(2), targets_BKF.amax(2))
         frames = F.binary_cross_entropy(probs_BKF, targets_BKF, reduction="sum")
@@ -79,10 +81,10 @@ def masked_localisation_loss(
 def head_loss(
     logits_BKT: Tensor, targets_BKT: Tensor, mask_BT: Tensor, padding: Literal["masked", "counted"]
 ) -> Tensor:
-    """Sum of BCE over steps and classes, over the number of existing steps (MODELS.md 7).
+    """Sum of BCE over steps and classes, divided by the number of existing steps.
 
-    padding="counted": steps that only fill up a batch add to the sum, as in the published code of
-    Super-Events; their targets must be 0.
+    padding="counted": padded steps, whose targets must be 0, add to the sum, as in the published
+    code of Super-Events.
     """
     loss_BKT = F.binary_cross_entropy_with_logits(logits_BKT, targets_BKT, reduction="none")
     if padding == "masked":

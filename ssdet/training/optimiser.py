@@ -1,4 +1,4 @@
-"""Optimisers and learning rates; the rate is a function of the step, so there is no state of it."""
+"""Optimisers and learning-rate schedules; the rate is a function of step and validation losses."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,11 @@ from ssdet.training.recipe import OptimRecipe
 
 
 def optimizer_for(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups, backbone and head; `set_lr` sets their learning rates.
+    """SGD or AdamW over two groups, backbone and head, whose learning rates `set_lr` sets.
 
-    A network that names no `head_parameters` is all head.
+    A network without `head_parameters` is all head.
     """
-    head_of = getattr(model, "head_parameters", model.parameters)
-    head = {id(parameter) for parameter in head_of()}
+    head = {id(parameter) for parameter in getattr(model, "head_parameters", model.parameters)()}
     parts: list[list[nn.Parameter]] = [[], []]
     for parameter in model.parameters():
         parts[id(parameter) in head].append(parameter)
@@ -31,20 +30,24 @@ def optimizer_for(model: nn.Module, recipe: OptimRecipe) -> torch.optim.Optimize
 
 
 def set_lr(
-    optimizer: torch.optim.Optimizer, recipe: OptimRecipe, step: int, drops: int = 0
+    optimizer: torch.optim.Optimizer,
+    recipe: OptimRecipe,
+    step: int,
+    reductions: int = 0,
+    scale: float = 1.0,
 ) -> float:
-    """Set and return the learning rate of step `step` (from 0), that of the head.
+    """Set and return the head's learning rate at step `step` (from 0).
 
-    drops: how often a plateau has lowered it, see `plateau_drops`.
+    reductions: see `lr_reductions`. scale: factor beside the schedule (multigrid's larger batches).
     """
-    lr = recipe.lr * lr_factor(recipe, step) * recipe.decay**drops
+    lr = recipe.lr * scale * lr_factor(recipe, step) * recipe.decay**reductions
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     return lr
 
 
 def lr_factor(recipe: OptimRecipe, step: int) -> float:
-    """Learning rate at a step as a share of `recipe.lr`.
+    """Learning rate at a step as a fraction of `recipe.lr`, before any reduction at a plateau.
 
     step: times `decay` at each milestone. cosine: half a wave down to 0. onecycle: up from 1/25 in
     the first 30 % of the steps and down to 0, in cosine arcs (Smith & Topin 2019, as in torch).
@@ -53,26 +56,32 @@ def lr_factor(recipe: OptimRecipe, step: int) -> float:
     if recipe.schedule == "step":
         factor = recipe.decay ** sum(done >= milestone for milestone in recipe.milestones)
     elif recipe.schedule == "cosine":
-        factor = _arc(1.0, 0.0, done)
+        factor = _cosine(1.0, 0.0, done)
+    elif recipe.schedule == "onecycle" and done < 0.3:
+        factor = _cosine(0.04, 1.0, done / 0.3)
     elif recipe.schedule == "onecycle":
-        rising = done < 0.3
-        factor = _arc(0.04, 1.0, done / 0.3) if rising else _arc(1.0, 0.0, (done - 0.3) / 0.7)
+        factor = _cosine(1.0, 0.0, (done - 0.3) / 0.7)
     else:
         factor = 1.0
     return factor * min(1.0, (step + 1) / recipe.warmup) if recipe.warmup else factor
 
 
-def plateau_drops(losses: Sequence[float], patience: int) -> int:
-    """How often the rate has been lowered after these validation losses: each time when more than
-    `patience` in a row are no better, by 1 in 10,000, than the best (torch's ReduceLROnPlateau)."""
-    best, waited, drops = math.inf, 0, 0
+def _cosine(start: float, stop: float, done: float) -> float:
+    return stop + (start - stop) * (1 + math.cos(math.pi * done)) / 2
+
+
+def lr_reductions(recipe: OptimRecipe, losses: Sequence[float]) -> int:
+    """How often schedule "plateau" has multiplied the rate by `decay` after these losses.
+
+    It does so when more than `patience` validation losses in a row are not below the best by 1 in
+    10,000 (torch's ReduceLROnPlateau). 0 for every other schedule.
+    """
+    if recipe.schedule != "plateau":
+        return 0
+    best, waited, reductions = math.inf, 0, 0
     for loss in losses:
         better = loss < best * (1 - 1e-4)
         best, waited = (loss, 0) if better else (best, waited + 1)
-        if waited > patience:
-            drops, waited = drops + 1, 0
-    return drops
-
-
-def _arc(start: float, stop: float, done: float) -> float:
-    return stop + (start - stop) * (1 + math.cos(math.pi * done)) / 2
+        if waited > recipe.patience:
+            reductions, waited = reductions + 1, 0
+    return reductions

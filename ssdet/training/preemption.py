@@ -1,4 +1,4 @@
-"""Notices that a process must stop: SIGTERM, and signs that the platform gives."""
+"""Detection of preemption: SIGTERM, and reasons to stop that the platform reports."""
 
 import ctypes
 import logging
@@ -11,76 +11,77 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-LOOK_AGAIN = 5.0
-"""Seconds between two looks at signs."""
+CHECK_SECONDS = 5.0
+"""Seconds between two checks of the platform's reasons."""
 
-Sign = Callable[[], str]
-"""Says why training should stop at the next step, or nothing."""
+StopReason = Callable[[], str]
+"""Returns the reason to stop training after this step, or ''."""
 
 
 class Preempted(RuntimeError):
-    """Training stopped at a checkpoint because it was asked to, and goes on from there."""
+    """Training stopped at a checkpoint on request; another call resumes from it."""
 
 
 @contextmanager
-def notices(*signs: Sign) -> Iterator[Sign]:
-    """While the block lasts: whether this process got SIGTERM or one of `signs` showed.
+def watch_preemption(*reasons: StopReason) -> Iterator[StopReason]:
+    """Yield a function that returns "SIGTERM" after that signal, else the first of `reasons`.
 
-    Signs are looked up in a thread, so that one that hangs holds nothing up. A second SIGTERM does
-    what it did before the block.
+    `reasons` are called in a thread, so that one that hangs does not delay training. A second
+    SIGTERM has the effect that it had before the block.
     """
-    told: list[str] = []
+    stops: list[str] = []
     ended = threading.Event()
     before: list[Any] = []
 
     def on_signal(number: int, frame: object) -> None:
-        told.append("SIGTERM")
+        stops.append("SIGTERM")
         signal.signal(signal.SIGTERM, before[0])
 
-    def listen() -> None:
+    def install() -> None:
         before.append(signal.signal(signal.SIGTERM, on_signal) or signal.SIG_DFL)
 
-    def forget() -> None:
+    def restore() -> None:
         signal.signal(signal.SIGTERM, before[0])
 
-    _in_main_thread(listen)
-    looking = threading.Thread(target=_look, args=(signs, told, ended), daemon=True)
-    looking.start()
+    _in_main_thread(install)
+    threading.Thread(target=_poll, args=(reasons, stops, ended), daemon=True).start()
     try:
-        yield lambda: told[0] if told else ""
+        yield lambda: stops[0] if stops else ""
     finally:
         ended.set()
-        _in_main_thread(forget)
+        _in_main_thread(restore)
 
 
-def _look(signs: tuple[Sign, ...], told: list[str], ended: threading.Event) -> None:
-    while signs and not ended.is_set():
-        for sign in signs:
+def _poll(reasons: tuple[StopReason, ...], stops: list[str], ended: threading.Event) -> None:
+    while reasons and not ended.is_set():
+        for reason in reasons:
             try:
-                if why := sign():
-                    told.append(why)
+                if text := reason():
+                    stops.append(text)
                     return
-            except Exception:  # the cluster's head may be away for a while; training goes on
-                log.warning("no word on whether to stop; asked again", exc_info=True)
-        ended.wait(LOOK_AGAIN)
+            except Exception:  # the cluster's head may be unreachable for a while; training goes on
+                log.warning("cannot check for preemption, trying again", exc_info=True)
+        ended.wait(CHECK_SECONDS)
 
 
 _actions: deque[Callable[[], None]] = deque()
 
 
 @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
-def _act(unused: int | None) -> int:
+def _run_action(unused: int | None) -> int:
     _actions.popleft()()
     return 0
 
 
 def _in_main_thread(action: Callable[[], None]) -> None:
-    """Signals are the main thread's alone, but Ray runs training in another: there it is done
-    soon, and in the order of the calls."""
+    """Run an action in the main thread, soon and in the order of the calls.
+
+    Python allows signal handlers in the main thread alone, but Ray trains in another one.
+    """
     if threading.current_thread() is threading.main_thread():
         action()
         return
     _actions.append(action)
-    if ctypes.pythonapi.Py_AddPendingCall(_act, None):
+    if ctypes.pythonapi.Py_AddPendingCall(_run_action, None):
         _actions.pop()
         raise RuntimeError("the interpreter has no room for a call in the main thread: try again")

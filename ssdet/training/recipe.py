@@ -1,4 +1,4 @@
-"""Training recipes: frozen, typed, the same in Python, in JSON and in a hash."""
+"""Training recipes: frozen dataclasses that are also stored as JSON and hashed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,13 +17,13 @@ class ModelRecipe:
     name: str = "x3d_tiny"
     options: Mapping[str, Any] = field(default_factory=dict)
     norm_group: int = 8
-    """Samples that share batch statistics, whatever the batch and the number of workers."""
+    """Samples that share batch statistics, for any batch size and number of workers."""
     norm_start: Literal["running", "pooled"] = "running"
-    """What the statistics of each group start from: those of the whole, or (published code) those
-    stretched over all groups by adaptive pooling, which gives channels those of neighbours."""
+    """Initial statistics of each group: the running ones or, as in the published code, these
+    stretched over all groups by adaptive pooling, which mixes neighbouring channels."""
     weights: str = field(default="", metadata=named_by(fingerprint))
-    """Where a network that no earlier stage has trained starts: a name of
-    `ssdet.models.weights.published`, or the path of a checkpoint; empty for fresh weights."""
+    """Initial weights of a network without an earlier training stage: a published or imported name,
+    or the path of a checkpoint; empty for fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +40,20 @@ class OptimRecipe:
     schedule: Literal["step", "cosine", "onecycle", "constant", "plateau"] = "step"
     """`plateau` (published fine-tuning) lowers the rate when the validation loss stops falling."""
     milestones: tuple[float, ...] = (0.8,)
-    """Shares of all steps at which `step` multiplies the learning rate by `decay`."""
+    """Fractions of all steps at which `step` multiplies the learning rate by `decay`."""
     decay: float = 0.1
     patience: int = 10
-    """Validations without a lower loss that `plateau` lets pass before it multiplies by `decay`."""
+    """Validations without a lower loss after which `plateau` multiplies by `decay`."""
     warmup: int = 0
     """Steps of linear warm-up."""
     head_lr_mult: float = 1.0
-    """Learning rate of the head over that of the backbone (the published code: 10)."""
+    """Learning rate of the head divided by that of the backbone (published code: 10)."""
     accumulate: int = 1
     clip_grad: float = 0.0
-    """Largest gradient norm; 0 leaves gradients alone."""
+    """Maximum gradient norm; 0 for no clipping."""
     amp: Literal["off", "bf16", "fp16"] = "off"
     ema: float = 0.0
-    """Decay of a moving average of the weights, which is what is evaluated; 0 keeps none."""
+    """Decay of the moving average of the weights, which is then evaluated; 0: none."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.accumulate) < 1:
@@ -62,7 +62,7 @@ class OptimRecipe:
             raise ValueError(f"batch {self.batch} does not divide into {self.accumulate} parts")
         if self.patience < 0 or not 0 < self.decay < 1:
             raise ValueError(
-                f"patience {self.patience}, decay {self.decay}: expected >= 0, and a share below 1"
+                f"patience {self.patience}, decay {self.decay}: expected >= 0, and between 0 and 1"
             )
 
 
@@ -80,40 +80,39 @@ class TrainRecipe:
     loss: Literal["soft_ce", "bce", "released"] = "soft_ce"
     """Pretraining loss; fine-tuning always takes localisation and classification BCE."""
     localisation: Literal["ssdet", "coarse_fine"] = "ssdet"
-    """Form of the fine-tuning loss: absent frames left out (that of SSDet where none are), or as
-    Coarse-Fine Networks' code masks probabilities."""
+    """Fine-tuning loss: `localisation_loss`, or `masked_localisation_loss` of Coarse-Fine Networks'
+    code; they differ for clips with missing frames."""
     align_corners: bool = False
     """How fine-tuning interpolates logits to the labels' rate (Coarse-Fine's code: True)."""
     augment: str = "none"
     augment_options: Mapping[str, Any] = field(default_factory=dict)
     mix_depth: Literal["input", "random"] = "input"
-    """Where clips are mixed: as they are, or at a random level of the network, drawn per batch."""
+    """Where clips are mixed: at the input, or at a random level of the network, per batch."""
     background: Literal["class", "zero", "class0"] = "class"
-    """Frozen frames: an extra class 0, no class at all, or (as released) the first action."""
+    """Label of frozen frames: an extra class 0, none, or (as released) the first action."""
     validations: int = 2
-    """How often the validation split is scored, evenly spaced, the last time at the end."""
+    """Number of evenly spaced validations, the last one at the end."""
     validation_clips: int = 1
-    """Clips of each validation video of pretraining, evenly spaced, whose scores are averaged."""
+    """Evenly spaced clips per validation video of pretraining, whose scores are averaged."""
     validate_on: Literal["val", "test"] = "val"
     """Split of these scores; `test` is what published code does, and what tunes on test videos."""
     validate_by: str = DENSE
     """Fine-tuning: id of the protocol of these scores, by which `best_validation` is taken and a
     search's scheduler stops trials."""
-    guide_steps: int = 0
+    fine_steps: int = 0
     """Second stage of a two-stream network: the first so many clip frames of each video whose
     features the fine stream gives; 0 for a network that reads clips alone."""
     constants: Literal["as_weights", "own"] = "as_weights"
-    """Whether clips must be normalised as the weights that training starts from are used to, or
-    (published code) are by constants of their own."""
+    """Normalisation of clips: must equal that of the initial weights, or (published code) may be
+    another one."""
     multigrid: bool = False
-    """Pretraining: larger batches of shorter, smaller clips for most steps, as X3D's published
-    code does."""
+    """Pretraining: larger batches of shorter, smaller clips for most steps, as in X3D's code."""
 
     def __post_init__(self) -> None:
         if self.readout == "clip" and self.augment != "none":
             raise ValueError(f"augment={self.augment!r} labels frames: it needs readout='frame'")
         if self.readout == "clip" and self.loss == "bce":
-            # The released loss of a clip without augmentation is the cross entropy.
+            # The released loss of a clip without augmentation is cross entropy.
             raise ValueError("loss='bce' scores frames: readout='clip' takes 'soft_ce'")
         if self.mix_depth == "random" and self.augment == "none":
             raise ValueError("mix_depth='random' mixes clips: it needs an augmentation (augment=…)")
@@ -126,8 +125,8 @@ class TrainRecipe:
         if self.optim.schedule == "plateau" and not (self.task == "finetune" and self.validations):
             raise ValueError("schedule='plateau' needs the validation loss of fine-tuning: "
                              "validations must be at least 1")  # fmt: skip
-        if self.guide_steps < 0 or (self.guide_steps and self.task != "finetune"):
-            raise ValueError(f"guide_steps {self.guide_steps}: 0, or more for fine-tuning")
+        if self.fine_steps < 0 or (self.fine_steps and self.task != "finetune"):
+            raise ValueError(f"fine_steps {self.fine_steps}: 0, or more for fine-tuning")
         if self.multigrid and (self.task != "pretrain" or self.model.norm_start != "running"):
             raise ValueError("multigrid is for pretraining, with norm_start='running'")
         if self.multigrid and self.clip.frames < 8:
@@ -147,20 +146,19 @@ class TrainRecipe:
 
 @dataclass(frozen=True)
 class ExtractRecipe:
-    """How videos become features; `fresh` is the network's where no stage has trained it."""
+    """How features are extracted; `fresh` builds the network if no stage has trained it."""
 
     predict: PredictRecipe
     dtype: Dtype = "float16"
     fresh: TrainRecipe | None = None
     pyramid: int = 0
-    """Side of the maps of every stage that are kept instead, for two-stream networks; 0: the
-    network's features, one vector a step."""
+    """Side of the maps of every stage to extract, for two-stream networks; 0: the network's
+    features, one vector a step."""
 
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """A model of features and how it is trained; the defaults are those of the
-    published Super-Events."""
+    """A model of features and its training; defaults are those of the published Super-Events."""
 
     model: ModelRecipe = ModelRecipe("linear")
     """A registered model `(features_BDT, lengths_B) -> logits_BKT`; `in_features` comes from the
@@ -172,9 +170,9 @@ class HeadRecipe:
         )
     )  # fmt: skip
     tensor: str = FEATURES
-    """Which of the named tensors it reads."""
+    """Name of the tensor that it reads."""
     padding: Literal["masked", "counted"] = "masked"
-    """Whether steps that only fill up a batch add to the loss, as they do in the published code."""
+    """Whether padded steps add to the loss, as in the published code ("counted")."""
     validations: int = 40
     validate_on: Literal["val", "test"] = "val"
     """As in `TrainRecipe`."""
@@ -182,8 +180,8 @@ class HeadRecipe:
     """As in `TrainRecipe`."""
     seed: int = 0
     crop: int = 0
-    """Train on random stretches of this many steps, shorter videos padded to it; 0: whole videos,
-    padded to the longest of a batch. What is scored is always whole."""
+    """Train on random crops of this many steps, shorter videos padded to it; 0: whole videos,
+    padded to the longest of a batch. Scoring always reads whole videos."""
     heat_map: float = 0.0
     """Weight of the focal loss between a model's heat map and that of the actions (MS-TCT); the
     model must have `with_heat_map`."""

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -13,29 +12,29 @@ from ssdet.models.layers.sub_batch_norm import aggregate_splits, gather_splits, 
 from ssdet.system.recipe_json import to_json
 from ssdet.training import checkpoint
 from ssdet.training.context import Context
-from ssdet.training.distributed import agree, any_of, average, barrier
-from ssdet.training.optimiser import optimizer_for, plateau_drops
+from ssdet.training.distributed import any_of, average, barrier, broadcast_decision
+from ssdet.training.optimiser import lr_reductions, optimizer_for
 from ssdet.training.preemption import Preempted
 from ssdet.training.recipe import OptimRecipe
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
-"""What a network in evaluation mode reaches: `validation`, higher is better, and perhaps
+"""Scores of a network in evaluation mode: `validation`, higher is better, and optionally
 `validation_loss`."""
 
 
 class Recipe(Protocol):
-    """What a run's recipe must have; all of it decides whether a checkpoint is of this run."""
+    """Any recipe with `optim`; a checkpoint belongs to a run if the whole recipes are equal."""
 
     @property
     def optim(self) -> OptimRecipe:
         """Optimiser, schedule and batch."""
 
 
-class State:
+class TrainState:
     """Weights, optimiser, scaler, moving average and counts of one run.
 
-    Draws depend on seed and step alone, so the step is also the position in the data and the state
-    of every generator.
+    Random draws depend on seed and step alone, so the step is also the position in the data and the
+    state of every generator.
     """
 
     def __init__(self, recipe: Recipe, model: nn.Module, context: Context) -> None:
@@ -50,14 +49,19 @@ class State:
         self.step = 0
         self.scores: dict[str, float] = {}
         self.losses: list[float] = []
-        self.drops = 0
+        self.lr_reductions = 0
         self.replaced: dict[str, str] = {}
         self._saved = time.monotonic()
 
+    @property
+    def eval_model(self) -> nn.Module:
+        """The network to evaluate: the moving average if the recipe has one."""
+        return self.model if self.ema is None else self.ema.module
+
     def restore(self) -> None:
         """Load checkpoint `last` if there is one; ValueError if it is of another recipe."""
-        path = self.context.checkpoint("last")
-        if self.context.rank == 0:
+        path, rank, world = self.context.checkpoint("last"), self.context.rank, self.context.world
+        if rank == 0:
             checkpoint.clean(path)
         if not path.is_file():
             return
@@ -66,76 +70,20 @@ class State:
             raise checkpoint.BrokenCheckpoint(f"{path} is not a checkpoint of a run: remove it")
         if state["recipe"] != to_json(self.recipe):
             raise ValueError(f"{path} belongs to another recipe: use another folder, or remove it")
-        own = scatter_splits(state["model"], self.context.rank, self.context.world)
-        self.model.load_state_dict(own)
+        self.model.load_state_dict(scatter_splits(state["model"], rank, world))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
-            averaged = scatter_splits(state["averaged"], self.context.rank, self.context.world)
-            self.ema.module.load_state_dict(averaged)
+            self.ema.module.load_state_dict(scatter_splits(state["averaged"], rank, world))
             self.ema.n_averaged.copy_(state["ema"])
         self.step, self.scores, self.replaced = state["step"], state["scores"], state["replaced"]
-        self.losses = state.get("losses", [])
-        self.drops = self._plateaus()
+        self.losses = state["losses"]
+        self.lr_reductions = lr_reductions(self.recipe.optim, self.losses)
 
-    def update(self) -> None:
-        """One optimiser step from the gradients that have gathered."""
-        if self.recipe.optim.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-
-    def judge(self, validate: Validate) -> None:
-        """Score the network on the validation split; the best so far is kept as `best`."""
-        judged, weights = self.judged, gather_splits(self.judged)
-        judged.eval()
-        aggregate_splits(judged)
-        if self.context.rank == 0:
-            found = validate(judged)
-            self.scores |= found
-            score = found["validation"]
-            self.losses += [found["validation_loss"]] if "validation_loss" in found else []
-            if score > self.scores.get("best_validation", float("-inf")):
-                self.scores |= {"best_validation": score, "best_step": self.step}
-                checkpoint.save(self.context.checkpoint("best"), {"model": weights})
-        self.model.train()
-        barrier(self.context)
-        self.drops += agree(self._plateaus() > self.drops, self.context)
-        self.context.report({"step": self.step, **self.scores})
-
-    def _plateaus(self) -> int:
-        """How often the learning rate has been lowered; rank 0 alone knows before the others."""
-        optim = self.recipe.optim
-        return plateau_drops(self.losses, optim.patience) if optim.schedule == "plateau" else 0
-
-    @property
-    def judged(self) -> nn.Module:
-        """The network to evaluate: the moving average where one is kept."""
-        return self.model if self.ema is None else self.ema.module
-
-    def save_if_due(self) -> None:
-        """Write `last` if the last time is long enough ago, by rank 0's clock, or if a worker is
-        asked to stop: then Preempted is raised, on all, unless this was the last step."""
-        context = self.context
-        due = time.monotonic() - self._saved >= context.checkpoint_every
-        why = context.asked()
-        save, stop = any_of([due and context.rank == 0, bool(why)], context)
-        stop = stop and self.step < self.recipe.optim.steps
-        if save or stop:
-            self.save()
-        if stop:
-            raise Preempted(f"stopped after step {self.step}: {why or 'another worker had to'}")
-
-    def save(self) -> Path:
+    def save(self) -> None:
         """Write checkpoint `last`."""
         model = gather_splits(self.model)
-        averaged = None if self.ema is None else gather_splits(self.judged)
-        path = self.context.checkpoint("last")
+        averaged = None if self.ema is None else gather_splits(self.eval_model)
         if self.context.rank == 0:
             state = {
                 "recipe": to_json(self.recipe),
@@ -149,18 +97,65 @@ class State:
                 "losses": self.losses,
                 "replaced": self.replaced,
             }
-            checkpoint.save(path, state)
+            checkpoint.save(self.context.checkpoint("last"), state)
         self._saved = time.monotonic()
-        return path
+
+    def save_if_due(self) -> None:
+        """Write `last` when rank 0's clock says so or any worker has a reason to stop.
+
+        With a reason, raises Preempted on all workers, unless this was the last step.
+        """
+        context = self.context
+        due = time.monotonic() - self._saved >= context.checkpoint_every
+        reason = context.stop_reason()
+        save, stop = any_of([due and context.rank == 0, bool(reason)], context)
+        stop = stop and self.step < self.recipe.optim.steps
+        if save or stop:
+            self.save()
+        if stop:
+            raise Preempted(f"stopped after step {self.step}: {reason or 'another worker had to'}")
+
+    def update(self) -> None:
+        """Make one optimiser step with the accumulated gradients."""
+        if self.recipe.optim.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+
+    def validate(self, validate: Validate) -> None:
+        """Score the network on the validation split and save the best so far as `best`."""
+        model, weights = self.eval_model, gather_splits(self.eval_model)
+        model.eval()
+        aggregate_splits(model)
+        if self.context.rank == 0:
+            scores = validate(model)
+            self.scores |= scores
+            if "validation_loss" in scores:
+                self.losses.append(scores["validation_loss"])
+            if scores["validation"] > self.scores.get("best_validation", float("-inf")):
+                self.scores |= {"best_validation": scores["validation"], "best_step": self.step}
+                checkpoint.save(self.context.checkpoint("best"), {"model": weights})
+        self.model.train()
+        barrier(self.context)
+        # Only rank 0 has the losses.
+        reduced = lr_reductions(self.recipe.optim, self.losses) > self.lr_reductions
+        self.lr_reductions += broadcast_decision(reduced, self.context)
+        self.context.report({"step": self.step, **self.scores})
 
     def finish(self) -> dict[str, Any]:
-        """Write the final checkpoint and say what happened."""
+        """Write the final checkpoint and return steps, replaced clips and scores."""
         self.save()
         return {"steps": self.step, "replaced": dict(self.replaced), **self.scores}
 
 
-class Progress:
-    """Means of the loss over stretches of steps, told at most a hundred times a run or every 50."""
+class LossReporter:
+    """Reports the mean loss, learning rate and clips per second at most 100 times a run or every 50
+    steps."""
 
     def __init__(self, steps: int, context: Context) -> None:
         self.every = max(1, min(50, steps // 100))
@@ -174,12 +169,11 @@ class Progress:
         self._clips += clips
         if (step + 1) % self.every and step + 1 < self.steps:
             return
-        seconds = time.monotonic() - self._since
+        seconds = max(time.monotonic() - self._since, 1e-9)
         mean = average(sum(self._losses) / len(self._losses), self.context)
-        rate = self._clips / max(seconds, 1e-9)
-        count = {"step": step + 1, "steps": self.steps}
-        told = {**count, "loss": mean, "lr": lr, "clips_per_second": rate}
+        metrics = {"step": step + 1, "steps": self.steps, "loss": mean, "lr": lr}
+        metrics["clips_per_second"] = self._clips / seconds
         if self.context.device.type == "cuda":
-            told["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.context.device)
-        self.context.report(told)
+            metrics["gpu_memory_bytes"] = torch.cuda.max_memory_allocated(self.context.device)
+        self.context.report(metrics)
         self._losses, self._clips, self._since = [], 0, time.monotonic()

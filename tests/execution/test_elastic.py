@@ -26,7 +26,7 @@ from ssdet.stages.kinds import run_stage
 from ssdet.studies import Arm, Study, augmented
 from ssdet.studies.graph.identity import Stage
 from ssdet.training import ModelRecipe, OptimRecipe, TrainRecipe, checkpoint
-from ssdet.training.loop import shares
+from ssdet.training.loop import worker_counts
 
 STEPS = 60
 
@@ -62,7 +62,7 @@ def test_only_whole_groups_go_to_workers(batch, accumulate, group, low, high, ex
         model=ModelRecipe(norm_group=group),
         optim=OptimRecipe(batch=batch, accumulate=accumulate),
     )
-    assert shares(recipe, low, high) == expected
+    assert worker_counts(recipe, low, high) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_only_whole_groups_go_to_workers(batch, accumulate, group, low, high, ex
 )
 def test_no_possible_number_is_an_error(fields, reason) -> None:
     with pytest.raises(ValueError, match=f"none of 3 to 4 workers.*{reason}"):
-        shares(TrainRecipe("pretrain", **fields), 3, 4)
+        worker_counts(TrainRecipe("pretrain", **fields), 3, 4)
 
 
 @pytest.mark.parametrize(

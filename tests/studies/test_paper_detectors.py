@@ -8,7 +8,7 @@ import torch
 
 from ssdet import results
 from ssdet.data.features.shards import FeatureSet, FeatureWriter
-from ssdet.inference.fine_features import Guide
+from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.scoring import score_video
 from ssdet.models import create
 from ssdet.stages.checkpoint_loader import load_members
@@ -33,7 +33,7 @@ from ssdet.studies.graph.lineage import experiment_of, parts
 from ssdet.studies.graph.record import record_of, write_record
 from ssdet.studies.network_costs import macs, parameter_count
 from ssdet.training import checkpoint
-from ssdet.training.heads.feature_heads import head
+from ssdet.training.heads.feature_heads import build_head
 from ssdet.training.recipe import OptimRecipe
 
 CUTMIX = augmented("cutmix")
@@ -77,9 +77,11 @@ def test_what_arms_share_is_there_once(planned) -> None:
     assert list(se) == ["pretrain", "finetune", "features", "head", "predict"]
     assert se["finetune"].id == x3d["finetune"].id
     assert se["features"].id == tgm["features"].id and se["head"].id != tgm["head"].id
-    assert cf["guide.finetune"].id == slowfast["guide.finetune"].id == x3d["finetune"].id
-    assert cf["guide.features"].id == slowfast["guide.features"].id != se["features"].id
-    assert cf["pretrain"].recipe.augment == "cutmix" != cf["guide.pretrain"].recipe.augment
+    assert (
+        cf["fine_stream.finetune"].id == slowfast["fine_stream.finetune"].id == x3d["finetune"].id
+    )
+    assert cf["fine_stream.features"].id == slowfast["fine_stream.features"].id != se["features"].id
+    assert cf["pretrain"].recipe.augment == "cutmix" != cf["fine_stream.pretrain"].recipe.augment
     assert coarse["pretrain"].id == cf["pretrain"].id
     assert list(at_once) == ["pretrain", "finetune", "predict"]
     kinds = [stage.kind for stage in planned.stages.values()]
@@ -112,7 +114,7 @@ def test_the_second_stage_starts_from_what_came_before(planned, store) -> None:
     found = stages(planned, "slowfast")
     before, own, fine = (
         checkpoint.load_weights(store.folder(found[name].id) / LAST)
-        for name in ("pretrain", "finetune", "guide.finetune")
+        for name in ("pretrain", "finetune", "fine_stream.finetune")
     )
     name = "blocks.1.res_blocks.0.branch1_conv.weight"
     moved = (own[name] - before[name]).norm() / before[name].norm()
@@ -171,31 +173,31 @@ def test_every_head_can_be_built_at_every_size(name) -> None:
     for size in ("tiny", "paper"):
         recipe = on_features(name)(preset(size).experiment).head
         with torch.device("meta"):
-            assert head(recipe, 144, 10) is not None
+            assert build_head(recipe, 144, 10) is not None
 
 
 def test_what_does_not_go_together_is_refused(planned) -> None:
     base = planned.study.base
-    with pytest.raises(ValueError, match="guide_steps"):
-        replace(base, guide=base)
+    with pytest.raises(ValueError, match="fine_steps"):
+        replace(base, fine_stream=base)
     both = on_features("tgm", two_stream("coarse_fine"))
     with pytest.raises(ValueError, match="a head reads the features of one network"):
         plan(replace(planned.study, arms=(Arm("both", both),)))
 
 
-def test_a_guide_gives_each_clip_its_place(planned, store, tmp_path) -> None:
+def test_fine_features_start_at_each_clips_first_frame(planned, store, tmp_path) -> None:
     with FeatureWriter(tmp_path / "maps", "float32") as writer:
         for name, steps in (("short", 3), ("long", 7)):
             writer.begin(name, steps * 4, 24.0, 4)
             numbers = torch.arange(steps, dtype=torch.float32)
             writer.add({"layer1": numbers[:, None, None, None].expand(-1, 2, 3, 3)})
             writer.commit()
-    guide = Guide(FeatureSet.open(tmp_path / "maps"), 5)
-    fine = guide(["long", "short"], torch.tensor([6, 8]))
+    read = FineFeatureReader(FeatureSet.open(tmp_path / "maps"), 5)
+    fine = read(["long", "short"], torch.tensor([6, 8]))
     assert fine.start_B.tolist() == [1.5, 2.0]
     assert fine.mask_BT.tolist() == [[True] * 5, [True] * 3 + [False] * 2]
     assert fine.levels["layer1"].shape == (2, 2, 5, 3, 3)
     assert fine.levels["layer1"][:, 0, :, 0, 0].tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 0, 0]]
     flat = store.folder(stages(planned, "se")["features"].id) / FEATURES
     with pytest.raises(ValueError, match="pyramid"):
-        Guide(FeatureSet.open(flat), 5)
+        FineFeatureReader(FeatureSet.open(flat), 5)

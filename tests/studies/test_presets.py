@@ -35,7 +35,7 @@ from ssdet.studies import (
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.presets import preset
-from ssdet.training.pretrained_weights import CONSTANTS
+from ssdet.training.pretrained_weights import NORMALISATION
 
 ARMS = (Arm("cls", classification), Arm("scratch", scratch), Arm("mixup", augmented("mixup")))
 STUDY = Study("paper", ARMS, seeds=(0,), table=Table(baseline="cls"))
@@ -96,7 +96,7 @@ def test_the_numbers_are_the_papers() -> None:
     # The longest video of Charades lasts 194 seconds.
     assert chosen.experiment.predict.window >= 195 * 24 / 10
     clips = (pretrain.clip, tuned.clip, chosen.experiment.predict.clip)
-    assert {(clip.mean, clip.std) for clip in clips} == {CONSTANTS["facebook"]}
+    assert {(clip.mean, clip.std) for clip in clips} == {NORMALISATION["facebook"]}
     thumos = preset("paper", "multithumos")
     assert thumos.fps == 10 and thumos.experiment.finetune.optim.steps == 100 * 200 // 16
     seconds = 16 * thumos.experiment.finetune.clip.stride / thumos.fps

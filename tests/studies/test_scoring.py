@@ -9,7 +9,7 @@ from optuna.trial import FixedTrial
 from ssdet.cli.experiment import Options, resolve
 from ssdet.evaluation import PredictionSet
 from ssdet.evaluation.protocols.registry import protocol_of
-from ssdet.execution.search_driver import Means, run_chain, run_search
+from ssdet.execution.search_driver import TrialSettings, run_chain, run_search
 from ssdet.execution.session import Resources
 from ssdet.search.early_stopping_check import validations
 from ssdet.search.space import chain
@@ -89,7 +89,7 @@ def test_pretraining_has_no_other_validation(smoke) -> None:
 
 def test_a_trial_is_worth_its_score_under_the_search_s_protocol(smoke, store) -> None:
     search, stages = ready(smoke, store)
-    means = Means(store.uri, search.data, Resources(1, 1, 0, 1), 0, 20.0, False, SEGMENTS)
+    means = TrialSettings(store.uri, search.data, Resources(1, 1, 0, 1), 0, 20.0, False, SEGMENTS)
     trial = chain(scratch(search.experiment(FixedTrial({"finetune_lr": 0.1}))), search.data)
     found = run_chain(means, trial, lambda metrics: None)
     assert found == {"map": by_hand(store, search.data, stages[-1].id, SEGMENTS)}

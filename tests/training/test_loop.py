@@ -19,11 +19,11 @@ from ssdet.training.loop import (
     Readout,
     augmentation,
     batch_loss,
-    due,
-    join,
+    clips_per_worker,
+    is_due,
+    join_components,
     mix,
     network,
-    share,
     start_splits,
 )
 from ssdet.training.losses import pretrain_targets
@@ -154,7 +154,7 @@ def test_fine_tuning_takes_the_loss_that_is_asked_for(downstream, form, aligned)
     batch = next(batches(Clips(downstream, Decoder(), clip, 0), 4, 0, 1, 0, 1))
     logits = torch.randn(4, 10, 8, generator=generator_for(0))
     scored = torch.nn.Module()
-    scored.forward = lambda clips: logits
+    scored.forward = lambda clips, fine=None: logits
     loss = batch_loss(recipe, scored, augmentation(recipe), batch, 0, Context(Path()))
     found = {
         "ssdet": losses.localisation_loss, "coarse_fine": losses.masked_localisation_loss,
@@ -285,9 +285,9 @@ def test_weights_of_another_network_are_refused() -> None:
 
 
 def test_due_spreads_events_evenly() -> None:
-    assert [step for step in range(1, 11) if due(step, 10, 2)] == [5, 10]
-    assert [step for step in range(1, 8) if due(step, 7, 3)] == [3, 5, 7]
-    assert not any(due(step, 10, 0) for step in range(1, 11))
+    assert [step for step in range(1, 11) if is_due(step, 10, 2)] == [5, 10]
+    assert [step for step in range(1, 8) if is_due(step, 7, 3)] == [3, 5, 7]
+    assert not any(is_due(step, 10, 0) for step in range(1, 11))
 
 
 def test_groups_with_fewer_components_are_filled_with_nothing() -> None:
@@ -297,7 +297,7 @@ def test_groups_with_fewer_components_are_filled_with_nothing() -> None:
         weights = torch.full((count, 2, 4), 1 / count)
         return Components(torch.ones(count, 2, 3, 4), weights, torch.ones(count, 2, 4))
 
-    joined = join([part(1), part(2)])
+    joined = join_components([part(1), part(2)])
     assert joined.weights.shape == (2, 4, 4)
     torch.testing.assert_close(joined.soft_targets(), torch.ones(4, 3, 4))
 
@@ -325,7 +325,7 @@ def test_frozen_frames_are_labelled_as_the_recipe_says(background, column) -> No
 def test_workers_get_whole_normalisation_groups(batch, accumulate, workers, each) -> None:
     recipe = replace(PRETRAIN, optim=replace(OPTIM, batch=batch, accumulate=accumulate))
     if each is not None:
-        assert share(recipe, workers) == each
+        assert clips_per_worker(recipe, workers) == each
     else:
         with pytest.raises(ValueError, match="fewer workers"):
-            share(recipe, workers)
+            clips_per_worker(recipe, workers)

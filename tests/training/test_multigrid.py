@@ -16,7 +16,7 @@ from ssdet.data.loading.clips import ClipRecipe, Clips
 from ssdet.data.loading.frame_readers import Decoder
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
-from ssdet.training.loop import share
+from ssdet.training.loop import clips_per_worker
 from ssdet.training.multigrid import Shape, batches, lr_scale, samples_before, shape_at, shaped
 
 MODEL = ModelRecipe("x3d_tiny", {"dropout": 0.3})
@@ -137,8 +137,8 @@ def test_strides_are_drawn_up_to_the_length_of_the_full_clip() -> None:
         assert (strides_BT == strides_BT[:, :1]).all()
         seen[numbers_BT.shape[1]].update(strides_BT[:, 0].tolist())
     assert set(seen[4]) == {2, 4, 6, 8} and set(seen[8]) == {2, 4} and set(seen[16]) == {2}
-    shares = np.array(list(seen[4].values())) / seen[4].total()
-    assert abs(shares - 0.25).max() < 0.1
+    fractions = np.array(list(seen[4].values())) / seen[4].total()
+    assert abs(fractions - 0.25).max() < 0.1
 
 
 @pytest.mark.parametrize(
@@ -222,4 +222,4 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="6 frames, needs 8"):
         replace(RECIPE, clip=ClipRecipe(frames=6))
     with pytest.raises(ValueError, match="one worker"):
-        share(replace(RECIPE, optim=replace(RECIPE.optim, batch=32)), 2)
+        clips_per_worker(replace(RECIPE, optim=replace(RECIPE.optim, batch=32)), 2)

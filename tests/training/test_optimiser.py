@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssdet.models import create
-from ssdet.training.optimiser import lr_factor, optimizer_for, plateau_drops, set_lr
+from ssdet.training.optimiser import lr_factor, lr_reductions, optimizer_for, set_lr
 from ssdet.training.recipe import OptimRecipe
 
 
@@ -52,10 +52,11 @@ def test_plateaus_are_torchs(losses: list[float], patience: int) -> None:
     )
     for loss in losses:
         scheduler.step(loss)
-    drops = plateau_drops(losses, patience)
-    assert optimizer.param_groups[0]["lr"] == 0.5**drops
-    model, recipe = torch.nn.Linear(2, 2), OptimRecipe(lr=3.0, schedule="plateau", decay=0.5)
-    assert set_lr(optimizer_for(model, recipe), recipe, 7, drops) == 3.0 * 0.5**drops
+    recipe = OptimRecipe(lr=3.0, schedule="plateau", decay=0.5, patience=patience)
+    reductions = lr_reductions(recipe, losses)
+    assert optimizer.param_groups[0]["lr"] == 0.5**reductions
+    fresh = optimizer_for(torch.nn.Linear(2, 2), recipe)
+    assert set_lr(fresh, recipe, 7, reductions) == 3.0 * 0.5**reductions
 
 
 def test_onecycle_rises_to_one_and_falls_to_nothing() -> None:

@@ -24,7 +24,7 @@ from ssdet.studies.graph.identity import Stage
 from ssdet.training import OptimRecipe, checkpoint
 from ssdet.training.context import Context
 from ssdet.training.distributed import share_dropout
-from ssdet.training.preemption import Preempted, notices
+from ssdet.training.preemption import Preempted, watch_preemption
 
 STEPS = 15
 IN_A_THREAD = """
@@ -141,18 +141,18 @@ def test_a_process_that_trains_in_a_thread_hears_the_signal(job, unbroken, tmp_p
 
 
 def test_signs_are_told_and_a_broken_one_hides_no_other(monkeypatch, caplog) -> None:
-    monkeypatch.setattr("ssdet.training.preemption.LOOK_AGAIN", 0.01)
+    monkeypatch.setattr("ssdet.training.preemption.CHECK_SECONDS", 0.01)
     shown = threading.Event()
 
     def broken() -> str:
         raise ConnectionError("the head is away")
 
-    with notices(broken, lambda: "go" if shown.is_set() else "") as asked:
-        assert asked() == ""
+    with watch_preemption(broken, lambda: "go" if shown.is_set() else "") as stop_reason:
+        assert stop_reason() == ""
         shown.set()
-        while not asked():
+        while not stop_reason():
             time.sleep(0.01)
-        assert asked() == "go"
+        assert stop_reason() == "go"
     assert "the head is away" in caplog.text
 
 
@@ -160,9 +160,9 @@ def test_a_second_signal_does_what_it_did_before() -> None:
     heard: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
     try:
-        with notices() as asked:
+        with watch_preemption() as stop_reason:
             signal.raise_signal(signal.SIGTERM)
-            assert asked() == "SIGTERM" and not heard
+            assert stop_reason() == "SIGTERM" and not heard
             signal.raise_signal(signal.SIGTERM)
             assert heard == [signal.SIGTERM]
     finally:

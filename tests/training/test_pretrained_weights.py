@@ -14,7 +14,7 @@ from ssdet.studies.graph.identity import Stage
 from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import ModelRecipe, TrainRecipe, checkpoint
 from ssdet.training.loop import network
-from ssdet.training.pretrained_weights import CONSTANTS, starting_weights
+from ssdet.training.pretrained_weights import NORMALISATION, starting_weights
 
 OPTIONS = {"widths": ((12, 8), (24, 12)), "depths": (1, 2), "stem": 8, "head_dim": 32}
 SIZES = ModelRecipe("x3d", OPTIONS)
@@ -100,7 +100,7 @@ def test_pictures_must_be_those_that_the_weights_know(tmp_path, golden, layout, 
                    "stem": 8, "shortcut_norm": True}  # fmt: skip
         options |= golden_options(state)
         asked = replace(recipe(path), model=ModelRecipe("x3d", options, weights=str(path)))
-    mean, std = CONSTANTS[constants]
+    mean, std = NORMALISATION[constants]
     fits = replace(asked.clip, mean=mean, std=std)
     assert starting_weights(replace(asked, clip=fits), 13) is not None
     strange = replace(asked, clip=replace(fits, mean=(0.1, 0.2, 0.3)))

@@ -1,4 +1,4 @@
-"""Prediction sets of several runs on one grid of frames, read block by block."""
+"""Alignment of the prediction sets of several runs on one grid of frames."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,19 +13,18 @@ from ssdet.evaluation.predictions import PredictionSet
 
 ROW_BLOCK = 2048
 Grid = Mapping[str, tuple[int, float | Clock]]
-"""Frames of each video, and how many there are a second (frame i is at i / fps seconds) or, at a
-variable rate, when they are shown."""
+"""Number of frames and, by constant fps (frame i is at i / fps) or clock, their times, by video."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Members that can be read row by row beside each other; made by `align`."""
+    """Members whose rows are the frames of one grid; made by `align`."""
 
     members: tuple[PredictionSet, ...]
     grid: Grid
-    """Of the videos that every member has, in the order of the first."""
+    """Grid of the videos that all members have, in the order of the first member."""
     left_out: tuple[str, ...]
-    """Videos that some member lacks."""
+    """Videos that a member lacks."""
 
     @property
     def classes(self) -> int:
@@ -46,10 +45,10 @@ class Alignment:
     def check(self, targets: Mapping[str, Array]) -> None:
         """Raise ValueError naming a video that the targets lack, or have with another shape."""
         for video, (frames, _) in self.grid.items():
-            found = targets[video].shape if video in targets else None
-            if found != (frames, self.classes):
+            shape = targets[video].shape if video in targets else None
+            if shape != (frames, self.classes):
                 raise ValueError(
-                    f"video {video!r}: targets {found}, the members' grid is "
+                    f"video {video!r}: targets {shape}, the members' grid is "
                     f"{(frames, self.classes)}: score the split that was predicted, on its grid"
                 )
 
@@ -59,11 +58,11 @@ def align(
 ) -> Alignment:
     """Members on the frames of ``grid``, by default those of the first member.
 
-    A member of another rate is interpolated linearly in time (its last frame holds beyond its
-    end) and rounded to float16; one of the same rate is read as it is. ``videos="common"`` keeps
-    the videos that all (and the grid) have and counts the others. Raises ValueError without a
-    member or video, for altered data, and naming what differs: videos, classes, or the length of
-    a video (by more than a frame of the lower rate; at one rate, by any).
+    A member of another rate is interpolated linearly in time (beyond its end: its last frame)
+    and rounded to float16. ``videos="common"`` selects the videos that all members and the grid
+    have. Raises ValueError without a member or video, for altered data, and for members that
+    differ in videos, classes or the length of a video (at different rates, by more than a frame
+    of the lower one).
     """
     if not members:
         raise ValueError("an ensemble needs at least one member")
@@ -79,10 +78,10 @@ def align(
             _check_videos(first, member)
     if not shared:
         raise ValueError("the members and the grid have no video in common")
-    wanted = grid or grid_of(first)
-    if unknown := [video for video in shared if video not in wanted]:
+    grid = grid or grid_of(first)
+    if unknown := [video for video in shared if video not in grid]:
         raise ValueError(f"the grid lacks {len(unknown)} videos ({', '.join(unknown[:5])})")
-    aligned = Alignment(tuple(members), {v: wanted[v] for v in shared}, tuple(left_out))
+    aligned = Alignment(tuple(members), {v: grid[v] for v in shared}, tuple(left_out))
     for member in {member.folder.resolve(): member for member in members}.values():
         _check(member, aligned)
         member.verify()
@@ -90,7 +89,7 @@ def align(
 
 
 def grid_of(member: PredictionSet) -> Grid:
-    """The frames and rates that a prediction set has itself."""
+    """Frames and times of a prediction set itself."""
     return {video: (member.frames(video), _timing(member, video)) for video in member}
 
 
@@ -106,12 +105,12 @@ def _same_times(own: float | Clock, other: float | Clock) -> bool:
 
 
 def same_grid(own: tuple[int, float | Clock], other: tuple[int, float | Clock]) -> bool:
-    """Whether two rows of grids have their frames at the same times."""
+    """Whether two entries of grids have the same frame times."""
     return _same_times(own[1], other[1])
 
 
 def _positions(own: float | Clock, grid: float | Clock, frames: int) -> Array:
-    """Places of the frames of the grid among those of a member, [frames]."""
+    """Fractional frame numbers of a member at the frames of the grid, [frames]."""
     if isinstance(grid, Clock):
         times_T = grid.times_T
         return own.position(times_T) if isinstance(own, Clock) else times_T * own
@@ -127,10 +126,10 @@ def _check(member: PredictionSet, aligned: Alignment) -> None:
             f"{member.folder}: {member.classes} classes, {first.folder} has {first.classes}"
         )
     for video, expected in aligned.grid.items():
-        found = (member.frames(video), _timing(member, video))
-        if not _same_length(found, expected):
+        own = (member.frames(video), _timing(member, video))
+        if not _same_length(own, expected):
             raise ValueError(
-                f"{member.folder}: video {video!r} has (frames, fps) {found}, expected "
+                f"{member.folder}: video {video!r} has (frames, fps) {own}, expected "
                 f"{expected} as in {first.folder}: predict the same videos with every member"
             )
 
@@ -143,22 +142,22 @@ def _check_videos(first: PredictionSet, member: PredictionSet) -> None:
         )
 
 
-def _same_length(found: tuple[int, float | Clock], expected: tuple[int, float | Clock]) -> bool:
-    (frames, own), (other_frames, other) = found, expected
+def _same_length(entry: tuple[int, float | Clock], other_entry: tuple[int, float | Clock]) -> bool:
+    (frames, own), (other_frames, other) = entry, other_entry
     if _same_times(own, other):
         return frames == other_frames
     ends = [
         (timing.end, timing.end / frames) if isinstance(timing, Clock) else (n / timing, 1 / timing)
-        for n, timing in (found, expected)
+        for n, timing in (entry, other_entry)
     ]
     slack = max(length for _, length in ends) + 1e-6
     return abs(ends[0][0] - ends[1][0]) <= slack
 
 
 def _interpolated(scores_TK: Array, at_N: Array) -> torch.Tensor:
-    """Rows at these places between those of a member."""
+    """A member's rows at fractional frame numbers."""
     low_N = np.minimum(at_N.astype(np.int64), len(scores_TK) - 1)
     high_N = np.minimum(low_N + 1, len(scores_TK) - 1)
-    share_N1 = torch.from_numpy(at_N - low_N).float()[:, None]
+    weight_N1 = torch.from_numpy(at_N - low_N).float()[:, None]
     low_NK, high_NK = (torch.from_numpy(scores_TK[index]).float() for index in (low_N, high_N))
-    return torch.lerp(low_NK, high_NK, share_N1).half()
+    return torch.lerp(low_NK, high_NK, weight_N1).half()

@@ -1,7 +1,7 @@
-"""Ensembles of prediction sets: means of probabilities, logits or ranks, equal or weighted.
+"""Combination of prediction sets: equal or weighted means of probabilities, logits or ranks.
 
-Every method maps each member's scores to values, takes their weighted mean in float32 and maps
-it back to float16, a block of rows at a time.
+Every method maps the members' scores to values and rounds their weighted float32 mean to float16,
+block by block.
 """
 
 import math
@@ -33,14 +33,14 @@ def combine(
     """Write the combined scores of the members to ``folder`` and open it.
 
     ``mean_probability``; ``weighted``: the same with ``weights`` (>= 0, sum 1, one a member);
-    ``mean_logit``: the sigmoid of the mean logit, scores clamped to [2**-26, 1 - 2**-13], so that
-    stored 0 and 1 are finite and come back as they were; ``rank_mean``: minus the mean share of
-    the split's frames that score at least as high in the class (average ranks over frames,
-    -1 … 0: an order, no probability). Logits and ranks take weights too. Frames are those of
-    ``grid``, by default the first member's (see `align`). Members are summed in the order of
-    their folders' names: the order in which they are given changes no bit. Raises ValueError for
-    members that do not fit, altered data, wrong weights, scores beyond 0 … 1 (logits and ranks)
-    and a folder that a member is read from. Source: specs/EVAL.md 3 (mean of sigmoids).
+    ``mean_logit``: sigmoid of the mean logit, scores clamped to [2**-26, 1 - 2**-13], so that
+    stored 0 and 1 have finite logits and are reproduced; ``rank_mean``: minus the mean fraction of
+    the split's frames that score at least as high in the class (average ranks over frames, -1 …
+    0: an order, no probability). Logits and ranks take weights too. Frames are those of ``grid``,
+    by default the first member's (see `align`). Members are summed in the order of their folders'
+    names, so that the order of ``members`` changes no bit. Raises ValueError for members that do
+    not fit, altered data, wrong weights, scores outside 0 … 1 (logits and ranks) and a folder that
+    is also a member's.
     """
     _check_weights(method, weights, len(members))
     return Combiner(align(members, grid, videos), method).write(folder, weights)
@@ -52,35 +52,34 @@ def mean_probability(members: Sequence[PredictionSet], folder: str | Path) -> Pr
 
 
 class Combiner:
-    """One method over aligned members: any weighting of them is one streamed pass.
+    """One method over aligned members, any weighting of which is one streamed pass.
 
     ``rank_mean`` first counts every member's float16 scores per class: 61 kB a class and member
-    are kept (10 MB for 157 classes), whatever the number of frames.
+    (10 MB for 157 classes), for any number of frames.
     """
 
     def __init__(self, aligned: Alignment, method: Method) -> None:
         self.aligned, self.method = aligned, method
         self._tables: list[torch.Tensor] = []
-        everyone = range(len(aligned.members))
-        self._order = sorted(everyone, key=lambda i: aligned.members[i].folder.resolve())
+        indices = range(len(aligned.members))
+        self._order = sorted(indices, key=lambda i: aligned.members[i].folder.resolve())
         if method == "mean_logit":
-            self._tables = [_logits()] * len(everyone)
+            self._tables = [_logits()] * len(indices)
         elif method == "rank_mean":
-            self._tables = [_rank_scores(aligned, member) for member in everyone]
+            self._tables = [_rank_scores(aligned, member) for member in indices]
 
     def blocks(self, video: str, weights: Sequence[float] | None = None) -> Iterator[torch.Tensor]:
         """Combined float16 scores of one video, [at most 2048, K] at a time.
 
-        Members of weight 0 are not read. Weights that are equal are no weights: bit for bit the
-        plain mean.
+        Members of weight 0 are not read. Equal weights give the plain mean, bit for bit.
         """
-        shares = [1.0] * len(self.aligned.members) if weights is None else weights
-        chosen = [member for member in self._order if shares[member]]
-        equal = len({shares[member] for member in chosen}) == 1
+        weights = [1.0] * len(self.aligned.members) if weights is None else weights
+        chosen = [member for member in self._order if weights[member]]
+        equal = len({weights[member] for member in chosen}) == 1
         for parts in zip(*(self._values(video, member) for member in chosen), strict=True):
             total = torch.zeros(parts[0].shape)
             for member, part in zip(chosen, parts, strict=True):
-                total.add_(part, alpha=1 if equal else shares[member])
+                total.add_(part, alpha=1 if equal else weights[member])
             if equal:
                 total.div_(len(chosen))
             yield (total.sigmoid_() if self.method == "mean_logit" else total).half()
@@ -99,7 +98,7 @@ class Combiner:
         for member in self.aligned.members:
             if member.folder.resolve() == folder.resolve():
                 raise ValueError(
-                    f"{folder}: a member is read from here: write the ensemble elsewhere"
+                    f"{folder}: is the folder of a member: write the ensemble elsewhere"
                 )
         with PredictionWriter(folder, self.aligned.classes) as writer:
             for video, (_, fps) in self.aligned.grid.items():
@@ -109,7 +108,7 @@ class Combiner:
     def dense_map(
         self, targets: Mapping[str, Array], weights: Sequence[float] | None = None
     ) -> float:
-        """The value of `dense_map` of what `write` would write, without writing it."""
+        """The value of `dense_map` of the combined scores, without writing them."""
         self.aligned.check(targets)
         histogram = HistogramAP(self.aligned.classes)
         for video in self.aligned.grid:
@@ -131,7 +130,7 @@ def _logits() -> torch.Tensor:
 
 
 def _rank_scores(aligned: Alignment, member: int) -> torch.Tensor:
-    """Minus the share of frames that score as high or higher, by class and score, [K, CODES]."""
+    """Minus the fraction of frames that score at least as high, by class and score, [K, CODES]."""
     counts_KM = torch.zeros(aligned.classes, CODES, dtype=torch.int32)
     for video in aligned.grid:
         where = f"{aligned.members[member].folder}, video {video!r}"
@@ -145,13 +144,11 @@ def _rank_scores(aligned: Alignment, member: int) -> torch.Tensor:
 
 
 def _cells(part_NK: torch.Tensor, table: torch.Tensor, where: str) -> torch.Tensor:
-    """Where scores stand in a table [K or 1, CODES], int64 [N, K]; -0 counts as 0."""
+    """Flat indices of scores in a table [K or 1, CODES], int64 [N, K]; -0 counts as 0."""
     bits_NK = part_NK.view(torch.int16).long() & 0xFFFF
     codes_NK = torch.where(bits_NK == SIGN, 0, bits_NK)
     if int(codes_NK.max()) >= CODES:
-        raise ValueError(
-            f"{where}: a score is not within 0 … 1: logits and ranks are means of probabilities"
-        )
+        raise ValueError(f"{where}: a score is outside 0 … 1: logits and ranks need probabilities")
     return codes_NK + torch.arange(len(table)) * CODES
 
 

@@ -1,1 +1,1 @@
-"""Files of predictions of other tools and of official evaluations."""
+"""Prediction files of other tools and of official evaluations."""

@@ -1,4 +1,4 @@
-"""Match class labels of a detections file, names or numbers, with the classes of an annotation."""
+"""Mapping from class labels of a detection file, names or numbers, to annotated classes."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -9,7 +9,7 @@ from ssdet.evaluation.files.kinds import UnusableFile
 FIRST_NUMBER: Mapping[str, int] = {
     "charades": 0, "segments": 0, "moving_shapes": 0, "multithumos": 1,
 }  # fmt: skip
-"""Number of the first class in the formats of annotation that number their classes."""
+"""Number of the first class in annotation formats that number their classes."""
 THUMOS14: Mapping[int, str] = {
     7: "BaseballPitch", 9: "BasketballDunk", 12: "Billiards", 21: "CleanAndJerk",
     22: "CliffDiving", 23: "CricketBowling", 24: "CricketShot", 26: "Diving", 31: "FrisbeeCatch",
@@ -22,29 +22,26 @@ _NUMBER = re.compile(r"(c?)(\d{1,9})(?:\.0+)?")
 
 
 class ClassCodes(NamedTuple):
-    """Classes from 0 by the label that a file uses."""
+    """Classes by the labels of a file."""
 
     codes: dict[str, int]
-    """Labels of other classes are not in it."""
+    """Class from 0 by label; without labels of other classes."""
     rule: str
-    """How labels were read, for people."""
+    """How labels were interpreted, for messages."""
 
 
 def class_codes(
-    labels: Collection[str],
-    classes: Sequence[str],
-    format: str = "",
-    first: int | None = None,
+    labels: Collection[str], classes: Sequence[str], format: str = "", first: int | None = None
 ) -> ClassCodes:
     """Classes of the labels of a file.
 
-    1. Where any label is the name of a class, labels are names.
-    2. Otherwise they are numbers, from ``first`` on where that is given.
+    1. If any label is the name of a class, labels are names.
+    2. Otherwise they are numbers, which start at ``first`` if that is given.
     3. With the 20 classes of THUMOS'14 and a number above 20 they are the kit's (7 to 97).
-    4. A 0 and no K (the number of classes): from 0; a K and no 0: from 1.
-    5. Neither: as the annotation numbers its classes, if it does (`FIRST_NUMBER`).
+    4. With a 0 and no K (the number of classes) they start at 0, with a K and no 0 at 1.
+    5. With neither they start as in the annotation, if it numbers its classes (`FIRST_NUMBER`).
 
-    Raises UnusableFile where the numbers can be read in two ways.
+    Raises UnusableFile for ambiguous numbers.
     """
     named = {name: k for k, name in enumerate(classes)}
     matches = {label: match for label in labels if (match := _NUMBER.fullmatch(label))}

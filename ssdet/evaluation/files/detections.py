@@ -1,4 +1,4 @@
-"""Detections of other tools' files, with the videos and classes of an annotation."""
+"""Detections of other tools' files, matched with the videos and classes of an annotation."""
 
 import math
 from collections import Counter
@@ -23,11 +23,11 @@ class MatchedDetections:
     """Detections of a file; made by `match_detections`."""
 
     detections: Segments
-    """Of annotated videos by their ids, and of others by the name in the file."""
+    """By id of annotated videos, and by the name in the file for others."""
     rule: str
-    """How class labels were read."""
+    """How class labels were interpreted."""
     notes: Mapping[str, int]
-    """Counts of lines, and of those of classes that are not annotated."""
+    """Numbers of lines and of lines of classes that are not annotated."""
     unknown_videos: tuple[str, ...]
     unknown_classes: tuple[str, ...]
 
@@ -41,9 +41,9 @@ def match_detections(
 ) -> MatchedDetections:
     """Read a file of detections and match its names with those of an annotation.
 
-    ``format`` is the annotation's, `first_class` the number of the first class where labels are
-    numbers (`class_codes` has the rules). Raises ValueError naming the line or video at fault, and
-    UnusableFile for class numbers that can be read in two ways.
+    ``format`` is the annotation's, ``first_class`` the number of the first class for numeric labels
+    (see `class_codes`). Raises ValueError naming an invalid line or video, and UnusableFile for
+    ambiguous class numbers.
     """
     videos: Iterable[str] = ()
     if file.results is None:
@@ -58,16 +58,16 @@ def match_detections(
     names = VideoNames([*(video.id for video in manifest.videos), *manifest.missing])
     matched = {name: names.find(name) for name in {*videos, *(row.video for row in rows)}}
     if file.results is not None:
-        _refuse_twins(path, matched)
-    found: dict[str, list[tuple[float, ...]]] = {matched[v] or v: [] for v in videos}
+        _refuse_duplicates(path, matched)
+    by_video: dict[str, list[tuple[float, ...]]] = {matched[v] or v: [] for v in videos}
     for row in rows:
         if row.label in codes:
-            video = found.setdefault(matched[row.video] or row.video, [])
+            video = by_video.setdefault(matched[row.video] or row.video, [])
             video.append((codes[row.label], row.start, row.end, row.score))
     unknown = {label: count for label, count in labels.items() if label not in codes}
     notes = {"lines": len(rows), "lines_ignored": sum(unknown.values())}
     return MatchedDetections(
-        {video: np.array(part, np.float64).reshape(-1, 4) for video, part in found.items()},
+        {video: np.array(part, np.float64).reshape(-1, 4) for video, part in by_video.items()},
         rule,
         notes,
         tuple(sorted(name for name, video in matched.items() if video is None)),
@@ -75,7 +75,7 @@ def match_detections(
     )
 
 
-def _refuse_twins(path: Path, matched: Mapping[str, str | None]) -> None:
+def _refuse_duplicates(path: Path, matched: Mapping[str, str | None]) -> None:
     first: dict[str, str] = {}
     for name, video in matched.items():
         if video is not None and first.setdefault(video, name) != name:
@@ -84,7 +84,7 @@ def _refuse_twins(path: Path, matched: Mapping[str, str | None]) -> None:
 
 
 def _result_rows(path: Path, results: Mapping[str, Any]) -> Iterator[NamedDetection]:
-    """Rows of ActivityNet's results; ValueError naming video and detection."""
+    """Rows of ActivityNet's results; ValueError names video and detection."""
     for video, items in results.items():
         for number, item in enumerate(items):
             where = f"{path}: video {video!r}: detection {number}"

@@ -1,4 +1,4 @@
-"""Recognise files of predictions by their content, and name other files."""
+"""Recognition of prediction files by content, and error messages that name other files."""
 
 import codecs
 import json
@@ -13,9 +13,9 @@ from ssdet.evaluation.protocols.segments import detection_fields, is_float
 
 Kind = Literal["activitynet", "detections", "submission"]
 HEAD = 1 << 16
-"""Bytes that a kind of text is recognised by."""
+"""Bytes at the start of a text that its kind is recognised by."""
 MANY_FIELDS = 8
-"""A line of more fields, almost all of them numbers, has scores of classes."""
+"""A line of more fields, almost all of them numbers, is a row of class scores."""
 EXPECTED = (
     "expected a prediction set (folder), ActivityNet's result JSON, lines `video start end class "
     "score`, or Charades' lines `id frame s0 … s156`"
@@ -43,11 +43,11 @@ SIGNATURES: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\xff\xd8\xff", "a picture", "give a file of predictions"),
     (0, b"%PDF", "a PDF document", "give a file of predictions"),
 )
-"""Offset, bytes there, what the file is, what to do with it."""
+"""Offset, bytes at it, kind of file, advice."""
 
 
 class UnusableFile(ValueError):
-    """A file that is no predictions, or can be read in two ways; the message has the way out."""
+    """A file that has no predictions or is ambiguous; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Recognised:
 
     kind: Kind
     results: Mapping[str, Any] | None = None
-    """Of a JSON file: lists of detections by video."""
+    """Lists of detections by video of a JSON file."""
 
 
 def recognise(path: Path, classes: int) -> Recognised:
     """The kind of a prediction file for an annotation of this many classes, by its content.
 
-    Raises UnusableFile naming what any other file looks like and what to do with it, OSError for
-    one that cannot be read, ValueError for broken JSON.
+    Raises UnusableFile with the apparent kind and advice for any other file, OSError for an
+    unreadable one, ValueError for broken JSON.
     """
     with open(path, "rb") as file:
         head = file.read(HEAD)
@@ -81,7 +81,7 @@ def recognise(path: Path, classes: int) -> Recognised:
 
 
 def describe_folder(folder: Path) -> UnusableFile:
-    """The error for a folder that holds no prediction set."""
+    """The error for a folder without a prediction set."""
     endings = {path.suffix.lower() for path in folder.iterdir() if path.is_file()}
     if endings & {".npy", ".npz", ".h5", ".hdf5", ".pkl", ".pt"} or ".bin" in endings:
         return _unusable(folder, "a folder of features", FEATURES)
@@ -150,7 +150,7 @@ def _is_detection(item: Any) -> bool:
 
 
 def _item_kind(item: Any) -> tuple[str, str]:
-    """What results are whose items are no detections, and what to do."""
+    """Kind of results whose items are no detections, and advice."""
     fields = item.keys() if isinstance(item, dict) else {}
     if {"bbox", "box"} & set(fields):
         return "boxes of objects in JSON", "write segments in time with label and score"
@@ -178,7 +178,7 @@ def _json_list_kind(text: str) -> tuple[str, str]:
 
 
 def _json_kind(content: Mapping[str, Any]) -> tuple[str, str]:
-    """What a JSON object is that holds no lists of detections, and what to do."""
+    """Kind of a JSON object without lists of detections, and advice."""
     keys = content.keys()
     swap = "give it second, after the predictions"
     if "database" in keys:
@@ -235,7 +235,7 @@ def _is_detection_line(line: str) -> bool:
     fields = detection_fields(line)
     if len(fields) != 5 or _is_score_row(line.split()):
         return False
-    return all(is_float(fields[place]) for place in (1, 2, 4))
+    return all(is_float(fields[i]) for i in (1, 2, 4))
 
 
 def _is_whole(text: str) -> bool:
@@ -243,7 +243,7 @@ def _is_whole(text: str) -> bool:
 
 
 def _line_kind(lines: Sequence[str], fields: Sequence[str], classes: int) -> tuple[str, str]:
-    """What text is by its first lines, and what to do."""
+    """Kind of a text by its first lines, and advice."""
     first, numeric = lines[0].strip(), all(map(is_float, fields[1:]))
     if first.startswith("<"):
         return "XML or HTML", CONVERT

@@ -1,4 +1,4 @@
-"""The official Charades submission: a text line `id framenr s0 … s156` for every point."""
+"""Charades submission files: text lines `id framenr s0 … s156`, one per point."""
 
 import codecs
 import math
@@ -16,32 +16,32 @@ from ssdet.evaluation.average_precision import Array, as_array
 from ssdet.evaluation.protocols.charades_official import CLASSES, POINTS
 
 LONGEST = 64
-"""Most bytes of a number and what parts it from the next."""
+"""Maximum bytes per number including its separator."""
 DIGITS = {2: 5, 4: 9, 8: 17}
-"""Decimal digits that bring a float of so many bytes back exactly."""
+"""Decimal digits for an exact round trip, by bytes of the float type."""
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What a submission file held of the expected videos; made by `read_submission`."""
+    """Scores of the expected videos in a submission file; made by `read_submission`."""
 
     scores: Mapping[str, Array]
-    """float64 [25, K] by video; -inf where the file has no line. Videos without a line lack."""
+    """float64 [25, K] by video with a line in the file; -inf for points without one."""
     rows: int
     """Lines in the file."""
     shifted: bool
-    """Whether frames counted from 0 and were shifted by 1, as the script does."""
+    """Whether frames counted from 0 and were shifted by 1, as in the script."""
     ignored: int
-    """Lines of other videos or of frames that are no point of the 25."""
+    """Lines of other videos, or of frames outside the 25 points."""
     repeated: int
-    """Lines of a video and frame that an earlier line had; the last one counts."""
+    """Lines that repeat the video and frame of an earlier one; the last one counts."""
     missing: int
     """Points of expected videos without a line."""
 
 
 @dataclass
 class _Video:
-    """Lines of one video: frames 0 to 25, of which one end is no point."""
+    """Rows of one video for frames 0 to 25, of which the first or the last is no point."""
 
     rows_NK: Array
     times_N: list[int] = field(default_factory=lambda: [0] * (POINTS + 1))
@@ -50,32 +50,32 @@ class _Video:
 def read_submission(
     path: str | os.PathLike[str], videos: Collection[str], classes: int = CLASSES
 ) -> Submission:
-    """Read a submission file once, line by line; only scores of the expected videos are kept.
+    """Read a submission file line by line and keep the scores of the expected videos.
 
-    Videos are matched as `VideoNames` does. Frames are 1 to 25; where the file's least frame is 0,
-    all are shifted by 1. Of equal keys the last wins. ValueError naming file and line for anything
-    but an id, an integer and as many numbers as classes (NaN is none). Source: the format of
+    Videos are matched by `VideoNames`. Frames are 1 to 25; if the lowest frame of the file is 0,
+    all are shifted by 1. Of repeated lines the last one counts. ValueError names file and line for
+    anything but an id, an integer and one number (not NaN) per class. Source: the format of
     `Charades_v1_localize.m`.
     """
-    found: dict[str, _Video] = {}
-    expected, rows, outside, least = VideoNames(videos), 0, 0, 1
+    by_name: dict[str, _Video] = {}
+    expected, rows, outside, lowest = VideoNames(videos), 0, 0, 1
     for name, frame, text, where in _lines(Path(path), classes):
-        rows, least = rows + 1, frame if not rows else min(least, frame)
+        rows, lowest = rows + 1, frame if not rows else min(lowest, frame)
         scores_K = _numbers(text, classes, where)
         id = expected.find(name)
         if id is None or not 0 <= frame <= POINTS:
             outside += 1
             continue
-        video = found.setdefault(id, _Video(np.full((POINTS + 1, classes), -np.inf)))
+        video = by_name.setdefault(id, _Video(np.full((POINTS + 1, classes), -np.inf)))
         video.rows_NK[frame] = scores_K
         video.times_N[frame] += 1
-    first = 0 if least == 0 else 1
-    kept = {name: video for name, video in found.items() if any(_points(video, first))}
-    points = [times for video in kept.values() for times in _points(video, first)]
-    lines = sum(sum(video.times_N) for video in found.values())
+    first = 0 if lowest == 0 else 1
+    chosen = {name: video for name, video in by_name.items() if any(_points(video, first))}
+    points = [times for video in chosen.values() for times in _points(video, first)]
+    lines = sum(sum(video.times_N) for video in by_name.values())
     filled = sum(times > 0 for times in points)
     return Submission(
-        {name: video.rows_NK[first : first + POINTS] for name, video in kept.items()},
+        {name: video.rows_NK[first : first + POINTS] for name, video in chosen.items()},
         rows,
         shifted=first == 0,
         ignored=outside + lines - sum(points),
@@ -85,18 +85,18 @@ def read_submission(
 
 
 def _points(video: _Video, first: int) -> list[int]:
-    """How many lines each of the 25 points has."""
+    """Number of lines of each of the 25 points."""
     return video.times_N[first : first + POINTS]
 
 
 def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
-    """Video, frame and the text of the scores of every line, and where it stands."""
+    """Video, frame, text of the scores and location of every line."""
     limit = LONGEST * (classes + 16)
     with open(path, "rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(limit), b""), 1):
             where = f"{path}: line {number}"
             if len(line) == limit:
-                raise ValueError(f"{where}: longer than {limit} bytes: no line of a submission")
+                raise ValueError(f"{where}: longer than {limit} bytes: not a line of a submission")
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             parts = line.split(None, 2)
@@ -112,7 +112,7 @@ def _lines(path: Path, classes: int) -> Iterator[tuple[str, int, bytes, str]]:
             if frame is None:
                 raise ValueError(
                     f"{where}: begins {line[:40]!r}, expected a video id and a frame from 1 to "
-                    f"{POINTS}, parted by spaces"
+                    f"{POINTS}, separated by spaces"
                 )
             yield name, frame, parts[2], where
 
@@ -121,7 +121,7 @@ def _numbers(text: bytes, classes: int, where: str) -> Array:
     words = text.split()
     if len(words) != classes:
         hint = (
-            "; the script's check lets one more pass, its matrix has no place for it"
+            "; the official script accepts one more, but has no column for it"
             if len(words) == classes + 1
             else ""
         )
@@ -131,17 +131,17 @@ def _numbers(text: bytes, classes: int, where: str) -> Array:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if np.isnan(scores_K).any() or b"_" in text:
-        raise ValueError(f"{where}: a score is NaN or no number")
+        raise ValueError(f"{where}: a score is NaN or not a number")
     return scores_K
 
 
 def write_submission(
     path: str | os.PathLike[str], scores: Mapping[str, Array | torch.Tensor]
 ) -> int:
-    """Write scores [25, K] by video as the official script reads them; returns the lines.
+    """Write scores [25, K] by video for the official script; return the number of lines.
 
-    Points whose scores are all -inf are left out. Numbers read back exactly. The file appears
-    whole. ValueError for NaN, other shapes, and an id with a space.
+    Points whose scores are all -inf are left out. Numbers are exact. The file is written
+    atomically. ValueError for NaN, other shapes, and an id with a space.
     """
     path, lines = Path(path), 0
     work = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
@@ -159,7 +159,7 @@ def write_submission(
 
 def _written(video: str, scores_NK: Array) -> Iterator[str]:
     if not video or len(video.split()) != 1:
-        raise ValueError(f"video id {video!r}: a submission parts its fields by spaces")
+        raise ValueError(f"video id {video!r}: fields of a submission are separated by spaces")
     if scores_NK.ndim != 2 or len(scores_NK) != POINTS or np.isnan(scores_NK).any():
         raise ValueError(
             f"video {video!r}: scores {scores_NK.shape}, expected [{POINTS}, classes] without NaN"

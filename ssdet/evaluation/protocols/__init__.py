@@ -1,1 +1,1 @@
-"""Protocols: how predictions become a score, one file each."""
+"""Protocols: ways to compute a score from predictions."""

@@ -1,4 +1,4 @@
-"""The official Charades localisation score, 25 points a video, as the published script has it."""
+"""The official Charades localisation score at 25 points a video (`Charades_v1_localize.m`)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import torch
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.data.storage.text import number, read_table
 from ssdet.evaluation.average_precision import Array, as_array, average_precision, checked
-from ssdet.evaluation.lazy_rows import View, at_steps, release
+from ssdet.evaluation.lazy_rows import LazyRows, at_steps, release
 from ssdet.evaluation.predictions import PredictionSet
 
 POINTS = 25
@@ -27,17 +27,17 @@ class OfficialTruth:
     """Labels at the 25 points of every video, in the order of the annotation file."""
 
     hits: Mapping[str, Array]
-    """bool [25, K] by video; none of a video without actions."""
+    """bool [25, K] by video, all false for a video without actions."""
     lengths: Mapping[str, float]
     """Seconds by video."""
     classes: int
 
     def only(self, videos: Iterable[str]) -> "OfficialTruth":
-        """The part of these videos, in the order of the file."""
-        kept = set(videos)
+        """The truth of these videos, in the order of the file."""
+        chosen = set(videos)
         return OfficialTruth(
-            {video: hits for video, hits in self.hits.items() if video in kept},
-            {video: length for video, length in self.lengths.items() if video in kept},
+            {video: hits for video, hits in self.hits.items() if video in chosen},
+            {video: length for video, length in self.lengths.items() if video in chosen},
             self.classes,
         )
 
@@ -48,10 +48,10 @@ def points(length: float) -> Array:
 
 
 def read_truth(path: str | PathLike[str], classes: int = CLASSES) -> OfficialTruth:
-    """Labels from the official CSV (columns id, actions, length), or the folder that has it.
+    """Labels from the official CSV (columns id, actions, length), or from its folder.
 
-    A point shows an action iff start <= point <= end. ValueError naming file and video for what
-    does not fit. Source: specs/EVAL.md 1.1.
+    A point is positive iff start <= point <= end, as in the script. ValueError names file and
+    video of an invalid row.
     """
     path = Path(path)
     path = path / "Charades_v1_test.csv" if path.is_dir() else path
@@ -73,9 +73,10 @@ def read_truth(path: str | PathLike[str], classes: int = CLASSES) -> OfficialTru
 
 
 def truth_of(manifest: Manifest) -> OfficialTruth:
-    """The same from annotation in any format: its videos, and those whose file is missing.
+    """Labels from annotation in any format.
 
-    A missing video has no annotation in a manifest: ValueError; load it without a video folder.
+    ValueError for a manifest with missing videos, which have no annotation in it, and for videos
+    without a duration.
     """
     if manifest.missing:
         raise ValueError(
@@ -96,19 +97,19 @@ def truth_of(manifest: Manifest) -> OfficialTruth:
     return OfficialTruth(hits, lengths, manifest.num_classes)
 
 
-def official_points(predictions: PredictionSet, truth: OfficialTruth) -> View:
+def official_points(predictions: PredictionSet, truth: OfficialTruth) -> LazyRows:
     """Probabilities float64 [25, K] at the points of every predicted video that is expected.
 
-    Linear in logits between the frames beside a point; its frame is seconds x fps, from 0, held
-    beyond the last. Source: specs/EVAL.md 1.6.
+    Linear in logits between the two frames next to a point, at seconds x fps; the last frame
+    beyond the end.
     """
 
     def scores(video: str) -> Array:
         steps_N = predictions.clock(video).position(points(truth.lengths[video]))
         return at_steps(predictions[video], steps_N)
 
-    found = [video for video in truth.hits if video in predictions]
-    return View(found, scores, source=predictions)
+    videos = [video for video in truth.hits if video in predictions]
+    return LazyRows(videos, scores, source=predictions)
 
 
 def charades_localization(
@@ -116,13 +117,12 @@ def charades_localization(
 ) -> dict[str, Any]:
     """The official score of predictions at 25 points, with the CSV as ground truth.
 
-    ``scores`` maps a video id to [25, K]: row j is the point j/25 of its length; -inf where there
-    is none. Equal scores rank in the order of the file, videos without actions stay, missing ones
-    are -inf. Returns `map` and `wap` (weighted by each class's positives; both NaN with a class
-    without a positive, as the script has it), `ap` float64 [K], `videos_scored`,
-    `videos_expected`, `videos_ignored` (predicted but not annotated), `points_scored`,
-    `points_expected`, `positives` [K] and the `protocol`. ValueError naming the video for other
-    shapes and NaN. Source: specs/EVAL.md 1.
+    ``scores`` maps a video id to [25, K]: row j is the point j/25 of its length, -inf if missing.
+    Equal scores rank in the order of the file; videos without actions count; missing ones are -inf.
+    Returns `map` and `wap` (weighted by each class's positives; as in the script both are NaN with
+    a class without a positive), `ap` float64 [K], `videos_scored`, `videos_expected`,
+    `videos_ignored` (predicted but not annotated), `points_scored`, `points_expected`, `positives`
+    [K] and the `protocol`. ValueError names a video of other shape or with NaN.
     """
     widths = {as_array(scores[video]).shape[-1:] for video in scores}
     (classes,) = widths.pop() if len(widths) == 1 else (CLASSES,)
@@ -132,7 +132,7 @@ def charades_localization(
 def localization(
     scores: Mapping[str, Array | torch.Tensor], truth: OfficialTruth
 ) -> dict[str, Any]:
-    """`charades_localization` against labels that are read already."""
+    """`charades_localization` with labels that are already read."""
     hits_NK = np.concatenate([*truth.hits.values(), np.zeros((0, truth.classes), bool)])
     scores_NK = np.full(hits_NK.shape, -np.inf)
     scored = 0

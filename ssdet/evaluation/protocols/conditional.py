@@ -1,4 +1,4 @@
-"""Action-conditional scores: how well classes are found where another class is, or has been."""
+"""Action-conditional scores: precision, recall and mAP given another action, now or before."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,15 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from ssdet.evaluation.average_precision import (
-    Array,
-    HistogramAP,
-    as_array,
-    average_precision,
-    checked,
-)
+from ssdet.evaluation.average_precision import Array, as_array, checked
 from ssdet.evaluation.lazy_rows import Rows, release
-from ssdet.evaluation.protocols.dense import scored_videos
+from ssdet.evaluation.protocols.dense import pooled_average_precision, scored_videos
 
 
 @dataclass(frozen=True)
@@ -44,13 +38,14 @@ def conditional_map(
     threshold: float = 0.5,
     compat: Literal["", "released"] = "",
 ) -> ConditionalScore:
-    """Precision, recall, F1 and mAP on the frames chosen by each class, averaged over pairs.
+    """Precision, recall, F1 and mAP on the frames that each class selects, averaged over pairs.
 
-    t = 0: frames where class j is active. t > 0: where it is not, but was in the t - 1 frames
-    before (the published window of t counts the frame itself); t < 0: is in the frames after.
-    ``compat="released"`` has the published window for t < 0, which looks elsewhere near both ends
-    of a video and nowhere between. Scores are probabilities; ``threshold`` makes them decisions.
-    Raises ValueError as `dense_map`, and without any pair. Source: specs/EVAL.md 7.
+    t = 0: frames where class j is active. t > 0: frames where it is inactive, but was active in
+    the t - 1 frames before (the published window of t includes the frame itself); t < 0: is
+    active in the frames after. ``compat="released"`` has the published code's window for t < 0,
+    which is wrong near both ends of a video and empty between. Scores are probabilities, decided
+    by ``threshold``. Raises ValueError as `dense_map`, and without any pair. Source: the published
+    code of MS-TCT (Dai et al., CVPR 2022).
     """
     if compat not in ("", "released") or not 0 < threshold < 1:
         raise ValueError(
@@ -62,14 +57,14 @@ def conditional_map(
     for video in videos:
         _, hits_TK = checked(predictions[video], targets[video], f"video {video!r}")
         total += len(hits_TK)
-        chosen_TK = _chosen(hits_TK, t, compat)
-        for j in np.flatnonzero(chosen_TK.any(axis=0)).tolist():
-            frames_of.setdefault(j, {})[video] = np.flatnonzero(chosen_TK[:, j])
+        selected_TK = _selected(hits_TK, t, compat)
+        for j in np.flatnonzero(selected_TK.any(axis=0)).tolist():
+            frames_of.setdefault(j, {})[video] = np.flatnonzero(selected_TK[:, j])
         release(predictions)
     given = [_given(j, predictions, targets, rows, threshold) for j, rows in frames_of.items()]
     pairs_P3 = np.concatenate([np.zeros((0, 3)), *(scores_I3 for _, scores_I3 in given)])
     if not len(pairs_P3):
-        raise ValueError(f"no class has a positive where another is chosen (t={t})")
+        raise ValueError(f"no class has a positive in frames that another one selects (t={t})")
     precision, recall, mean_ap = pairs_P3.mean(axis=0).tolist()
     return ConditionalScore(
         precision, recall, 2 * precision * recall / (precision + recall + 1e-9), mean_ap,
@@ -78,8 +73,8 @@ def conditional_map(
     )  # fmt: skip
 
 
-def _chosen(hits_TK: Array, t: int, compat: str) -> Array:
-    """Frames that each class chooses, bool [T, K]."""
+def _selected(hits_TK: Array, t: int, compat: str) -> Array:
+    """Frames that each class selects, bool [T, K]."""
     if t == 0:
         return hits_TK
     if t < 0 and compat:
@@ -89,7 +84,7 @@ def _chosen(hits_TK: Array, t: int, compat: str) -> Array:
 
 
 def _active_within(hits_TK: Array, window: int) -> Array:
-    """Whether a class is active in any of the last `window` frames, the present one included."""
+    """Whether a class is active in any of the last `window` frames, including the current one."""
     counts = hits_TK.cumsum(axis=0)
     before = np.zeros_like(counts)
     before[window:] = counts[:-window]
@@ -97,7 +92,7 @@ def _active_within(hits_TK: Array, window: int) -> Array:
 
 
 def _released_after(hits_TK: Array, window: int) -> Array:
-    """The published window over the frames after: its counts are shifted the wrong way round."""
+    """The published window over later frames, whose counts are shifted in the wrong direction."""
     counts = hits_TK[::-1].cumsum(axis=0)
     shifted = np.roll(counts, -window, axis=0)
     shifted[:window] = 0
@@ -109,25 +104,15 @@ def _given(
 ) -> tuple[list[int], Array]:
     """Other classes with a positive in these frames; their precision, recall and average
     precision [I, 3]."""
-    parts = [
-        (as_array(predictions[video])[frames], as_array(targets[video])[frames].astype(bool))
-        for video, frames in rows.items()
-    ]
+    scores = {video: as_array(predictions[video])[frames] for video, frames in rows.items()}
+    hits = {video: as_array(targets[video])[frames].astype(bool) for video, frames in rows.items()}
     release(predictions)
-    hits_K = sum(hits.sum(axis=0) for _, hits in parts)
-    found_K = sum((scores >= threshold).sum(axis=0) for scores, _ in parts)
-    right_K = sum(((scores >= threshold) & hits).sum(axis=0) for scores, hits in parts)
-    others = np.asarray(hits_K) > 0
+    positive = {video: scores_NK >= threshold for video, scores_NK in scores.items()}
+    hits_K = np.sum([hits[video].sum(axis=0) for video in rows], axis=0)
+    positive_K = np.sum([positive[video].sum(axis=0) for video in rows], axis=0)
+    right_K = np.sum([(positive[video] & hits[video]).sum(axis=0) for video in rows], axis=0)
+    others = hits_K > 0
     others[j] = False
-    columns = (right_K / np.maximum(found_K, 1), right_K / np.maximum(hits_K, 1), _ap(parts))
+    ap_K, _ = pooled_average_precision(scores, hits, list(rows))
+    columns = (right_K / np.maximum(positive_K, 1), right_K / np.maximum(hits_K, 1), ap_K)
     return np.flatnonzero(others).tolist(), np.stack(columns, axis=1)[others]
-
-
-def _ap(parts: list[tuple[Array, Array]]) -> Array:
-    if {scores.dtype for scores, _ in parts} != {np.dtype(np.float16)}:
-        scores_NK, hits_NK = (np.concatenate(rows) for rows in zip(*parts, strict=True))
-        return average_precision(scores_NK, hits_NK, ties="sklearn")
-    histogram = HistogramAP(parts[0][0].shape[1])
-    for scores_NK, hits_NK in parts:
-        histogram.add(scores_NK, hits_NK)
-    return histogram.average_precision()

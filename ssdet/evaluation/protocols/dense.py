@@ -15,7 +15,7 @@ from ssdet.evaluation.average_precision import (
     class_average_precision,
     class_blocks,
 )
-from ssdet.evaluation.lazy_rows import Rows, View, all_half, release
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, all_half, release
 from ssdet.evaluation.predictions import PredictionSet
 
 _DENSE = {
@@ -71,10 +71,10 @@ def dense_map_min162(predictions: Rows, targets: Rows) -> Score:
     return pooled(*without_short(predictions, targets), "dense_map_min162/v1", "left_out")
 
 
-def without_short(predictions: Rows, targets: Rows) -> tuple[View, View]:
+def without_short(predictions: Rows, targets: Rows) -> tuple[LazyRows, LazyRows]:
     """Scores and labels of the videos of 162 frames and more; ValueError without any."""
     kept = [video for video in targets if not 0 < len(targets[video]) < SHORT]
-    scored = View(
+    scored = LazyRows(
         [video for video in kept if video in predictions],
         lambda video: as_array(predictions[video]),
         all_half(predictions),
@@ -82,14 +82,14 @@ def without_short(predictions: Rows, targets: Rows) -> tuple[View, View]:
     )
     if not scored:
         raise ValueError(f"no scored video has {SHORT} frames or more")
-    check_known(predictions, targets)
-    return scored, View(kept, lambda video: as_array(targets[video]))
+    check_expected(predictions, targets)
+    return scored, LazyRows(kept, lambda video: as_array(targets[video]))
 
 
 def pooled(predictions: Rows, targets: Rows, protocol: str, empty_classes: EmptyClasses) -> Score:
     """Mean average precision over the rows of all videos together, under a protocol's id."""
     scored = scored_videos(predictions, targets)
-    ap_K, frames = _average_precision(predictions, targets, scored)
+    ap_K, frames = pooled_average_precision(predictions, targets, scored)
     return _score(ap_K, frames, len(scored), len(targets), protocol, empty_classes)
 
 
@@ -123,14 +123,14 @@ def scored_videos(predictions: Rows, targets: Rows) -> list[str]:
 
     ValueError for predicted videos that are not expected, and where there are none.
     """
-    check_known(predictions, targets)
+    check_expected(predictions, targets)
     scored = [video for video in targets if video in predictions]
     if not scored:
         raise ValueError(f"none of the {len(targets)} expected videos has predictions")
     return scored
 
 
-def check_known(predictions: Rows, targets: Mapping[str, object]) -> None:
+def check_expected(predictions: Rows, targets: Mapping[str, object]) -> None:
     """Raise ValueError for predicted videos that are not expected."""
     unknown = sorted(set(predictions) - set(targets))
     if unknown:
@@ -140,7 +140,9 @@ def check_known(predictions: Rows, targets: Mapping[str, object]) -> None:
         )
 
 
-def _average_precision(predictions: Rows, targets: Rows, videos: list[str]) -> tuple[Array, int]:
+def pooled_average_precision(
+    predictions: Rows, targets: Rows, videos: list[str]
+) -> tuple[Array, int]:
     """Average precision [K] and the number of frames; streaming where all scores are float16."""
     if all_half(predictions):
         histogram = counted(predictions, targets, videos)

@@ -11,7 +11,7 @@ import numpy as np
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.data.loading.recipe import DENSE
 from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array
-from ssdet.evaluation.lazy_rows import Rows, View, frame_labels
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, frame_labels
 from ssdet.evaluation.predictions import PredictionSet, PredictionWriter
 from ssdet.evaluation.protocols.activitynet import (
     ACTIVITYNET_TIOUS,
@@ -136,7 +136,7 @@ class Material:
         predictions, labels = self.dense
         return replace(
             self,
-            labels=View(sources, lambda name: as_array(labels[sources[name]])),
+            labels=LazyRows(sources, lambda name: as_array(labels[sources[name]])),
             predictions=drawn_predictions(predictions, sources),
             manifest=self.manifest and drawn_manifest(self.manifest, sources),
             truth=self.truth and drawn_truth(self.truth, sources),

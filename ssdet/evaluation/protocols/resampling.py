@@ -8,7 +8,7 @@ import torch
 
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array, descending_order
-from ssdet.evaluation.lazy_rows import Rows, View
+from ssdet.evaluation.lazy_rows import LazyRows, Rows
 from ssdet.evaluation.predictions import PredictionSet
 from ssdet.evaluation.protocols.charades_official import POINTS, OfficialTruth
 from ssdet.evaluation.protocols.segments import RankedSegments
@@ -23,7 +23,7 @@ BLOCK = 1 << 22
 def pooled_statistic(scores: Rows, labels: Rows, empty_classes: EmptyClasses) -> Statistic:
     """Of rows that are ranked together; expected videos without scores are not drawn."""
     scored = [video for video in labels if video in scores]
-    labels_of_scored = View(scored, lambda video: as_array(labels[video]))
+    labels_of_scored = LazyRows(scored, lambda video: as_array(labels[video]))
     return dense_statistic(scores, labels_of_scored, empty_classes)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from ssdet.data.datasets.manifest import Manifest
 from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array
-from ssdet.evaluation.lazy_rows import Rows, View, all_half, at_steps
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, all_half, at_steps
 from ssdet.evaluation.predictions import PredictionSet
-from ssdet.evaluation.protocols.dense import Score, check_known, pooled
+from ssdet.evaluation.protocols.dense import Score, check_expected, pooled
 
 Sampling = Literal["mstct", "cf"]
 SAMPLES = 25
@@ -48,9 +48,11 @@ def sampled25_map(
     return pooled(*sampled25_rows(predictions, targets, variant), name, empty_classes)
 
 
-def sampled25_rows(predictions: Rows, targets: Rows, variant: Sampling) -> tuple[View, View]:
+def sampled25_rows(
+    predictions: Rows, targets: Rows, variant: Sampling
+) -> tuple[LazyRows, LazyRows]:
     """Scores and labels at the sampled steps of every video; ValueErrors of `sampled25_map`."""
-    check_known(predictions, targets)
+    check_expected(predictions, targets)
     picks: dict[str, range] = {}
     for video in (video for video in targets if video in predictions):
         steps = len(targets[video])
@@ -64,8 +66,8 @@ def sampled25_rows(predictions: Rows, targets: Rows, variant: Sampling) -> tuple
     if not ranked:
         raise ValueError(f"no scored video has more than {SAMPLES} steps")
     half = all_half(predictions)
-    scores = View(ranked, lambda v: as_array(predictions[v])[list(picks[v])], half, predictions)
-    return scores, View(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
+    scores = LazyRows(ranked, lambda v: as_array(predictions[v])[list(picks[v])], half, predictions)
+    return scores, LazyRows(targets, lambda v: as_array(targets[v])[list(picks.get(v, ()))])
 
 
 def multithumos_map(
@@ -93,10 +95,10 @@ def multithumos_map(
 
 def on_grid(
     predictions: PredictionSet, manifest: Manifest, rate: float | None
-) -> tuple[View, View]:
+) -> tuple[LazyRows, LazyRows]:
     """Scores float16 and labels of every expected video at ``rate``, or at the scores' steps."""
     known = {video.id: video for video in manifest.videos}
-    check_known(predictions, {**known, **dict.fromkeys(manifest.missing)})
+    check_expected(predictions, {**known, **dict.fromkeys(manifest.missing)})
     if without := [name for name, video in known.items() if not video.duration]:
         raise ValueError(f"{len(without)} videos have no duration ({', '.join(without[:5])})")
 
@@ -124,7 +126,7 @@ def on_grid(
         return manifest.frame_targets(video, frames(name), fps).T
 
     expected = [*known, *manifest.missing]
-    return View(predictions, scores, half=True, source=predictions), View(expected, labels)
+    return LazyRows(predictions, scores, half=True, source=predictions), LazyRows(expected, labels)
 
 
 def _step_rate(predictions: PredictionSet) -> str:

@@ -1,33 +1,25 @@
-"""Dense mAP inside strata of the frames: by acts per frame, and by distance to a boundary."""
+"""Dense mAP in strata of the frames: by actions per frame and by distance to a boundary."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 
-from ssdet.evaluation.average_precision import (
-    Array,
-    EmptyClasses,
-    HistogramAP,
-    as_array,
-    average_precision,
-    checked,
-)
-from ssdet.evaluation.lazy_rows import Rows, release
-from ssdet.evaluation.protocols.dense import scored_videos
+from ssdet.evaluation.average_precision import Array, EmptyClasses, as_array, checked
+from ssdet.evaluation.lazy_rows import LazyRows, Rows, all_half, release
+from ssdet.evaluation.protocols.dense import pooled_average_precision, scored_videos
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """Some of the frames of a split, chosen by their labels alone."""
+    """A subset of the frames of a split, selected by their labels alone."""
 
     name: str
-    """Says how the frames are chosen: strata of one name are the same."""
+    """Identifies the selection: strata of one name are the same."""
     mask: Callable[[Array], Array]
-    """Labels bool [T, K] of one video -> its frames, bool [T]; or bool [T, K], where every class
-    has frames of its own."""
+    """Labels bool [T, K] of one video -> its frames, bool [T], or bool [T, K] if every class has
+    its own frames."""
 
     @property
     def protocol(self) -> str:
@@ -37,38 +29,37 @@ class Stratum:
 
 @dataclass(frozen=True)
 class StratumScore:
-    """Dense mAP of one stratum and what it was computed from; `dataclasses.asdict` is JSON."""
+    """Dense mAP of one stratum and its coverage; `dataclasses.asdict` of it is JSON."""
 
     value: float | None
-    """Mean average precision, a fraction; None where no class has a positive in the stratum."""
+    """Mean average precision, a fraction; None if no class has a positive in the stratum."""
     protocol: str
     per_class: tuple[float | None, ...]
     """Average precision of each class; None for a class without a positive in the stratum."""
     classes_scored: int
-    """Classes with a positive in the stratum: the others are left out of the mean."""
+    """Classes with a positive in the stratum; the others are left out of the mean."""
     empty_class_rule: EmptyClasses
     videos_scored: int
     """Videos with predictions, with or without a frame in the stratum."""
     videos_expected: int
     frames: int
-    """Frames in the stratum; where classes have frames of their own, frames of any class."""
+    """Frames in the stratum (of any class, if classes have their own frames)."""
     pairs: int
-    """Pairs of frame and class that were ranked: frames x classes, or fewer."""
+    """Ranked pairs of frame and class: frames x classes, or fewer."""
     positives: int
     """Pairs that are positive."""
 
 
-def acts(apart: int = 1) -> tuple[Stratum, ...]:
-    """Strata by positive classes per frame: 0, each number up to ``apart``, and more.
+def acts(up_to: int = 1) -> tuple[Stratum, ...]:
+    """Strata by positive classes per frame: 0, each number up to ``up_to``, and more.
 
-    The default has the paper's two, `acts=1` and `acts>1`, beside `acts=0`, where no frame is
-    positive and no score exists; every frame is in one of them. ValueError for ``apart`` < 1.
-    Source: Table A.1g, specs/EVAL.md 6.
+    The default has the paper's `acts=1` and `acts>1` (Table A.1g), and `acts=0`, which has no
+    positive and no score; every frame is in one of them. ValueError for ``up_to`` < 1.
     """
-    if apart < 1:
-        raise ValueError(f"acts(apart={apart}): at least 1 act tells strata apart")
-    exact = [Stratum(f"acts={n}", partial(_acts, low=n, high=n)) for n in range(apart + 1)]
-    return *exact, Stratum(f"acts>{apart}", partial(_acts, low=apart + 1, high=None))
+    if up_to < 1:
+        raise ValueError(f"acts(up_to={up_to}): expected at least 1")
+    exact = [Stratum(f"acts={n}", partial(_acts, low=n, high=n)) for n in range(up_to + 1)]
+    return *exact, Stratum(f"acts>{up_to}", partial(_acts, low=up_to + 1, high=None))
 
 
 def boundary(
@@ -76,10 +67,10 @@ def boundary(
 ) -> tuple[Stratum, ...]:
     """Strata by distance to a change of the labels: farther than ``radius`` frames, and within.
 
-    A change is at the first frame whose labels differ from those of the frame before, with
-    ``both_sides`` at that one too. With ``per_class`` each class has the changes and the frames
-    of its own. The paper's "dilation of 3" is read as a radius; as a width it is ``radius=1``.
-    ValueError for a radius < 0. Source: Table A.1g, specs/EVAL.md 6.
+    A change is at the first frame whose labels differ from the frame before and, with
+    ``both_sides``, also at that frame. With ``per_class`` each class has its own changes and
+    frames. The "dilation of 3" of the paper (Table A.1g) is read as a radius; as a width it is
+    ``radius=1``. ValueError for a radius < 0.
     """
     if radius < 0:
         raise ValueError(f"boundary(radius={radius}): a radius is 0 frames or more")
@@ -118,12 +109,12 @@ PUBLISHED = (*acts(), *boundary())
 def strata(
     predictions: Rows, targets: Rows, by: Sequence[Stratum] = PUBLISHED
 ) -> dict[str, StratumScore]:
-    """Dense mAP of each stratum by its name, as `dense_map` computes it from those frames alone.
+    """`dense_map` of the frames of each stratum, by the stratum's name (paper, Table A.1g).
 
     ``predictions`` (a PredictionSet or a mapping) and ``targets`` map a video id to [T, K].
-    float16 scores are counted video by video, other types are held at once. Raises ValueError
-    for unknown videos, other frame or class counts, NaN, two strata of one name, and for a score
-    of -inf where classes have frames of their own. Source: Table A.1g, specs/EVAL.md 6.
+    float16 scores are read one video at a time, others all at once. Raises ValueError for
+    unknown videos, other frame or class counts, NaN, two strata of one name, and for a score of
+    -inf if classes have their own frames.
     """
     if len({stratum.name for stratum in by}) < len(by):
         raise ValueError(f"two strata share a name: {[stratum.name for stratum in by]}")
@@ -138,22 +129,19 @@ def stratum_masks(stratum: Stratum, hits: Mapping[str, Array]) -> dict[str, Arra
 
 
 def stratum_targets(hits: Mapping[str, Array], masks: Mapping[str, Array]) -> dict[str, Array]:
-    """Labels bool [T, K] that belong to the frames of a `StratumView` with these masks."""
+    """Labels bool [T, K] of the frames of `stratum_scores` with these masks."""
     return {v: hits[v][m] if m.ndim == 1 else hits[v] & m for v, m in masks.items()}
 
 
-class StratumView(Mapping[str, Array]):
-    """Scores of one stratum's frames, taken from the whole ones when a video is asked for.
+def stratum_scores(scores: Rows, masks: Mapping[str, Array]) -> LazyRows:
+    """Scores of the frames of one stratum.
 
-    Where classes have frames of their own, a score outside is -inf: a negative below every
-    positive, which changes no precision. ValueError where a score is -inf already.
+    If classes have their own frames, other scores become -inf: negatives below every positive,
+    which change no precision. ValueError on access for a score that is -inf already.
     """
 
-    def __init__(self, scores: Rows, masks: Mapping[str, Array]) -> None:
-        self.source, self._masks = scores, masks
-
-    def __getitem__(self, video: str) -> Array:
-        mask, scores_TK = self._masks[video], as_array(self.source[video])
+    def select(video: str) -> Array:
+        mask, scores_TK = masks[video], as_array(scores[video])
         if mask.ndim == 1:
             return scores_TK[mask]
         if np.isneginf(scores_TK).any():
@@ -163,20 +151,11 @@ class StratumView(Mapping[str, Array]):
             )
         return np.where(mask, scores_TK, np.float16(-np.inf))
 
-    @property
-    def dtypes(self) -> set[np.dtype[Any]]:
-        """Types of the scores of all videos."""
-        return {as_array(self.source[video]).dtype for video in self._masks}
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._masks)
-
-    def __len__(self) -> int:
-        return len(self._masks)
+    return LazyRows(masks, select, all_half(scores), scores)
 
 
 def _checked_hits(predictions: Rows, targets: Rows) -> dict[str, Array]:
-    """Labels bool [T, K] of the videos with predictions; the scores are looked at, not kept."""
+    """Labels bool [T, K] of the videos with predictions, after checks of their scores."""
     hits: dict[str, Array] = {}
     classes = 0
     for video in scored_videos(predictions, targets):
@@ -196,7 +175,10 @@ def _score(
     masks = stratum_masks(stratum, hits)
     truth = stratum_targets(hits, masks)
     classes = next(iter(hits.values())).shape[1]
-    ap_K = _average_precision(StratumView(predictions, masks), truth, classes)
+    ap_K = np.full(classes, np.nan)
+    if any(hits_TK.any() for hits_TK in truth.values()):
+        selected = stratum_scores(predictions, masks)
+        ap_K, _ = pooled_average_precision(selected, truth, list(truth))
     positive_K = ~np.isnan(ap_K)
     own = [mask if mask.ndim == 2 else mask[:, None] for mask in masks.values()]
     return StratumScore(
@@ -211,17 +193,3 @@ def _score(
         pairs=sum(int(mask.sum()) * (classes // mask.shape[1]) for mask in own),
         positives=sum(int(hits_TK.sum()) for hits_TK in truth.values()),
     )
-
-
-def _average_precision(scores: StratumView, truth: Mapping[str, Array], classes: int) -> Array:
-    """Average precision [K]; streaming where all scores are float16."""
-    if not any(hits_TK.any() for hits_TK in truth.values()):
-        return np.full(classes, np.nan)
-    if scores.dtypes != {np.dtype(np.float16)}:
-        rows = np.concatenate([scores[video] for video in truth])
-        return average_precision(rows, np.concatenate(list(truth.values())), ties="sklearn")
-    histogram = HistogramAP(classes)
-    for video, hits_TK in truth.items():
-        histogram.add(scores[video], hits_TK, f"video {video!r}")
-        release(scores.source)
-    return histogram.average_precision()

@@ -23,7 +23,7 @@ from ssdet.studies.network_costs import clip_macs, row_width, whole
 from ssdet.studies.scoring import Scoring
 from ssdet.system.recipe_json import to_json
 from ssdet.training.context import default_device
-from ssdet.training.heads.feature_heads import head
+from ssdet.training.heads.feature_heads import build_head
 from ssdet.training.loop import network
 from ssdet.training.recipe import TrainRecipe
 
@@ -102,7 +102,7 @@ def _of_head(stage: Stage, classes: int, frames: float) -> tuple[float, int]:
     recipe, features = stage.recipe, stage.parents[0]
     width = row_width(features.parents[0].recipe, features.recipe)
     steps = recipe.crop or max(1, round(frames / features.recipe.predict.clip.stride))
-    model = head(recipe, width, classes).to(default_device())
+    model = build_head(recipe, width, classes).to(default_device())
     inputs = torch.zeros(recipe.optim.batch, width, steps, device=default_device())
     lengths = torch.full((recipe.optim.batch,), steps, device=default_device())
     for _ in range(2):  # the first warms up

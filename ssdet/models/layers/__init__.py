@@ -1,1 +1,1 @@
-"""Layers that several networks share."""
+"""Layers shared by several networks."""

@@ -1,12 +1,12 @@
-"""Pieces of an X3D block for training on CPU, with gradients written out.
+"""Operations of an X3D block for training on CPU, with explicit gradients.
 
-Activations keep their logical shape [N, C, T, H, W] but lie in memory as [T, H, W, N, C]. Such a
-tensor is, without a copy, a batch of T channels-last planes with C, n * C or N * C channels: what
-1x1x1 convolutions, n sub-batches of a normalisation and depthwise convolutions need, in that order.
+Activations of logical shape [N, C, T, H, W] are stored as [T, H, W, N, C]. Without a copy, that is
+a batch of T channels-last planes with C, n * C or N * C channels, as needed by 1x1x1 convolutions,
+n sub-batches of a normalisation and depthwise convolutions.
 
-oneDNN has fast kernels for all of these but the gradients of a 3-D depthwise convolution. By input
-it is a convolution with the flipped kernel; otherwise it is a sum over the frames of the kernel of
-gradients of 2-D convolutions. What is cheap to compute again in the backward pass is not kept.
+oneDNN has fast kernels for these, but not for the gradients of a 3-D depthwise convolution. At
+stride 1 the gradient by input is a convolution with the flipped kernel; the others are sums of 2-D
+gradients over the frames of the kernel. Cheap intermediate values are recomputed in the backward.
 """
 
 from typing import Any
@@ -19,16 +19,16 @@ from torch.nn import functional as F
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
 
 _aten = torch.ops.aten
-_CACHED = 2**20  # elements of gradient that are summed while they stay in cache
+_CACHED = 2**20  # elements of gradient that are summed at a time, so that they stay in cache
 
 
 def inner(x_NCTHW: Tensor) -> Tensor:
-    """Bring a tensor into the inner layout [T, H, W, N, C]."""
+    """Copy a tensor into the memory layout [T, H, W, N, C]."""
     return x_NCTHW.permute(2, 3, 4, 0, 1).contiguous()
 
 
 def logical(x_THWNC: Tensor) -> Tensor:
-    """View a tensor of the inner layout as [N, C, T, H, W]."""
+    """View a tensor [T, H, W, N, C] as [N, C, T, H, W]."""
     return x_THWNC.permute(3, 4, 0, 1, 2)
 
 
@@ -39,7 +39,7 @@ def pointwise(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def temporal(x: Tensor, weight: Tensor) -> Tensor:
-    """Depthwise convolution over time alone: a 2-D one on a single plane of T by H * W."""
+    """Depthwise convolution over time, as a 2-D one on a plane of T by H * W."""
     t, h, w, n, c = x.shape
     plane = x.view(1, t, h * w, n * c).permute(0, 3, 1, 2)
     kernel = weight[..., 0].repeat(n, 1, 1, 1)
@@ -55,19 +55,19 @@ def fork(x: Tensor, main: Tensor, side: Tensor, stride: int) -> tuple[Tensor, Te
 def norm_add(
     norm: SubBatchNorm3d, x: Tensor, residual: Tensor | None = None, *, relu: bool
 ) -> Tensor:
-    """norm(x) + residual, then ReLU if wanted."""
+    """norm(x) + residual, then ReLU if `relu`."""
     return _NormAdd.apply(x, residual, norm.weight, norm.bias, norm, relu)
 
 
 def norm_relu_depthwise(norm: SubBatchNorm3d, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """3x3x3 depthwise convolution, of a spatial stride, of relu(norm(x))."""
+    """3x3x3 depthwise convolution of relu(norm(x)) with a spatial stride."""
     return _NormReluDepthwise.apply(x, norm.weight, norm.bias, kernel, norm, stride)
 
 
 def norm_swish_pointwise(
     norm: SubBatchNorm3d, x: Tensor, kernel: Tensor, *excitation: Tensor
 ) -> Tensor:
-    """1x1x1 convolution of swish(norm(x)), squeezed and excited first if weights are given."""
+    """1x1x1 convolution of swish(norm(x)), after squeeze-excitation if its weights are given."""
     return _NormSwishPointwise.apply(x, norm.weight, norm.bias, kernel, norm, *excitation)
 
 
@@ -83,7 +83,7 @@ def _from_planes(planes: Tensor, samples: int, channels: int | None = None) -> T
 def _gradient(
     grad: Tensor, x: Tensor, kernel: Tensor, *, by: str, stride: int = 1, groups: int = 1
 ) -> Tensor:
-    """Gradient of a 2-D convolution that is padded to keep the size, by its input or kernel."""
+    """Gradient of a 2-D convolution with "same" padding by its input or kernel."""
     padding = [size // 2 for size in kernel.shape[2:]]
     mask = [by == "input", by == "kernel", False]
     grads = _aten.convolution_backward(
@@ -119,7 +119,7 @@ class _Fork(torch.autograd.Function):
 
 
 def _normalise(x: Tensor, weight: Tensor, bias: Tensor, norm: SubBatchNorm3d) -> list[Tensor]:
-    """Normalised x, and the means and reciprocal deviations ([n * C]) that did it."""
+    """Normalised x, and the means and reciprocal deviations [n * C] of its sub-batches."""
     if not norm.training:
         mean, rstd = norm.running_mean.clone(), (norm.running_var + norm.eps).rsqrt()
         return [_scaled(x, weight, bias, mean, rstd), mean, rstd]
@@ -225,8 +225,8 @@ def _depthwise_by_kernel(grad: Tensor, x: Tensor, kernel: Tensor, stride: int) -
     kernels = kernel.repeat(n, 1, 1, 1, 1).unbind(2)
     for i, at, seen in _taps(kernel.shape[2], 0, t, t):
         args = grads[at], planes[seen], kernels[i]
-        each = _gradient(*args, by="kernel", stride=stride, groups=n * c)
-        result[:, :, i] = each.unflatten(0, (n, c)).sum(0)
+        grad_i = _gradient(*args, by="kernel", stride=stride, groups=n * c)
+        result[:, :, i] = grad_i.unflatten(0, (n, c)).sum(0)
     return result
 
 
@@ -246,7 +246,7 @@ def _depthwise_by_input(grad: Tensor, x: Tensor, kernel: Tensor, stride: int) ->
 
 
 def _taps(size: int, start: int, stop: int, frames: int) -> list[tuple[int, slice, slice]]:
-    """Each frame of a kernel, output frames of [start, stop) and the input frames it sees there."""
+    """For each frame of a kernel: output frames in [start, stop), and the input frames it reads."""
     taps = []
     for i in range(size):
         shift = i - size // 2
@@ -303,7 +303,7 @@ def _swish_pointwise_backward(grad: Tensor, x: Tensor, kernel: Tensor) -> tuple[
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Sum [N, C] over positions, in rows of N * C."""
+    """Sum [N, C] over positions."""
     return x.view(-1, x.shape[3] * x.shape[4]).sum(0).view(x.shape[3:])
 
 

@@ -1,7 +1,6 @@
-"""Grid Pool, which keeps steps of a clip where little is lost between them, and its inverse.
+"""Grid Pool, a learned temporal downsampling, and its inverse, Grid Unpool.
 
-Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021; MODELS.md 5.2 and 5.3. Parameters bear the
-published names.
+Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021. Parameters have the published names.
 """
 
 import torch
@@ -12,10 +11,10 @@ from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
 
 
 class GridPool(nn.Module):
-    """Maps [B, C, T, H, W] -> samples [B, C, S, H, W] and where they lie, [B, S] from 0 to 1.
+    """Maps [B, C, T, H, W] -> samples [B, C, S, H, W] and their positions [B, S] from 0 to 1.
 
-    S = ⌈T/4⌉ + 1, from the first frame to the last whatever T is; four steps to an interval on
-    average, fewer where the learned confidence is high.
+    S = ⌈T/4⌉ + 1, from the first frame to the last for any T: one per four steps on average, more
+    at high learned confidence.
     """
 
     def __init__(self, channels: int, splits: int = 1) -> None:
@@ -33,20 +32,20 @@ class GridPool(nn.Module):
         return sample(x_BCTHW, grid_BS), grid_BS
 
     def grid(self, x_BCTHW: Tensor) -> Tensor:
-        """Ascending places [B, S] in float32, the first 0 and the last 1."""
+        """Ascending positions [B, S] in float32 from 0 to 1."""
         y_BCTHW = F.relu(self.bn1(self.conv1(x_BCTHW)))
         y_BCTHW = F.relu(self.bn2(self.conv2(y_BCTHW)))
-        # Places add up over the clip: in half precision frames would be lost.
+        # Positions are sums over the clip, which half precision would round to other frames.
         confidence_BN = self.conv3(y_BCTHW).mean((1, 3, 4)).float()
         interval_BN = (-confidence_BN / 2).sigmoid()  # 1 - sigmoid, and never 0
-        share_BN = interval_BN / (interval_BN.sum(1, keepdim=True) + 1e-16)
-        return F.pad(share_BN.cumsum(1), (1, 0))
+        interval_BN = interval_BN / (interval_BN.sum(1, keepdim=True) + 1e-16)
+        return F.pad(interval_BN.cumsum(1), (1, 0))
 
 
-def sample(x_BCTHW: Tensor, places_BS: Tensor) -> Tensor:
-    """Values [B, C, S, H, W] at places from 0 (first step) to 1 (last), linear between steps."""
+def sample(x_BCTHW: Tensor, positions_BS: Tensor) -> Tensor:
+    """Values [B, C, S, H, W] at positions from 0 (first step) to 1 (last), linear in between."""
     last = x_BCTHW.shape[2] - 1
-    steps_BS = places_BS.clamp(0, 1) * last
+    steps_BS = positions_BS.clamp(0, 1) * last
     before_BS = steps_BS.floor().long()
     after_BS = (before_BS + 1).clamp(max=last)
     weight_BS111 = (steps_BS - before_BS).to(x_BCTHW.dtype)[:, :, None, None, None]
@@ -57,7 +56,7 @@ def sample(x_BCTHW: Tensor, places_BS: Tensor) -> Tensor:
 
 
 def interpolate_1d(x_BN: Tensor, y_BN: Tensor, at_BM: Tensor) -> Tensor:
-    """Values [B, M] at `at_BM` of lines through (x, y), x ascending; beyond them straight on."""
+    """Piecewise linear interpolation [B, M] at `at_BM` through (x, y), x ascending, and beyond."""
     left_BM = torch.searchsorted(x_BN.detach().contiguous(), at_BM.detach().contiguous()) - 1
     left_BM = left_BM.clamp(0, x_BN.shape[1] - 2)
     slope_BN = y_BN.diff() / (torch.finfo(y_BN.dtype).eps + x_BN.diff())
@@ -66,7 +65,7 @@ def interpolate_1d(x_BN: Tensor, y_BN: Tensor, at_BM: Tensor) -> Tensor:
 
 
 def unpool(values_BKS: Tensor, grid_BS: Tensor, frames: int) -> Tensor:
-    """Grid Unpool: values at the places of a Grid Pool -> [B, K, frames], even in time."""
+    """Grid Unpool: values at the positions of a Grid Pool -> [B, K, frames], evenly spaced."""
     even_BS = torch.linspace(0, 1, grid_BS.shape[1], device=grid_BS.device).expand_as(grid_BS)
     inverse_BS = interpolate_1d(grid_BS, even_BS, even_BS)
     even_BKS = sample(values_BKS[..., None, None], inverse_BS)[..., 0, 0]

@@ -1,10 +1,10 @@
-"""Sub-batch normalisation: batch statistics over groups of a few clips, whatever the batch size.
+"""Sub-batch normalisation: batch statistics over groups of a few clips, for any batch size.
 
 Sample i of a batch belongs to split i mod n. In training every split is normalised by its own
-statistics; evaluation uses those of all splits together (X3D-Multigrid; MODELS.md 1.2).
+statistics; evaluation uses those of all splits together (as in the code of X3D-Multigrid).
 
-In a run of w processes, process r holds the samples r, r + w, r + 2w, ... and 1/w of the splits:
-its split k is split k * w + r of the whole batch.
+In a run of w processes, process r has the samples r, r + w, r + 2w, ... and 1/w of the splits: its
+split k is split k * w + r of the whole batch.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ _SPLIT, _RUNNING = ("split_mean", "split_var"), ("running_mean", "running_var")
 class SubBatchNorm3d(nn.BatchNorm3d):
     """Batch normalisation of [N, C, T, H, W] over ``splits`` groups of N / splits samples.
 
-    Weights, running statistics and their names are those of ``BatchNorm3d``. Two buffers are added,
-    ``split_mean`` and ``split_var`` ([splits * C], split-major); a state dict without them loads
-    strictly, and they start from the running statistics. Evaluation mode sets the running
-    statistics to those of all splits together, where batches were seen or splits were loaded.
+    Weights, running statistics and their names are those of ``BatchNorm3d``, with two additional
+    buffers, ``split_mean`` and ``split_var`` ([splits * C], split-major). A state dict without them
+    loads strictly, and they start from the running statistics. Evaluation mode sets the running
+    statistics to those of all splits together after a training batch, or after loading splits.
 
     Raises ValueError in training if N is not a multiple of ``splits``.
     """
@@ -44,7 +44,7 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         self.set_splits(splits)
 
     def set_splits(self, splits: int) -> None:
-        """Change the number of splits; their statistics start again from the running ones."""
+        """Change the number of splits; their statistics restart from the running ones."""
         if splits < 1:
             raise ValueError(f"splits={splits}: a batch has at least one split")
         self._aggregate()
@@ -67,7 +67,7 @@ class SubBatchNorm3d(nn.BatchNorm3d):
         return self.splits
 
     def keep_running(self) -> None:
-        """Evaluate with the running statistics as they are, until the next training batch."""
+        """Evaluate with the current running statistics until the next training batch."""
         self._fresh = False
 
     def forward(self, x_NCTHW: Tensor) -> Tensor:
@@ -107,15 +107,15 @@ class SubBatchNorm3d(nn.BatchNorm3d):
 
 
 def pooled_variance(mean: Tensor, var: Tensor, splits: int) -> Tensor:
-    """Variance [C] of equally large splits taken together, from their statistics [splits * C]."""
+    """Variance [C] over splits of equal size, from their statistics [splits * C]."""
     between = mean.view(splits, -1).var(0, unbiased=False)
     return var.view(splits, -1).mean(0) + between
 
 
 def splits_for(batch: int, group: int = 8) -> int:
-    """Number of splits that gives statistics over ``group`` samples; one for a smaller batch.
+    """Number of splits for statistics over ``group`` samples; 1 for a smaller batch.
 
-    Raises ValueError for a batch that is larger than a group and no multiple of it.
+    Raises ValueError for a batch that is larger than a group, but not a multiple of it.
     """
     if batch > group and batch % group:
         raise ValueError(
@@ -134,16 +134,16 @@ def set_splits(model: nn.Module, splits: int) -> None:
 
 
 def gather_splits(model: nn.Module, group: dist.ProcessGroup | None = None) -> dict[str, Tensor]:
-    """State dict of the whole run: the splits of all processes, running statistics over them.
+    """State dict with the splits of all processes, and running statistics over them.
 
-    Every process of ``group`` must call it. Without torch.distributed it is the model's own.
+    A collective call of all processes in ``group``; without torch.distributed, the model's own.
     """
     state = dict(model.state_dict())
     names = [name for name in state if name.endswith(_SPLIT)]
     if not names:
         return state
     sizes = [len(state[name]) for name in names]
-    for name, values_RS in zip(names, _of_all(names, state, group).split(sizes, 1), strict=True):
+    for name, values_RS in zip(names, _gathered(names, state, group).split(sizes, 1), strict=True):
         channels = len(state[_running(name)])
         state[name] = values_RS.unflatten(1, (-1, channels)).transpose(0, 1).flatten()
     for name in names:
@@ -155,7 +155,7 @@ def gather_splits(model: nn.Module, group: dist.ProcessGroup | None = None) -> d
     return state
 
 
-def _of_all(names: list[str], state: Mapping[str, Tensor], group: Any) -> Tensor:
+def _gathered(names: list[str], state: Mapping[str, Tensor], group: Any) -> Tensor:
     local = torch.cat([state[name] for name in names])
     if not (dist.is_available() and dist.is_initialized()):
         return local[None]
@@ -165,9 +165,9 @@ def _of_all(names: list[str], state: Mapping[str, Tensor], group: Any) -> Tensor
 
 
 def scatter_splits(state: Mapping[str, Tensor], rank: int, world: int) -> dict[str, Tensor]:
-    """The part of a whole run's state dict that process ``rank`` of ``world`` loads.
+    """The part of a state dict of `gather_splits` that process ``rank`` of ``world`` loads.
 
-    Raises ValueError if the splits cannot be shared out evenly.
+    Raises ValueError if the splits do not divide evenly.
     """
     part = dict(state)
     for name in state:
@@ -183,7 +183,7 @@ def scatter_splits(state: Mapping[str, Tensor], rank: int, world: int) -> dict[s
 
 
 def aggregate_splits(model: nn.Module, group: dist.ProcessGroup | None = None) -> None:
-    """Set running statistics to those of the splits of all processes, for evaluation by each."""
+    """Set the running statistics on every process to those of the splits of all processes."""
     state = gather_splits(model, group)
     for name, buffer in model.named_buffers():
         if name.endswith(_RUNNING):

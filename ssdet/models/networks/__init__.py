@@ -1,1 +1,1 @@
-"""Networks, one file each."""
+"""Network architectures."""

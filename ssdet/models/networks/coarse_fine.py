@@ -1,9 +1,9 @@
-"""Coarse-Fine Networks: a Coarse stream, modulated at every stage by what a Fine one sees.
+"""Coarse-Fine Networks: a Coarse stream whose stages are modulated by features of a Fine stream.
 
-Kahatapitiya & Ryoo, CVPR 2021; MODELS.md 5.
+Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,12 @@ from ssdet.models.registry import register, seeded
 class CoarseFine(Coarse):
     """Clips [B, 3, T, H, W], and features of the fine stream, -> logits [B, K, T].
 
-    The coarse stream's parameters are the network's own and bear X3D's names: checkpoints of X3D,
-    `slow` and `coarse` load into the network; those of the fine stream into its `fine`. The fine
-    stream's last two layers score nothing here and do not learn.
+    The coarse stream's parameters have X3D's names: checkpoints of X3D, `slow` and `coarse` load
+    into the network, those of the fine stream into its `fine`, whose last two layers are unused
+    and frozen.
 
     Without `fine` features the fine stream reads the same clips. With them (two-stage training) it
-    may be absent; `fine.start_B` is where the clips begin, and any number of steps will do. Raises
-    ValueError if there is neither.
+    may be absent; they may have any number of steps. ValueError if there is neither.
     """
 
     fresh: tuple[str, ...] = ("grid_pool.", "fusion.", "fine.")
@@ -40,36 +39,31 @@ class CoarseFine(Coarse):
             freeze_head(fine)
 
     def forward(self, clips_BCTHW: Tensor, fine: FineFeatures | None = None) -> Tensor:
-        features_BDS, last, places_BS = self.fused(clips_BCTHW, fine)
+        features_BDS, last, positions_BS = self.fused(clips_BCTHW, fine)
         logits_BKS = last.apply(self.score(features_BDS))
-        return self.lengthen(logits_BKS, places_BS, clips_BCTHW.shape[2])
+        return self.upsample(logits_BKS, positions_BS, clips_BCTHW.shape[2])
 
     def classify(self, clips_BCTHW: Tensor, fine: FineFeatures | None = None) -> Tensor:
-        """Logits [B, K] of whole clips: features, and the logits' scale and shift, are averaged
-        over the steps."""
+        """Logits [B, K] of whole clips, from features and modulation averaged over the steps."""
         features_BDS, last, _ = self.fused(clips_BCTHW, fine)
         return last.mean().apply(self.score(features_BDS.mean(2, keepdim=True))).squeeze(2)
 
     def features(self, clips_BCTHW: Tensor, fine: FineFeatures | None = None) -> Tensor:
         """Features [B, D, T] of the coarse stream, one column per frame."""
-        features_BDS, _, places_BS = self.fused(clips_BCTHW, fine)
-        return self.lengthen(features_BDS, places_BS, clips_BCTHW.shape[2])
+        features_BDS, _, positions_BS = self.fused(clips_BCTHW, fine)
+        return self.upsample(features_BDS, positions_BS, clips_BCTHW.shape[2])
 
     def fused(
         self, clips_BCTHW: Tensor, fine: FineFeatures | None
     ) -> tuple[Tensor, Modulation, Tensor]:
-        """Coarse features [B, D, S], the modulation of their logits, and their places [B, S]."""
-        found = fine_features(self.fine, clips_BCTHW, self.grid, fine)
-        x_BCSHW, places_BS = self.begin(clips_BCTHW)
-        first, *stages, last = self.fusion(found, places_BS + found.start_B[:, None])
+        """Coarse features [B, D, S], the modulation of their logits, and positions [B, S]."""
+        fine = fine_features(self.fine, clips_BCTHW, self.grid, fine)
+        x_BCSHW, positions_BS = self.first_stage(clips_BCTHW)
+        first, *stages, last = self.fusion(fine, positions_BS + fine.start_B[:, None])
         x_BCSHW = first.apply(x_BCSHW)
         for stage, modulation in zip(self.blocks[2:-1], stages, strict=True):
             x_BCSHW = modulation.apply(stage(x_BCSHW))
-        return self.pool(x_BCSHW), last, places_BS
-
-    def fusion_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the fusion, which the published recipe gives ten times the rate."""
-        return self.fusion.parameters()
+        return self.pool(x_BCSHW), last, positions_BS
 
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace the layers whose shape depends on the number of classes by fresh ones."""
@@ -81,11 +75,11 @@ class CoarseFine(Coarse):
 def fine_features(
     stream: X3D | None, clips_BCTHW: Tensor, grid: int, given: FineFeatures | None
 ) -> FineFeatures:
-    """What is given, or what the fine stream sees of the clips, on a grid of `grid` x `grid`.
-    ValueError where there is neither."""
+    """The given features, or those of the fine stream for the clips on a grid of `grid` x `grid`;
+    ValueError without either."""
     if given is not None:
         return given
-    return features_of(pyramid(own_stream(stream), clips_BCTHW, grid), clips_BCTHW)
+    return clip_features(pyramid(own_stream(stream), clips_BCTHW, grid), clips_BCTHW)
 
 
 def own_stream(stream: X3D | None) -> X3D:
@@ -98,15 +92,15 @@ def own_stream(stream: X3D | None) -> X3D:
     return stream
 
 
-def features_of(levels: dict[str, Tensor], clips_BCTHW: Tensor) -> FineFeatures:
-    """Maps of the very clips that the coarse stream reads: all steps exist, and it begins at 0."""
+def clip_features(levels: dict[str, Tensor], clips_BCTHW: Tensor) -> FineFeatures:
+    """Maps of the clips that the coarse stream reads: all steps exist, and clips start at 0."""
     batch, _, frames = clips_BCTHW.shape[:3]
     mask_BT = torch.ones(batch, frames, dtype=torch.bool, device=clips_BCTHW.device)
     return FineFeatures(levels, mask_BT, torch.zeros(batch, device=clips_BCTHW.device))
 
 
 def freeze_head(fine: X3D) -> None:
-    """Let the layers learn nothing that a fine stream has for its own checkpoints alone."""
+    """Freeze the layers that a fine stream has only for the sake of its checkpoints."""
     for parameter in fine.head_parameters():
         parameter.requires_grad_(False)
 
@@ -125,10 +119,10 @@ def coarse_fine(
 ) -> CoarseFine:
     """Coarse-Fine over two registered X3D with these options.
 
-    grid: side of the fine maps, which should divide that of the last stage's.
-    mixing: modulate each stage by all levels, or by its own alone.
-    divisor, padding: aggregation scale and batches of several lengths, see `fusion.alignment`.
-    own_fine: whether there is a fine stream inside.
+    grid: side of the fine maps, which should divide that of the last stage's maps.
+    mixing: modulate each stage by all levels, or only by its own.
+    divisor, padding: temporal scale and treatment of padding, see `fusion.alignment`.
+    own_fine: whether the network contains a fine stream.
     """
     stream = backbone_of(backbone, num_classes, backbone_options)
     fine = backbone_of(backbone, num_classes, backbone_options) if own_fine else None

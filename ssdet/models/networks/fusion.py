@@ -1,22 +1,21 @@
-"""Multi-stage fusion: what a fine stream sees scales and shifts what a coarse one does.
+"""Multi-stage fusion: fine-stream features scale and shift the features of a coarse stream.
 
-Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021; MODELS.md 5.4. Parameters bear the published
-names. Fine maps are small (7 x 7) and every operation is pointwise in space, so all is done at that
-size and the result replicated, where the published code first replicates the maps and multiplies
-them out over both times; for pictures whose maps are multiples of 7 positions both are the same.
+Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021. Parameters have the published names. Every
+operation is pointwise in space, so it is done on the small fine maps (7 x 7) and the result is
+replicated. The published code first replicates the maps and multiplies them out over both times,
+which is equal for maps whose sides are multiples of 7.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssdet.models.layers.masking import Padding
 from ssdet.models.networks.pyramid import FineFeatures
-from ssdet.models.networks.slow import checked
-
-Padding = Literal["released", "exact"]
+from ssdet.models.registry import one_of
 
 
 class Modulation(NamedTuple):
@@ -26,29 +25,29 @@ class Modulation(NamedTuple):
     shift: Tensor
 
     def apply(self, x: Tensor) -> Tensor:
-        """Features or logits, scaled and shifted."""
+        """Scale and shift features or logits."""
         if x.ndim == 3:
             return x * self.scale + self.shift
         return x * replicated(self.scale, x) + replicated(self.shift, x)
 
     def mean(self) -> "Modulation":
-        """That of a whole clip, [B, K, 1]: the means over its steps."""
+        """Means over the steps of a clip, [B, K, 1]."""
         return Modulation(*(part.mean(2, keepdim=True) for part in self))
 
 
 def replicated(x_BCSgg: Tensor, like_BCSHW: Tensor) -> Tensor:
-    """Every value at all positions of its cell of another map (the nearest, where none fits)."""
+    """Nearest-neighbour upsampling to the spatial size of another map."""
     return F.interpolate(x_BCSgg, size=like_BCSHW.shape[2:], mode="nearest")
 
 
 def alignment(
     centres_BS: Tensor, mask_BT: Tensor, divisor: float = 8, padding: Padding = "released"
 ) -> Tensor:
-    """Gaussians [B, T', S] over fine steps around the coarse steps' places, 1 at their largest.
+    """Gaussians [B, T', S] over fine steps around the coarse steps' positions, with maximum 1.
 
-    Their deviation is the number of existing fine steps over `divisor` (Table A.1i: T/8, T/16,
-    T/32). The largest is taken of existing steps (padding="exact") or also of those that fill up a
-    batch, where a clip may end; then there may be too little left of a Gaussian to count.
+    Their deviation is the number of existing fine steps divided by `divisor` (paper, Table A.1i:
+    T/8, T/16, T/32). The maximum is over existing steps (padding="exact") or also over padded ones,
+    which may make a Gaussian near the end of a video vanish.
     """
     deviation_B11 = mask_BT.sum(1).to(centres_BS.dtype)[:, None, None] / divisor
     steps_T = torch.arange(mask_BT.shape[1], device=mask_BT.device, dtype=centres_BS.dtype)
@@ -61,8 +60,8 @@ def alignment(
 class Reweight(nn.Module):
     """One level: fine maps [B, D, T', g, g], their mask and alignment -> scale and shift.
 
-    Fine steps are weighted by attention and alignment for each coarse step. With `pooled` these are
-    averaged over space: [B, C, S].
+    Fine steps are averaged for each coarse step, weighted by attention and alignment. With `pooled`
+    these are averaged over space: [B, C, S].
     """
 
     def __init__(self, depth: int, channels: int, pooled: bool = False) -> None:
@@ -99,7 +98,7 @@ class Reweight(nn.Module):
 
 
 class Mixing(nn.Module):
-    """Scales and shifts of all levels, in channels one after another -> those of one stage."""
+    """Concatenated scales and shifts of all levels -> those of one stage."""
 
     def __init__(self, depth: int, channels: int) -> None:
         super().__init__()
@@ -113,10 +112,10 @@ class Mixing(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Fine features and the coarse steps' places among them -> a modulation of every stage's
-    features and one of the logits.
+    """Fine features and positions of the coarse steps -> modulations of every stage's features and
+    of the logits.
 
-    mixing: each stage's comes from all levels, as in the published models; without, from its own.
+    mixing: modulate each stage by all levels, as in the published models, or only by its own.
     divisor, padding: see `alignment`. ValueError for another padding.
     """
 
@@ -131,7 +130,7 @@ class Fusion(nn.Module):
     ) -> None:
         super().__init__()
         self.stages, self.mixing = len(widths), mixing
-        self.divisor, self.padding = divisor, checked("padding", padding, Padding)
+        self.divisor, self.padding = divisor, one_of("padding", padding, Padding)
         for number, width in enumerate(widths, 2):
             self.add_module(f"rw{number}", Reweight(width, width))
             if mixing:
@@ -145,19 +144,18 @@ class Fusion(nn.Module):
 
     def forward(self, fine: FineFeatures, centres_BS: Tensor) -> list[Modulation]:
         aligned_BTS = alignment(centres_BS, fine.mask_BT, self.divisor, self.padding)
-        found: list[Modulation] = []
-        for number, maps_BDTgg in enumerate(self._levels(fine.levels), 2):
-            level = self.get_submodule(f"rw{number}")
-            found.append(level(maps_BDTgg, fine.mask_BT, aligned_BTS))
-        *stages, logits = found
+        *stages, logits = (
+            self.get_submodule(f"rw{number}")(maps_BDTgg, fine.mask_BT, aligned_BTS)
+            for number, maps_BDTgg in enumerate(self._levels(fine.levels), 2)
+        )
         return [*self._mixed(stages), Modulation(logits.scale.sigmoid(), logits.shift)]
 
     def _mixed(self, stages: list[Modulation]) -> list[Modulation]:
         if not self.mixing:
             return [Modulation(stage.scale.sigmoid(), stage.shift) for stage in stages]
         scales, shifts = zip(*stages, strict=True)
-        together = Modulation(torch.cat(scales, 1), torch.cat(shifts, 1))
-        return [self.get_submodule(f"mix{n}")(together) for n in range(2, self.stages + 2)]
+        levels = Modulation(torch.cat(scales, 1), torch.cat(shifts, 1))
+        return [self.get_submodule(f"mix{n}")(levels) for n in range(2, self.stages + 2)]
 
     def _levels(self, levels: Mapping[str, Tensor]) -> list[Tensor]:
         names = [*(f"layer{number}" for number in range(1, self.stages + 1)), "conv5"]

@@ -1,18 +1,18 @@
-"""Inception-v1 inflated to three dimensions: the paper's baseline, and a source of features.
+"""I3D, Inception-v1 with 3-D convolutions: a baseline of the paper, and a feature extractor.
 
-Carreira & Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017; MODELS.md 11. Modules bear the
-names of its common PyTorch port, so that checkpoints of that load as they are.
+Carreira & Zisserman, "Quo Vadis, Action Recognition?", CVPR 2017. Modules have the names of the
+common PyTorch port, whose checkpoints load unchanged.
 """
 
-from collections.abc import Iterator
-from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssdet.models.layers.resampling import interpolate
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
+from ssdet.models.networks.base import VideoNetwork
 from ssdet.models.registry import register, seeded
 
 FEATURES = 1024
@@ -35,29 +35,29 @@ _POOLS: dict[str, tuple[Triple, Triple]] = {
     "Mixed_4b": ((3, 3, 3), (2, 2, 2)),
     "Mixed_5b": ((2, 2, 2), (2, 2, 2)),
 }
-"""Window and stride of the maximum that is taken before a module."""
+"""Window and stride of the max pooling before a module."""
 
 
 def same_padding(sizes: tuple[int, ...], window: Triple, stride: Triple) -> list[tuple[int, int]]:
-    """Padding (before, after) of T, H and W with which a window gives ceil(size / stride) outputs.
+    """Padding (before, after) of T, H and W for ceil(size / stride) outputs of a window.
 
-    TensorFlow's "SAME": where the sum is odd, the end gets the larger part.
+    TensorFlow's "SAME": the end gets the larger part of an odd sum.
     """
-    found = []
+    pads = []
     for size, width, step in zip(sizes, window, stride, strict=True):
         total = max((-(-size // step) - 1) * step + width - size, 0)
-        found.append((total // 2, total - total // 2))
-    return found
+        pads.append((total // 2, total - total // 2))
+    return pads
 
 
 def padded(x_BCTHW: Tensor, window: Triple, stride: Triple, value: float) -> Tensor:
-    """The input with "SAME" padding around it."""
+    """Pad the input as "SAME"."""
     pads = same_padding(tuple(x_BCTHW.shape[2:]), window, stride)
     return F.pad(x_BCTHW, [side for pair in reversed(pads) for side in pair], value=value)
 
 
 def pooled(x_BCTHW: Tensor, window: Triple, stride: Triple) -> Tensor:
-    """Largest value in each window."""
+    """Max pooling with "SAME" padding."""
     return F.max_pool3d(padded(x_BCTHW, window, stride, -torch.inf), window, stride)
 
 
@@ -76,7 +76,7 @@ class Unit3D(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side: 1³, twice 1³ then 3³, and a 3³ maximum then 1³."""
+    """Four concatenated branches: 1³; 1³, 3³ (twice); 3³ max pooling, 1³."""
 
     def __init__(self, before: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Inception(nn.Module):
 
 
 class _Logits(nn.Module):
-    """The classifier: a 1³ convolution with bias, under the port's name."""
+    """The classifier, a 1³ convolution with bias, under the port's name."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -105,21 +105,18 @@ class _Logits(nn.Module):
         return self.conv3d(features_BDS[..., None, None])[..., 0, 0]
 
 
-class I3D(nn.Module):
+class I3D(VideoNetwork):
     """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame.
 
-    Inside there is one step for 8 frames, and two neighbouring steps are averaged: S = ⌈T/8⌉ - 1
-    (64 frames: 7). Whatever comes out is interpolated to T linearly. Any T, H and W will do: 8
-    frames or fewer are a single step, which the published network, whose mean is not padded,
-    refuses and which is taken alone here; means over space are of all positions.
+    The network has one step per 8 frames and averages neighbouring steps: S = ⌈T/8⌉ - 1 (64 frames:
+    7), which are interpolated linearly to T. T, H and W are arbitrary: 8 frames or fewer give a
+    single step (the published network rejects them), and means over space are over all positions.
 
-    Published weights saw 64 frames of 224 pixels at 25 fps with values in [-1, 1]; for flow these
-    are displacements of at most 20 pixels either way, divided by 20.
+    Published weights were trained on 64 frames of 224 pixels at 25 fps with values in [-1, 1]; for
+    flow, displacements clipped to 20 pixels and divided by 20.
     """
 
-    takes: ClassVar[str] = "clips"
-    classifier: ClassVar[str] = "logits."
-    """Prefix of the parameters whose shape depends on the number of classes."""
+    classifier = "logits."
 
     def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
         super().__init__()
@@ -135,28 +132,26 @@ class I3D(nn.Module):
         self.logits = _Logits(num_classes)
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        return _interpolate(self.coarse_logits(clips_BCTHW), clips_BCTHW.shape[2])
+        return interpolate(self.coarse_logits(clips_BCTHW), clips_BCTHW.shape[2])
 
     def coarse_logits(self, clips_BCTHW: Tensor) -> Tensor:
-        """Logits [B, K, S] at the network's own rate, before any interpolation."""
+        """Logits [B, K, S] at the network's rate, without interpolation."""
         return self.score(self.steps(clips_BCTHW))
 
     def classify(self, clips_BCTHW: Tensor) -> Tensor:
-        """Logits [B, K] of whole clips: the mean over the network's own steps, as published."""
+        """Logits [B, K] of whole clips: the mean over the network's steps, as published."""
         return self.coarse_logits(clips_BCTHW).mean(2)
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """Features [B, 1024, T], one column per input frame, interpolated from `steps`.
 
-        `score` of them is what `forward` gives (but for dropout): interpolation is linear.
+        Apart from dropout, `score` of them equals `forward`, since interpolation is linear.
         """
-        return _interpolate(self.steps(clips_BCTHW), clips_BCTHW.shape[2])
+        return interpolate(self.steps(clips_BCTHW), clips_BCTHW.shape[2])
 
     def steps(self, clips_BCTHW: Tensor) -> Tensor:
-        """Features [B, 1024, S] at the network's own rate: means over space and two steps.
-
-        At 224 pixels the mean over space is the published 7 x 7 one.
-        """
+        """Features [B, 1024, S] at the network's rate: means over space (published: of 7 x 7, as at
+        224 pixels) and two steps."""
         x_BCTHW = clips_BCTHW
         for name, module in self.named_children():
             if name in ("dropout", "logits"):
@@ -173,20 +168,6 @@ class I3D(nn.Module):
         """Logits [B, K, T] of features."""
         return self.logits(self.dropout(features_BDT))
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """No module's output has the frames of the input, so clips are mixed at the input alone."""
-        return []
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the classifier, which a recipe may give another learning rate."""
-        return self.logits.parameters()
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that ``head_parameters`` does not yield."""
-        parts = (part for name, part in self.named_children() if name != "logits")
-        return chain.from_iterable(part.parameters() for part in parts)
-
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace the last layer by a fresh one for ``num_classes`` classes."""
         with seeded(generator):
@@ -194,22 +175,14 @@ class I3D(nn.Module):
         self.logits = fresh.to(self.logits.conv3d.weight)
 
 
-def _interpolate(values_BCS: Tensor, frames: int) -> Tensor:
-    return F.interpolate(values_BCS, size=frames, mode="linear", align_corners=False)
-
-
 @register
 def i3d(
-    num_classes: int,
-    *,
-    in_channels: int = 3,
-    dropout: float = 0.5,
-    norm_momentum: float = 0.01,
+    num_classes: int, *, in_channels: int = 3, dropout: float = 0.5, norm_momentum: float = 0.01
 ) -> I3D:
-    """I3D on pictures (in_channels=3) or optical flow (2: displacements to the right and down).
+    """I3D on RGB (in_channels=3) or optical flow (2: displacements to the right and down).
 
-    norm_momentum: share of a batch in the running statistics. Training of few steps on other
-    pictures than those of the weights needs a larger one, or evaluation still has the old ones.
+    norm_momentum: weight of a batch in the running statistics. Short training on other data than
+    that of the weights needs a larger one, or evaluation still uses the old statistics.
     """
     model = I3D(num_classes, in_channels, dropout)
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""The simplest model of features: each step is scored alone."""
+"""Linear classifier of each step of features."""
 
 from typing import ClassVar
 
@@ -8,10 +8,9 @@ from ssdet.models.registry import register
 
 
 class Linear(nn.Module):
-    """Features [B, D, T] and their lengths [B] -> logits [B, K, T]; padding is scored as well.
+    """Features [B, D, T] and their lengths [B] -> logits [B, K, T], including those of padding.
 
-    Dropout and a 1x1 convolution: the baseline of Super-Events (Piergiovanni & Ryoo, CVPR 2018;
-    MODELS.md 7).
+    Dropout and a 1x1 convolution: the baseline of Super-Events (Piergiovanni & Ryoo, CVPR 2018).
     """
 
     takes: ClassVar[str] = "features"

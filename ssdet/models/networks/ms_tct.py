@@ -1,25 +1,26 @@
-"""MS-TCT: attention and convolution in time at four rates, mixed back to the rate of the features.
+"""MS-TCT: temporal attention and convolution at four rates, mixed at the rate of the features.
 
-Dai et al., CVPR 2022; MODELS.md 10. One class for each part of the paper's figure 2.
+Dai et al., "MS-TCT: Multi-Scale Temporal ConvTransformer for Action Detection", CVPR 2022; the
+classes are the parts of its figure 2.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssdet.models.networks.super_events import silenced
-from ssdet.models.registry import register
+from ssdet.models.layers.masking import Padding, masked, step_mask
+from ssdet.models.registry import one_of, register
 
 STRIDES = (1, 2, 2, 2)
 
 
 class Attention(nn.Module):
-    """Self-attention of several heads over [B, T, C]; steps outside `mask_BT` are not looked at."""
+    """Multi-head self-attention over [B, T, C] to the steps in `mask_BT`."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -32,12 +33,12 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.q(x_BTC), k, v)
         )
         keys = None if mask_BT is None else mask_BT[:, None, None]
-        found_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, keys)
-        return self.proj(found_BHTD.transpose(1, 2).flatten(2))
+        mean_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, keys)
+        return self.proj(mean_BHTD.transpose(1, 2).flatten(2))
 
 
 class Local(nn.Module):
-    """A wide layer whose channels look one step to each side, over [B, T, C]."""
+    """Feed-forward layer over [B, T, C] with a depthwise convolution of three steps inside."""
 
     def __init__(self, dim: int, inner: int) -> None:
         super().__init__()
@@ -46,12 +47,12 @@ class Local(nn.Module):
         self.reduce = nn.Linear(inner, dim)
 
     def forward(self, x_BTC: Tensor, mask_BT: Tensor | None) -> Tensor:
-        hidden_BCT = silenced(self.expand(x_BTC).transpose(1, 2), mask_BT)
+        hidden_BCT = masked(self.expand(x_BTC).transpose(1, 2), mask_BT)
         return self.reduce(F.gelu(self.conv(hidden_BCT).transpose(1, 2)))
 
 
 class Block(nn.Module):
-    """Global, then local relations, each on top of what came in."""
+    """Residual global attention, then residual local layer."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Neighbours merged (every `stride`-th step stays), then blocks: [B, C, T] -> [B, C', T']."""
+    """A convolution of temporal stride `stride`, then blocks: [B, C, T] -> [B, C', T']."""
 
     def __init__(
         self, in_dim: int, dim: int, stride: int, blocks: int, heads: int, ratio: int
@@ -75,9 +76,9 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, ratio) for _ in range(blocks))
 
     def forward(self, x_BCT: Tensor, mask_BT: Tensor | None) -> Tensor:
-        # Padded apart: oneDNN's bfloat16 weight gradient of a padded, strided convolution of a
-        # single step holds whatever was in memory (torch 2.14).
-        padded_BCT = F.pad(silenced(x_BCT, mask_BT), (1, 1))
+        # Padded explicitly: oneDNN's bfloat16 weight gradient of a padded, strided convolution of a
+        # single step is uninitialised memory (torch 2.14).
+        padded_BCT = F.pad(masked(x_BCT, mask_BT), (1, 1))
         x_BTC = self.merge_norm(self.merge(padded_BCT).transpose(1, 2))
         # A merged step exists where its middle step does.
         mask_BT = None if mask_BT is None else mask_BT[:, :: self.merge.stride[0]]
@@ -87,13 +88,13 @@ class Stage(nn.Module):
 
 
 class Mixer(nn.Module):
-    """All rates at the first one's, [B, 4 · final, T]: with the coarsest added to each, and as they
-    are; the coarsest comes first."""
+    """All rates upsampled to the first one, [B, 4 · final, T], coarsest first: with the coarsest
+    added to each, and unmixed."""
 
     def __init__(self, dims: Sequence[int], final: int) -> None:
         super().__init__()
         self.project = nn.ModuleList(nn.Linear(dim, final) for dim in dims)
-        # The last one is not used: the published weights have it, and the sizes count it.
+        # The last one is unused, but part of the published weights and parameter counts.
         self.cross = nn.ModuleList(nn.Conv1d(final, final, 1) for _ in dims)
 
     def forward(
@@ -114,9 +115,9 @@ class Mixer(nn.Module):
 class MSTCT(nn.Module):
     """Features [B, D, T] and their lengths [B] -> logits [B, K, T], for any T from 1.
 
-    padding="released": the published code, which does not tell padding from features. "exact":
-    neither attention, convolutions nor interpolation see what is beyond a sequence's length, so its
-    logits are those that it has alone; what is given for the padding means nothing.
+    padding="released": padding is treated as features, as in the published code. "exact":
+    attention, convolutions and interpolation ignore it, so that a sequence's logits are those that
+    it has without padding.
     """
 
     takes: ClassVar[str] = "features"
@@ -140,28 +141,26 @@ class MSTCT(nn.Module):
         self.spread = nn.Conv1d(4 * final, final, 3, padding=1)
         kinds = ("steps", "heat")
         self.classes = nn.ModuleDict({kind: nn.Conv1d(final, num_classes, 1) for kind in kinds})
-        self.apply(_start)
+        self.apply(_initialise)
 
     def forward(self, features_BDT: Tensor, lengths_B: Tensor) -> Tensor:
         mixed_BCT, _ = self.mixer(*self._levels(features_BDT, lengths_B))
         return self._scored(mixed_BCT)
 
     def with_heat_map(self, features_BDT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K, T] of the steps, and those (before the sigmoid) of the heat map [B, K, T],
-        whose peaks are the middles of actions; it is learned from and not scored by."""
+        """Logits [B, K, T] of the steps, and of a heat map [B, K, T] with peaks at the middles of
+        actions, which is only a training target."""
         levels, mask_BT = self._levels(features_BDT, lengths_B)
         mixed_BCT, plain_BCT = self.mixer(levels, mask_BT)
-        heat_BKT = self.classes["heat"](F.relu(self.spread(silenced(plain_BCT, mask_BT))))
+        heat_BKT = self.classes["heat"](F.relu(self.spread(masked(plain_BCT, mask_BT))))
         return self._scored(mixed_BCT), heat_BKT
 
     def _levels(self, x_BCT: Tensor, lengths_B: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        levels, mask_BT = [], None
-        if self.exact:
-            mask_BT = torch.arange(x_BCT.shape[2], device=x_BCT.device) < lengths_B[:, None]
-        x_BCT, at_BT = self.dropout(x_BCT), mask_BT
+        levels, mask_BT = [], step_mask(x_BCT, lengths_B) if self.exact else None
+        x_BCT, level_BT = self.dropout(x_BCT), mask_BT
         for stage, stride in zip(self.stages, STRIDES, strict=True):
-            x_BCT = stage(x_BCT, at_BT)
-            at_BT = None if at_BT is None else at_BT[:, ::stride]
+            x_BCT = stage(x_BCT, level_BT)
+            level_BT = None if level_BT is None else level_BT[:, ::stride]
             levels.append(x_BCT)
         return levels, mask_BT
 
@@ -180,50 +179,49 @@ def ms_tct(
     mlp_ratio: int = 8,
     final: int = 512,
     dropout: float = 0.5,
-    padding: Literal["released", "exact"] = "released",
+    padding: Padding = "released",
 ) -> MSTCT:
     """MS-TCT, at the published size by default.
 
-    dims: channels of the four stages, multiples of `heads`. final: channels of each rate where they
-    are mixed. Raises ValueError for other dims, or another `padding`.
+    dims: channels of the four stages, multiples of `heads`. final: channels of each rate in the
+    mixer. ValueError for other dims, or another `padding`.
     """
     if len(dims) != len(STRIDES) or any(dim % heads for dim in dims):
         raise ValueError(f"dims {tuple(dims)}: expected {len(STRIDES)} multiples of heads={heads}")
-    if padding not in ("released", "exact"):
-        raise ValueError(f"padding {padding!r}: choose from 'released', 'exact'")
+    exact = one_of("padding", padding, Padding) == "exact"
     widths = pairwise((in_features, *dims))
     stages = [
         Stage(*width, stride, blocks, heads, mlp_ratio)
         for width, stride in zip(widths, STRIDES, strict=True)
     ]
-    return MSTCT(stages, Mixer(dims, final), final, num_classes, dropout, padding == "exact")
+    return MSTCT(stages, Mixer(dims, final), final, num_classes, dropout, exact)
 
 
 def stretched(
     x_BCS: Tensor, coarse_BS: Tensor | None, mask_BT: Tensor | None, steps: int
 ) -> Tensor:
-    """Linear interpolation to `steps` (align_corners=False); with masks, of each sequence from its
-    own number of coarse steps to its own length."""
+    """Linear interpolation to `steps` (align_corners=False); with masks, from each sequence's own
+    number of coarse steps to its own length."""
     if coarse_BS is None or mask_BT is None:
         return F.interpolate(x_BCS, size=steps, mode="linear", align_corners=False)
     sources_B1, lengths_B1 = coarse_BS.sum(1, keepdim=True), mask_BT.sum(1, keepdim=True)
-    places_BT = torch.arange(steps, device=x_BCS.device) + 0.5
-    places_BT = (places_BT * (sources_B1 / lengths_B1) - 0.5).clamp(min=0)
-    low_BT = places_BT.long().minimum(sources_B1 - 1)
+    positions_BT = torch.arange(steps, device=x_BCS.device) + 0.5
+    positions_BT = (positions_BT * (sources_B1 / lengths_B1) - 0.5).clamp(min=0)
+    low_BT = positions_BT.long().minimum(sources_B1 - 1)
     high_BT = (low_BT + 1).minimum(sources_B1 - 1)
     low_BCT, high_BCT = (
         x_BCS.gather(2, at_BT[:, None].expand(-1, x_BCS.shape[1], -1))
         for at_BT in (low_BT, high_BT)
     )
-    return (low_BCT + (places_BT - low_BT)[:, None] * (high_BCT - low_BCT)).to(x_BCS)
+    return (low_BCT + (positions_BT - low_BT)[:, None] * (high_BCT - low_BCT)).to(x_BCS)
 
 
-def _start(module: nn.Module) -> None:
-    """Fresh weights: linear layers N(0, .02) cut at ±2, convolutions by what each input feeds."""
+def _initialise(module: nn.Module) -> None:
+    """Initial weights: linear layers N(0, .02) truncated at ±2, convolutions by fan-out."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Conv1d):
-        fed = module.kernel_size[0] * module.out_channels // module.groups
-        nn.init.normal_(module.weight, std=math.sqrt(2 / fed))
+        fan_out = module.kernel_size[0] * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
         nn.init.zeros_(module.bias)  # type: ignore[arg-type]

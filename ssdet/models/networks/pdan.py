@@ -1,7 +1,7 @@
-"""PDAN: attention to the same channel one stride before and after, at growing strides.
+"""PDAN: attention over three steps of each channel, at doubling dilations.
 
-Dai et al., "PDAN: Pyramid Dilated Attention Network for Action Detection", WACV 2021; MODELS.md 9.
-Names of parameters are those of the published code.
+Dai et al., "PDAN: Pyramid Dilated Attention Network for Action Detection", WACV 2021. Parameters
+have the published names.
 """
 
 from functools import reduce
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssdet.models.networks.super_events import Padding, one_of, silenced
-from ssdet.models.registry import register
+from ssdet.models.layers.masking import Padding, masked, step_mask
+from ssdet.models.registry import one_of, register
 
 KERNEL = 3
 
 
 class DilatedAttention(nn.Module):
-    """[B, C, T] -> [B, C, T]: each channel and step weighs three steps, `dilation` apart.
+    """[B, C, T] -> [B, C, T]: per channel, attention over three steps, `dilation` apart.
 
-    Steps beyond the ends take part with key and value 0, as published.
+    Steps beyond the ends have key and value 0, as published.
     """
 
     def __init__(self, width: int, dilation: int) -> None:
@@ -39,18 +39,18 @@ class DilatedAttention(nn.Module):
         weights = torch.stack([query_BCT * key_BCT for key_BCT in keys]).softmax(0)
         values = self._around(self.value_conv(x_BCT))
         parts = zip(weights, values, self.rel_t.unbind(2), strict=True)
-        # Two products rather than w * (v + r), whose sum would be kept for the gradient.
+        # Two products instead of w * (v + r): autograd would store the sum.
         return reduce(torch.add, (w_BCT * v_BCT + w_BCT * r_C1 for w_BCT, v_BCT, r_C1 in parts))
 
     def _around(self, x_BCT: Tensor) -> list[Tensor]:
-        """Views of the sequence a dilation before each step, at it, and one after it."""
+        """Views of the sequence one dilation before each step, at it, and one after it."""
         padded_BCT = F.pad(x_BCT, (self.dilation, self.dilation))
-        starts = (place * self.dilation for place in range(KERNEL))
+        starts = (tap * self.dilation for tap in range(KERNEL))
         return [padded_BCT.narrow(2, start, x_BCT.shape[2]) for start in starts]
 
 
 class Block(nn.Module):
-    """Attention, ReLU and a layer for each step, on top of what came in."""
+    """Residual block of attention, ReLU and a pointwise layer."""
 
     def __init__(self, width: int, dilation: int, dropout: float) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """[B, D, T] -> logits [B, K, T]: blocks whose dilation doubles."""
+    """[B, D, T] -> logits [B, K, T]: blocks of doubling dilation."""
 
     def __init__(
         self, in_features: int, width: int, num_classes: int, layers: int, dropout: float
@@ -73,21 +73,21 @@ class Stage(nn.Module):
         self.layers = nn.ModuleList(Block(width, 2**n, dropout) for n in range(layers))
         self.conv_out = nn.Conv1d(width, num_classes, 1)
 
-    def forward(self, x_BCT: Tensor, steps_BT: Tensor, exact: bool) -> Tensor:
-        if exact:  # the bias fills the padding
-            x_BCT = silenced(self.conv_1x1(silenced(x_BCT, steps_BT)), steps_BT)
+    def forward(self, x_BCT: Tensor, mask_BT: Tensor, exact: bool) -> Tensor:
+        if exact:  # the convolution's bias fills the padding
+            x_BCT = masked(self.conv_1x1(masked(x_BCT, mask_BT)), mask_BT)
         else:
             x_BCT = self.conv_1x1(x_BCT)
         for layer in self.layers:
-            x_BCT = silenced(layer(x_BCT), steps_BT)
-        return silenced(self.conv_out(x_BCT), steps_BT)
+            x_BCT = masked(layer(x_BCT), mask_BT)
+        return masked(self.conv_out(x_BCT), mask_BT)
 
 
 class PDAN(nn.Module):
     """Features [B, D, T] and their lengths [B] -> logits [B, K, T], which are 0 in the padding.
 
-    padding="released": the first block of a stage sees what a bias has put into the padding, as
-    published. "exact": padding does not change a step that exists.
+    padding="released": the first block of a stage reads the padding, which a bias has filled, as
+    published. "exact": padding does not change existing steps.
     """
 
     takes: ClassVar[str] = "features"
@@ -103,13 +103,12 @@ class PDAN(nn.Module):
 
     def stage_logits(self, features_BDT: Tensor, lengths_B: Tensor) -> list[Tensor]:
         """Logits [B, K, T] of every stage; each stage but the first reads those before it."""
-        steps_BT = torch.arange(features_BDT.shape[2], device=features_BDT.device)
-        steps_BT = steps_BT < lengths_B[:, None]
-        x_BCT, found = features_BDT, []
+        mask_BT = step_mask(features_BDT, lengths_B)
+        x_BCT, logits = features_BDT, []
         for stage in (self.stage1, *self.stages):
-            x_BCT = stage(x_BCT, steps_BT, self.padding == "exact")
-            found.append(x_BCT)
-        return found
+            x_BCT = stage(x_BCT, mask_BT, self.padding == "exact")
+            logits.append(x_BCT)
+        return logits
 
 
 @register
@@ -123,7 +122,7 @@ def pdan(
     dropout: float = 0.5,
     padding: Padding = "released",
 ) -> PDAN:
-    """PDAN, at the published size by default. Raises ValueError for another `padding`."""
+    """PDAN, at the published size by default. ValueError for another `padding`."""
     inputs = [in_features, *[num_classes] * (stages - 1)]
     stack = [Stage(inside, width, num_classes, layers, dropout) for inside in inputs]
     return PDAN(stack, padding)

@@ -1,11 +1,11 @@
-"""Streams over X3D: Fast (or Fine) at the rate of the clip, Slow and Coarse at a fourth of it.
+"""Single streams over X3D: Fast (or Fine) at the frame rate, Slow and Coarse at a quarter of it.
 
-Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021; MODELS.md 5.1 and 6. Parameters bear X3D's
-names, so that its state dicts load as they are; those that it lacks are under `fresh`.
+Kahatapitiya & Ryoo, "Coarse-Fine Networks", CVPR 2021. Parameters have X3D's names, so that its
+state dicts load unchanged; those that it lacks are under the prefixes `fresh`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,16 @@ from torch.nn import functional as F
 
 from ssdet.models.layers.grid_pool import GridPool, unpool
 from ssdet.models.networks.x3d import X3D
-from ssdet.models.registry import available, create, register
+from ssdet.models.registry import available, create, one_of, register
 
 RATIO = 4
 StrideAt = Literal["layer1", "input"]
-Choice = TypeVar("Choice", bound=str)
 
 
 class Slow(X3D):
     """Clips [B, 3, T, H, W] -> logits [B, K, T] by a stream of every fourth step, S = ⌈T/4⌉.
 
-    Steps are left out after the first stage, or of the input with stride_at="input"; logits are
+    The stride is applied after the first stage, or to the input with stride_at="input"; logits are
     interpolated linearly to the frames. ValueError for another `stride_at`.
     """
 
@@ -32,11 +31,11 @@ class Slow(X3D):
 
     def __init__(self, blocks: Sequence[nn.Module], stride_at: StrideAt = "layer1") -> None:
         super().__init__(blocks)
-        self.stride_at = checked("stride_at", stride_at, StrideAt)
+        self.stride_at = one_of("stride_at", stride_at, StrideAt)
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        features_BDS, places_BS = self.steps(clips_BCTHW)
-        return self.lengthen(self.score(features_BDS), places_BS, clips_BCTHW.shape[2])
+        features_BDS, positions_BS = self.steps(clips_BCTHW)
+        return self.upsample(self.score(features_BDS), positions_BS, clips_BCTHW.shape[2])
 
     def classify(self, clips_BCTHW: Tensor) -> Tensor:
         """Logits [B, K] of whole clips: features are averaged over the steps before the head."""
@@ -45,28 +44,28 @@ class Slow(X3D):
 
     def features(self, clips_BCTHW: Tensor) -> Tensor:
         """Features [B, D, T], one column per frame, interpolated between the steps."""
-        features_BDS, places_BS = self.steps(clips_BCTHW)
-        return self.lengthen(features_BDS, places_BS, clips_BCTHW.shape[2])
+        features_BDS, positions_BS = self.steps(clips_BCTHW)
+        return self.upsample(features_BDS, positions_BS, clips_BCTHW.shape[2])
 
     def steps(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D, S] at the stream's own rate, and their places [B, S] in frames."""
-        x_BCSHW, places_BS = self.begin(clips_BCTHW)
+        """Features [B, D, S] at the stream's rate, and their positions [B, S] in frames."""
+        x_BCSHW, positions_BS = self.first_stage(clips_BCTHW)
         for stage in self.blocks[2:-1]:
             x_BCSHW = stage(x_BCSHW)
-        return self.pool(x_BCSHW), places_BS
+        return self.pool(x_BCSHW), positions_BS
 
-    def begin(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The first stage's output at the stream's own rate, and the places of its steps."""
+    def first_stage(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+        """The first stage's output at the stream's rate, and the positions [B, S] of its steps."""
         batch, _, frames = clips_BCTHW.shape[:3]
         if self.stride_at == "input":
             x_BCSHW = self.blocks[1](self.blocks[0](clips_BCTHW[:, :, ::RATIO]))
         else:
             x_BCSHW = self.blocks[1](self.blocks[0](clips_BCTHW))[:, :, ::RATIO]
-        places_S = torch.arange(0, frames, RATIO, device=clips_BCTHW.device, dtype=torch.float32)
-        return x_BCSHW, places_S.expand(batch, -1)
+        positions_S = torch.arange(0, frames, RATIO, device=clips_BCTHW.device, dtype=torch.float32)
+        return x_BCSHW, positions_S.expand(batch, -1)
 
-    def lengthen(self, values_BKS: Tensor, places_BS: Tensor, frames: int) -> Tensor:
-        """Values [B, K, T] of all frames, from those of the steps."""
+    def upsample(self, values_BKS: Tensor, positions_BS: Tensor, frames: int) -> Tensor:
+        """Values [B, K, T] of all frames, interpolated from those of the steps."""
         size = values_BKS.shape[2] * RATIO
         return F.interpolate(values_BKS, size=size, mode="linear")[..., :frames]
 
@@ -82,8 +81,8 @@ class Slow(X3D):
 
 
 class Coarse(Slow):
-    """Clips [B, 3, T, H, W] -> logits [B, K, T] by a stream of S = ⌈T/4⌉ + 1 steps that Grid Pool
-    places after the first stage; Grid Unpool gives those of the frames."""
+    """Clips [B, 3, T, H, W] -> logits [B, K, T] by a stream of S = ⌈T/4⌉ + 1 steps, which Grid Pool
+    samples after the first stage; Grid Unpool interpolates to the frames."""
 
     fresh: tuple[str, ...] = ("grid_pool.",)
 
@@ -91,30 +90,23 @@ class Coarse(Slow):
         super().__init__(blocks)
         self.grid_pool = GridPool(self.widths[0], splits=splits_of(self))
 
-    def begin(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
+    def first_stage(self, clips_BCTHW: Tensor) -> tuple[Tensor, Tensor]:
         x_BCSHW, grid_BS = self.grid_pool(self.blocks[1](self.blocks[0](clips_BCTHW)))
         return x_BCSHW, grid_BS * clips_BCTHW.shape[2]
 
-    def lengthen(self, values_BKS: Tensor, places_BS: Tensor, frames: int) -> Tensor:
-        return unpool(values_BKS, places_BS / frames, frames)
-
-
-def checked(option: str, value: Choice, kinds: Any) -> Choice:
-    """The value of an option; ValueError if it is none of a Literal's."""
-    if value not in get_args(kinds):
-        raise ValueError(f"{option}={value!r}: choose from {', '.join(get_args(kinds))}")
-    return value
+    def upsample(self, values_BKS: Tensor, positions_BS: Tensor, frames: int) -> Tensor:
+        return unpool(values_BKS, positions_BS / frames, frames)
 
 
 def splits_of(network: X3D) -> int:
-    """Groups of a batch that the network normalises apart."""
+    """Groups of a batch with separate statistics in the network."""
     stem: Any = network.blocks[0]
     splits: int = stem.norm.splits
     return splits
 
 
 def backbone_of(name: str, num_classes: int, options: Mapping[str, Any] | None) -> X3D:
-    """A registered X3D; ValueError for a network that is none."""
+    """Create a registered X3D; ValueError for another network."""
     network = create(name, num_classes, **(options or {}))
     if not isinstance(network, X3D) or isinstance(network, Slow):
         raise ValueError(f"backbone={name!r} is no X3D: choose from {', '.join(available('x3d*'))}")
@@ -123,12 +115,9 @@ def backbone_of(name: str, num_classes: int, options: Mapping[str, Any] | None) 
 
 @register
 def fast(
-    num_classes: int,
-    *,
-    backbone: str = "x3d_m",
-    backbone_options: Mapping[str, Any] | None = None,
+    num_classes: int, *, backbone: str = "x3d_m", backbone_options: Mapping[str, Any] | None = None
 ) -> X3D:
-    """The backbone itself: Fast of SlowFast, Fine of Coarse-Fine."""
+    """The backbone unchanged: Fast of SlowFast, Fine of Coarse-Fine."""
     return backbone_of(backbone, num_classes, backbone_options)
 
 
@@ -146,10 +135,7 @@ def slow(
 
 @register
 def coarse(
-    num_classes: int,
-    *,
-    backbone: str = "x3d_m",
-    backbone_options: Mapping[str, Any] | None = None,
+    num_classes: int, *, backbone: str = "x3d_m", backbone_options: Mapping[str, Any] | None = None
 ) -> Coarse:
     """Coarse alone, over a registered X3D with these options."""
     return Coarse(list(backbone_of(backbone, num_classes, backbone_options).blocks))

@@ -1,27 +1,27 @@
-"""3D ResNet-50 that scores every frame: the Slow network, temporal stride 1, pooled over space.
+"""3D ResNet-50 of temporal stride 1, pooled over space: the Slow network as a frame scorer.
 
-Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019; MODELS.md 11. Modules
-bear pytorchvideo's names, so that its Slow-R50 loads as it is (into ``stem_frames=1``).
+Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019. Modules have
+pytorchvideo's names, so that its Slow-R50 loads unchanged (into ``stem_frames=1``).
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
-from ssdet.models.registry import register, seeded
+from ssdet.models.networks.base import BlockNetwork, initialise_convolutions
+from ssdet.models.registry import register
 
 EXPANSION = 4
-"""Channels that a block puts out over those inside it."""
+"""Output channels of a block over those inside it."""
 
 
 class Stem(nn.Module):
-    """A convolution of 7 x 7 positions and a maximum, each of spatial stride 2."""
+    """A convolution of 7 x 7 positions and a max pooling, each of spatial stride 2."""
 
     def __init__(self, before: int, after: int, frames: int, norm: partial[SubBatchNorm3d]) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; the first one changes it."""
+    """Blocks of one resolution, which the first block reduces."""
 
     def __init__(self, blocks: Sequence[Block]) -> None:
         super().__init__()
@@ -90,69 +90,14 @@ class Head(nn.Module):
         return self.proj(self.dropout(features_BDT.transpose(1, 2))).transpose(1, 2)
 
 
-class SlowResNet(nn.Module):
+class SlowResNet(BlockNetwork):
     """Clips [B, C, T, H, W] -> logits [B, K, T], one column per input frame.
 
-    ``blocks`` holds the stem, the stages and the head.
+    Features are outputs of the last stage, averaged over the positions of each frame.
     """
 
-    takes: ClassVar[str] = "clips"
-
-    def __init__(self, stem: Stem, stages: Sequence[Stage], head: Head) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList([stem, *stages, head])
-
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        return self.score(self.features(clips_BCTHW))
-
-    def classify(self, clips_BCTHW: Tensor) -> Tensor:
-        """Logits [B, K] of whole clips: features are averaged over time before the head."""
-        return self.score(self.features(clips_BCTHW).mean(2, keepdim=True)).squeeze(2)
-
-    def features(self, clips_BCTHW: Tensor) -> Tensor:
-        """Outputs [B, D, T] of the last stage, averaged over the positions of each frame."""
-        x_BCTHW = clips_BCTHW
-        for block in self.blocks[:-1]:
-            x_BCTHW = block(x_BCTHW)
-        return x_BCTHW.mean((3, 4))
-
     def score(self, features_BDT: Tensor) -> Tensor:
-        """Logits [B, K, T] of features."""
         return self.head(features_BDT)
-
-    @property
-    def head(self) -> Any:
-        return self.blocks[-1]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The stages, whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`)."""
-        return list(self.blocks)[1:-1]
-
-    @property
-    def temporal_context(self) -> int:
-        """How many frames before and after it a frame's logits depend on."""
-        return sum(m.kernel_size[0] // 2 for m in self.modules() if isinstance(m, nn.Conv3d))
-
-    @property
-    def classifier(self) -> str:
-        """Prefix of the parameters whose shape depends on the number of classes."""
-        return f"blocks.{len(self.blocks) - 1}.proj."
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the classifier, which a recipe may give another learning rate."""
-        return self.head.parameters()
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that ``head_parameters`` does not yield."""
-        return self.blocks[:-1].parameters()
-
-    def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
-        """Replace the last layer by a fresh one for ``num_classes`` classes."""
-        old = self.head.proj
-        with seeded(generator):
-            fresh = nn.Linear(old.in_features, num_classes)
-        self.head.proj = fresh.to(old.weight)
 
 
 @register
@@ -170,12 +115,11 @@ def slow_r50(
     """3D ResNet-50, or a smaller one: ``widths=(16, 32, 64), depths=(1, 1, 1)`` with
     ``stage_strides=(1, 2, 1)`` suits clips of 24 pixels.
 
-    widths: channels inside the blocks of each stage; four times as many come out.
-    depths: blocks of each stage. The blocks of the last two stages see three frames.
+    widths: channels inside the blocks of each stage; outputs have four times as many.
+    depths: blocks of each stage. Those of the last two stages span three frames.
     stage_strides: spatial stride of each stage, after the stem's 4.
-    stem_frames: frames that the first convolution sees. 3 is what the specification's sizes are
-    of (31,975,005 parameters at 157 classes); the published Slow-R50 has 1.
-    norm_splits: groups of a batch that are normalised apart, see ``norm.splits_for``.
+    stem_frames: temporal size of the first convolution; the published Slow-R50 has 1.
+    norm_splits: groups of a batch with separate statistics, see ``sub_batch_norm.splits_for``.
     """
     if not len(widths) == len(depths) == len(stage_strides) > 0:
         raise ValueError(
@@ -193,11 +137,6 @@ def slow_r50(
         stages.append(Stage(blocks))
         before = after
     stem = Stem(in_channels, widths[0], stem_frames, norm)
-    return _initialise(SlowResNet(stem, stages, Head(before, num_classes, dropout)))
-
-
-def _initialise(model: SlowResNet) -> SlowResNet:
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model = SlowResNet([stem, *stages, Head(before, num_classes, dropout)])
+    initialise_convolutions(model)
     return model

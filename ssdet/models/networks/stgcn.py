@@ -1,4 +1,4 @@
-"""Stacked spatio-temporal graph convolutions over detections: a redesign, see `stgcn`."""
+"""Stacked-STGCN, graph convolutions over detections: a redesign, see `stgcn`."""
 
 from typing import ClassVar, NamedTuple
 
@@ -10,40 +10,43 @@ from ssdet.data.features.detections import ACTOR, SEGMENTS, Detections
 from ssdet.models.registry import register, seeded
 
 OFFSETS = (-2, -1, 1, 2)
-"""Steps that temporal edges span."""
+"""Temporal offsets of edges in steps."""
 _GEOMETRY = 5
 
 
 class Graph(NamedTuple):
-    """M nodes of every step, which of them are there, and which pairs of a step are related."""
+    """M nodes of every step: their presence, and the relations between pairs of a step."""
 
     present_BTM: Tensor
     touching_BTMM: Tensor
     """bool: two boxes that overlap."""
-    apart_BTMM: Tensor
+    separate_BTMM: Tensor
     """bool: all other pairs."""
 
     def halved(self) -> "Graph":
-        """Every two steps as one, where there is what is in either."""
-        present, touching, apart = (_either(part) for part in self)
-        return Graph(present, touching, apart & ~touching)
+        """Merge every two steps: nodes and relations of either."""
+        present, touching, separate = (_either(part) for part in self)
+        return Graph(present, touching, separate & ~touching)
 
 
 class Edges(NamedTuple):
-    """A graph as weights: rows sum to 1, or to 0 for a node without neighbours."""
+    """Edge weights of a graph: rows sum to 1, or to 0 for a node without neighbours."""
 
     present_BTM1: Tensor
     touching_BTMM: Tensor
-    apart_BTMM: Tensor
-    share_BT1M: Tensor
-    """What each node adds to the mean of its step."""
+    separate_BTMM: Tensor
+    weight_BT1M: Tensor
+    """Weight of each node in the mean of its step."""
 
     @classmethod
     def of(cls, graph: Graph) -> "Edges":
         """Row-normalised relations of a graph."""
-        present, touching, apart = (part.float() for part in graph)
+        present, touching, separate = (part.float() for part in graph)
         return cls(
-            present[..., None], _shares(touching), _shares(apart), _shares(present[:, :, None])
+            present[..., None],
+            _normalised(touching),
+            _normalised(separate),
+            _normalised(present[:, :, None]),
         )
 
 
@@ -53,14 +56,14 @@ def _either(pairs: Tensor) -> Tensor:
     return padded[:, ::2] | padded[:, 1::2]
 
 
-def _shares(weights: Tensor) -> Tensor:
+def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
 class RelationConv(nn.Module):
     """Σ_p Â_p X W_p over itself, boxes that overlap, other nodes of the step, and steps ±1, ±2.
 
-    Along time every node is joined to all nodes of the other step, whose mean therefore comes.
+    Along time every node is connected to all nodes of the other step, that is, to their mean.
     """
 
     def __init__(self, width: int) -> None:
@@ -69,15 +72,15 @@ class RelationConv(nn.Module):
         self.temporal = nn.Linear(len(OFFSETS) * width, width, bias=False)
 
     def forward(self, x_BTMC: Tensor, edges: Edges) -> Tensor:
-        around = [x_BTMC, edges.touching_BTMM @ x_BTMC, edges.apart_BTMM @ x_BTMC]
-        mean_BTC = (edges.share_BT1M @ x_BTMC).squeeze(2)
+        around = [x_BTMC, edges.touching_BTMM @ x_BTMC, edges.separate_BTMM @ x_BTMC]
+        mean_BTC = (edges.weight_BT1M @ x_BTMC).squeeze(2)
         steps = [_shifted(mean_BTC, offset) for offset in OFFSETS]
         spread_BTC = self.temporal(torch.cat(steps, -1))
         return self.spatial(torch.cat(around, -1)) + spread_BTC.unsqueeze(2)
 
 
 def _shifted(x_BTC: Tensor, offset: int) -> Tensor:
-    """Row t holds what was at t + offset, 0 beyond the ends."""
+    """Row t is that of t + offset, 0 beyond the ends."""
     before, after = max(-offset, 0), max(offset, 0)
     return F.pad(x_BTC, (0, 0, before, after))[:, after : after + x_BTC.shape[1]]
 
@@ -119,7 +122,7 @@ def _doubled(x_BTMC: Tensor, like: Tensor) -> Tensor:
 
 
 class Readouts(nn.Module):
-    """All that depends on K: a classifier of each stack, and what it tells the next."""
+    """Layers whose shape depends on K: a classifier per stack, and its feedback to the next."""
 
     def __init__(self, width: int, num_classes: int, stacks: int) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class Readouts(nn.Module):
 class StackedSTGCN(nn.Module):
     """`Detections` -> logits [B, K, T], one column per step; built by `stgcn`.
 
-    Raises ValueError where vectors of the whole picture that it was built for are not given.
+    ValueError without the whole-frame vectors that it was built for.
     """
 
     takes: ClassVar[str] = "detections"
@@ -158,10 +161,10 @@ class StackedSTGCN(nn.Module):
         logits: list[Tensor] = []
         for number, stack in enumerate(self.stacks):
             if logits:
-                told_BTC = self.readouts.feedback[number - 1](logits[-1].transpose(1, 2))
-                x_BTMC = (x_BTMC + told_BTC.unsqueeze(2)) * edges[0].present_BTM1
+                feedback_BTC = self.readouts.feedback[number - 1](logits[-1].transpose(1, 2))
+                x_BTMC = (x_BTMC + feedback_BTC.unsqueeze(2)) * edges[0].present_BTM1
             x_BTMC = stack(x_BTMC, *edges)
-            pooled_BTC = (edges[0].share_BT1M @ x_BTMC).squeeze(2)
+            pooled_BTC = (edges[0].weight_BT1M @ x_BTMC).squeeze(2)
             logits.append(self.readouts.score[number](pooled_BTC).transpose(1, 2))
         return logits
 
@@ -173,16 +176,16 @@ class StackedSTGCN(nn.Module):
             present.append(mask_BT[..., None])
             boxes.append(torch.zeros_like(detections.boxes_BTN4[:, :, :1]))
         if self.objects is not None:
-            there = detections.present_BTN
-            boxes.append(detections.boxes_BTN4.masked_fill(~there[..., None], 0))
+            present_BTN = detections.present_BTN
+            boxes.append(detections.boxes_BTN4.masked_fill(~present_BTN[..., None], 0))
             nodes.append(self.objects(_described(detections, boxes[-1])))
-            present.append(there)
+            present.append(present_BTN)
         present_BTM = torch.cat(present, 2)
         x_BTMC = torch.cat(nodes, 2).masked_fill(~present_BTM[..., None], 0)
         return x_BTMC, _related(torch.cat(boxes, 2), present_BTM)
 
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
-        """Replace all that depends on the number of classes by fresh parameters."""
+        """Replace the layers whose shape depends on the number of classes by fresh ones."""
         device = next(self.readouts.parameters()).device
         with seeded(generator):
             fresh = Readouts(self.width, num_classes, len(self.stacks))
@@ -201,16 +204,16 @@ def _segment(detections: Detections, name: str) -> Tensor:
 
 
 def _described(detections: Detections, boxes_BTN4: Tensor) -> Tensor:
-    """Features of objects, with their boxes (centre and size) and whether they are actors."""
+    """Features of objects with their boxes (centre and size) and an actor flag."""
     low, high = boxes_BTN4.split(2, -1)
     actor = (detections.kinds_BTN == ACTOR)[..., None].to(boxes_BTN4)
-    there = detections.present_BTN[..., None]
-    features = detections.features_BTND.masked_fill(~there, 0)
+    absent_BTN1 = ~detections.present_BTN[..., None]
+    features = detections.features_BTND.masked_fill(absent_BTN1, 0)
     return torch.cat([features, (low + high) / 2, high - low, actor], -1)
 
 
 def _related(boxes_BTM4: Tensor, present_BTM: Tensor) -> Graph:
-    """Pairs of each step; nodes without a box touch nothing."""
+    """Relations of each step; nodes without a box touch nothing."""
     low, high = boxes_BTM4.split(2, -1)
     start = torch.maximum(low[:, :, :, None], low[:, :, None])
     stop = torch.minimum(high[:, :, :, None], high[:, :, None])
@@ -234,8 +237,8 @@ def stgcn(
     """Stacked-STGCN: a redesign from the paper's description, not a reproduction.
 
     Ghosh et al., Stacked Spatio-Temporal Graph Convolutional Networks for Action Segmentation (WACV
-    2020, arXiv 1811.10575); MODELS.md 11. in_features, rgb, flow, scene: channels of boxes and of
-    vectors of the whole picture; 0 leaves that type of node out. ValueError where none is left.
+    2020, arXiv 1811.10575). in_features, rgb, flow, scene: channels of boxes and of whole-frame
+    vectors; 0: no such nodes. ValueError without any node.
     """
     widths = {name: n for name, n in zip(SEGMENTS, (rgb, flow, scene), strict=True) if n}
     if not (in_features or widths) or stacks < 1:

@@ -1,47 +1,23 @@
-"""Super-Events: what happens over a whole video, seen through a few learned windows in time.
+"""Super-Events: per-step scores plus scores of the whole video from learned temporal windows.
 
 Piergiovanni & Ryoo, "Learning Latent Super-Events to Detect Multiple Activities in Videos", CVPR
-2018; MODELS.md 7. Names of parameters are those of the published code.
+2018. Parameters have the published names.
 """
 
 import math
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssdet.models.registry import register
-
-Padding = Literal["released", "exact"]
-Word = TypeVar("Word", bound=str)
-
-
-def one_of(option: str, value: Word, choices: Any) -> Word:
-    """The value of an option; ValueError where it is none of a Literal's words."""
-    if value not in get_args(choices):
-        words = ", ".join(map(repr, get_args(choices)))
-        raise ValueError(f"{option} {value!r}: choose from {words}")
-    return value
-
-
-def steps_of(features_BDT: Tensor, lengths_B: Tensor, padding: Padding) -> Tensor | None:
-    """bool [B, T]: which steps exist; None with padding="released", which does not ask."""
-    if padding == "released":
-        return None
-    return torch.arange(features_BDT.shape[2], device=features_BDT.device) < lengths_B[:, None]
-
-
-def silenced(x: Tensor, steps_BT: Tensor | None) -> Tensor:
-    """[B, ..., T] with zeros for the steps that do not exist."""
-    if steps_BT is None:
-        return x
-    return x.masked_fill(~steps_BT.view(x.shape[0], *[1] * (x.ndim - 2), -1), 0)
+from ssdet.models.layers.masking import Padding, masked, step_mask
+from ssdet.models.registry import one_of, register
 
 
 class Windows(nn.Module):
-    """N windows in time, whose centres move with the length that they are laid over.
+    """N temporal windows whose centres are fractions of the sequence's length.
 
-    `delta` is published, and without influence: its factor is zero.
+    The published parameter `delta` has no influence: its factor is zero.
     """
 
     def __init__(self, count: int) -> None:
@@ -51,35 +27,33 @@ class Windows(nn.Module):
         )
 
     def distances(self, lengths_B: Tensor, steps: int) -> Tensor:
-        """[B, N, steps]: how far each step is behind the centre of each window."""
-        # Centres of long videos are no float16 numbers.
+        """[B, N, steps]: distance of each step from the centre of each window."""
+        # float16 cannot represent the centres of long videos.
         lengths_B = lengths_B.to(torch.promote_types(self.center.dtype, torch.float32))
-        places_N = self.center.tanh() + 0 * self.delta.tanh()
-        centres_BN1 = ((lengths_B[:, None] - 1) * (places_N + 1) / 2)[..., None]
+        positions_N = self.center.tanh() + 0 * self.delta.tanh()
+        centres_BN1 = ((lengths_B[:, None] - 1) * (positions_N + 1) / 2)[..., None]
         return torch.arange(steps, device=centres_BN1.device) - centres_BN1
 
-    def cauchy(self, lengths_B: Tensor, steps: int, steps_BT: Tensor | None = None) -> Tensor:
-        """[B, N, steps]: windows of Cauchy shape, with a sum of 1 over the steps that exist.
-
-        Without `steps_BT` that is the padded length, as published.
-        """
+    def cauchy(self, lengths_B: Tensor, steps: int, mask_BT: Tensor | None = None) -> Tensor:
+        """[B, N, steps]: Cauchy windows with a sum of 1 over the existing steps or, without a mask
+        (as published), over the padded length."""
         width_N1 = torch.exp(1.5 - 2 * self.gamma.tanh().abs())[:, None]
         offsets_BNT = self.distances(lengths_B, steps) / width_N1
         heights_BNT = 1 / (math.pi * width_N1 * (1 + offsets_BNT.square()))
-        heights_BNT = silenced(heights_BNT, steps_BT)
+        heights_BNT = masked(heights_BNT, mask_BT)
         return heights_BNT / (heights_BNT.sum(2, keepdim=True) + 1e-6)
 
 
 class TemporalStructureFilter(Windows):
-    """Features [B, D, T] -> [B, D]: weighted sums over time, the largest of the N of them.
+    """Features [B, D, T] -> [B, D]: maximum over N weighted sums over time.
 
-    The published weights take the largest; their repository's later code concatenates instead.
+    This is the code of the published weights; later code in the repository concatenates the sums.
     """
 
     def forward(
-        self, features_BDT: Tensor, lengths_B: Tensor, steps_BT: Tensor | None = None
+        self, features_BDT: Tensor, lengths_B: Tensor, mask_BT: Tensor | None = None
     ) -> Tensor:
-        windows_BNT = self.cauchy(lengths_B, features_BDT.shape[2], steps_BT)
+        windows_BNT = self.cauchy(lengths_B, features_BDT.shape[2], mask_BT)
         sums_BND = windows_BNT.to(features_BDT.dtype) @ features_BDT.transpose(1, 2)
         return sums_BND.max(1).values
 
@@ -87,14 +61,14 @@ class TemporalStructureFilter(Windows):
 class EventScores(nn.Module):
     """Features [B, D, T] -> one score per class and video [B, K], from two filters.
 
-    Each class has its own share of the two, and its own direction in the features.
+    Each class has its own weights of the two filters and of the features.
     """
 
     def __init__(self, in_features: int, num_classes: int, filters: int, dropout: float) -> None:
         super().__init__()
         self.super_event = TemporalStructureFilter(filters)
         self.super_event2 = TemporalStructureFilter(filters)
-        # The published code leaves these as memory was; trained values reach 6e35.
+        # The published code does not initialise these; trained values reach 6e35.
         self.cls_wts = nn.Parameter(torch.randn(num_classes) * 0.01)
         bound = (2 * in_features) ** -0.5
         self.sup_mat = nn.Parameter(torch.empty(1, num_classes, in_features))
@@ -102,23 +76,23 @@ class EventScores(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, features_BDT: Tensor, lengths_B: Tensor, steps_BT: Tensor | None = None
+        self, features_BDT: Tensor, lengths_B: Tensor, mask_BT: Tensor | None = None
     ) -> Tensor:
         events = (
-            event(features_BDT, lengths_B, steps_BT)
+            event(features_BDT, lengths_B, mask_BT)
             for event in (self.super_event, self.super_event2)
         )
         scores_B2K = self.dropout(torch.stack(list(events), 1)) @ self.sup_mat[0].T
-        share_K = self.cls_wts.sigmoid()
-        return share_K * scores_B2K[:, 0] + (1 - share_K) * scores_B2K[:, 1]
+        weight_K = self.cls_wts.sigmoid()
+        return weight_K * scores_B2K[:, 0] + (1 - weight_K) * scores_B2K[:, 1]
 
 
 class SuperEvents(nn.Module):
-    """Features [B, D, T] and their lengths [B] -> logits [B, K, T]: each step alone, plus the
-    scores of the whole video.
+    """Features [B, D, T] and their lengths [B] -> logits [B, K, T]: scores of each step plus scores
+    of the whole video.
 
-    padding="released": windows have a sum of 1 over the padded length, as published, and features
-    in the padding count (they should be 0). "exact": padding does not change a step that exists.
+    padding="released": windows have a sum of 1 over the padded length, as published, and padded
+    features count (they should be 0). "exact": padding does not change existing steps.
     """
 
     takes: ClassVar[str] = "features"
@@ -136,9 +110,9 @@ class SuperEvents(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def forward(self, features_BDT: Tensor, lengths_B: Tensor) -> Tensor:
-        steps_BT = steps_of(features_BDT, lengths_B, self.padding)
-        features_BDT = self.dropout(silenced(features_BDT, steps_BT))
-        events_BK = self.events(features_BDT, lengths_B, steps_BT)
+        mask_BT = step_mask(features_BDT, lengths_B) if self.padding == "exact" else None
+        features_BDT = self.dropout(masked(features_BDT, mask_BT))
+        events_BK = self.events(features_BDT, lengths_B, mask_BT)
         return self.per_frame(features_BDT) + events_BK[..., None]
 
 
@@ -153,6 +127,6 @@ def super_events(
 ) -> SuperEvents:
     """Super-Events; published weights have 3 filters (Charades) or 1 (MultiTHUMOS).
 
-    Raises ValueError for another `padding`.
+    ValueError for another `padding`.
     """
     return SuperEvents(in_features, num_classes, filters, dropout, padding)

@@ -1,7 +1,7 @@
-"""TGM: temporal convolutions whose kernels are mixtures of a few bell curves.
+"""TGM: temporal convolutions whose kernels are mixtures of a few Gaussians.
 
-Piergiovanni & Ryoo, "Temporal Gaussian Mixture Layer for Videos", ICML 2019; MODELS.md 8. Names of
-parameters are those of the published code.
+Piergiovanni & Ryoo, "Temporal Gaussian Mixture Layer for Videos", ICML 2019. Parameters have the
+published names.
 """
 
 from typing import Any, ClassVar, Literal
@@ -10,28 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssdet.models.networks.super_events import (
-    EventScores,
-    Padding,
-    Windows,
-    one_of,
-    silenced,
-    steps_of,
-)
-from ssdet.models.registry import register, variant_of
+from ssdet.models.layers.masking import Padding, masked, step_mask
+from ssdet.models.networks.super_events import EventScores, Windows
+from ssdet.models.registry import one_of, register, variant_of
 
 Kernel = Literal["gaussian", "cauchy"]
 Combine = Literal["conv", "soft", "soft_released"]
 
 
 class TGMLayer(Windows):
-    """[B, c_in, D, T] -> [B, c_out, D, T]: each output channel adds up all input channels, each
-    under a kernel of its own, which is a mixture of the same `mixtures` bell curves.
+    """[B, c_in, D, T] -> [B, c_out, D, T]: each output channel is a sum of all input channels, each
+    filtered by its own kernel, a mixture of the same `mixtures` bell curves.
 
     kernel: "gaussian" as in the paper, "cauchy" as in its code.
-    combine: how input channels are added up (one alone is taken as it is): "conv" by learned
-    weights and a bias, before ReLU; "soft" by attention over them. "soft_released" adds up the
-    output channels instead, so that c_in come out, as the published code does by mistake.
+    combine: how several input channels are summed: "conv" with learned weights and a bias, before
+    ReLU; "soft" with attention over them. "soft_released" sums over the output channels instead and
+    has c_in outputs, a mistake of the published code.
     """
 
     def __init__(
@@ -47,7 +41,7 @@ class TGMLayer(Windows):
         self.length, self.c_in, self.c_out = length, c_in, c_out
         self.kernel = one_of("kernel", kernel, Kernel)
         self.combine = one_of("combine", combine, Combine)
-        # The published code leaves attention as memory was.
+        # The published code does not initialise attention.
         self.soft_attn = nn.Parameter(torch.randn(c_out * c_in, mixtures) * 0.01)
         if c_in > 1 and combine == "conv":
             self.convs = nn.ModuleList(nn.Conv2d(c_in, 1, 1) for _ in range(c_out))
@@ -69,7 +63,7 @@ class TGMLayer(Windows):
         return y_BCDT if bias is None else F.relu(y_BCDT)
 
     def kernels(self) -> Tensor:
-        """[c_out, c_in, length]: every pair of channels' mixture; each has a sum of 1."""
+        """[c_out, c_in, length]: the mixture of every pair of channels, with a sum of 1."""
         bank_NL = self._gaussian() if self.kernel == "gaussian" else self._cauchy()
         return (self.soft_attn.softmax(1) @ bank_NL.to(self.soft_attn)).view(
             self.c_out, self.c_in, self.length
@@ -92,11 +86,11 @@ class TGMLayer(Windows):
 
 
 class TGM(nn.Module):
-    """Features [B, D, T] and their lengths [B] -> logits [B, K, T]: layers over each feature's
-    course, the largest of their channels, and a classifier that sees both.
+    """Features [B, D, T] and their lengths [B] -> logits [B, K, T]: a classifier on the features
+    and on the maximum over the channels of TGM layers on each feature's time series.
 
-    padding="released": a layer sees what the one before it made of the padding, as published.
-    "exact": padding does not change a step that exists.
+    padding="released": padding is not masked between layers, as published. "exact": padding does
+    not change existing steps.
     """
 
     takes: ClassVar[str] = "features"
@@ -121,19 +115,19 @@ class TGM(nn.Module):
         self.classify = nn.Conv1d(hidden, num_classes, 1)
 
     def forward(self, features_BDT: Tensor, lengths_B: Tensor) -> Tensor:
-        steps_BT = steps_of(features_BDT, lengths_B, self.padding)
-        features_BDT = silenced(features_BDT, steps_BT)
-        parts = [self.dropout(features_BDT), self.dropout(self._course(features_BDT, steps_BT))]
+        mask_BT = step_mask(features_BDT, lengths_B) if self.padding == "exact" else None
+        features_BDT = masked(features_BDT, mask_BT)
+        parts = [self.dropout(features_BDT), self.dropout(self._filtered(features_BDT, mask_BT))]
         if self.events:
-            scores_BK = self.dropout(self.events(features_BDT, lengths_B, steps_BT))
+            scores_BK = self.dropout(self.events(features_BDT, lengths_B, mask_BT))
             parts.append(scores_BK[..., None].expand(-1, -1, features_BDT.shape[2]))
         hidden_BCT = F.relu(self.h(F.relu(torch.cat(parts, 1))))
         return self.classify(hidden_BCT)
 
-    def _course(self, features_BDT: Tensor, steps_BT: Tensor | None) -> Tensor:
+    def _filtered(self, features_BDT: Tensor, mask_BT: Tensor | None) -> Tensor:
         x_BCDT = features_BDT[:, None]
         for layer in self.layers:
-            x_BCDT = silenced(layer(x_BCDT), steps_BT)
+            x_BCDT = masked(layer(x_BCDT), mask_BT)
         return x_BCDT.max(1).values
 
 
@@ -155,8 +149,8 @@ def tgm(
 ) -> TGM:
     """TGM, at the published size by default; published weights need kernel="cauchy".
 
-    length: steps that a kernel spans. filters: of each temporal structure filter; 0 leaves
-    Super-Events out. Raises ValueError for another word in `kernel`, `combine` or `padding`.
+    length: steps of a kernel. filters: windows of each temporal structure filter of Super-Events;
+    0: no Super-Events. ValueError for another `kernel`, `combine` or `padding`.
     """
     stack = [
         TGMLayer(mixtures, length, channels if number else 1, channels, kernel, combine)
@@ -168,5 +162,5 @@ def tgm(
 
 @variant_of(tgm)
 def tgm_super_events(num_classes: int, **options: Any) -> TGM:
-    """TGM that also sees Super-Events' scores of the whole video (filters=3)."""
+    """TGM with Super-Events' scores of the whole video (filters=3)."""
     return tgm(num_classes, **{"filters": 3, **options})

@@ -1,34 +1,28 @@
-"""I3D on pictures and on optical flow, fused late (Carreira & Zisserman 2017; MODELS.md 11)."""
-
-from collections.abc import Iterator
-from itertools import chain
-from typing import ClassVar
+"""Two-stream I3D: late fusion of RGB and optical flow (Carreira & Zisserman, CVPR 2017)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ssdet.models.networks.base import VideoNetwork
 from ssdet.models.networks.i3d import I3D, i3d
 from ssdet.models.registry import register
 
 CHANNELS = (3, 2)
-"""Channels of a clip that each stream sees: RGB first, then flow."""
+"""Channels of each stream: RGB, then flow."""
 
 
-class TwoStream(nn.Module):
-    """Clips [B, 5, T, H, W] -> logits [B, K, T], the mean of those of two networks.
+class TwoStream(VideoNetwork):
+    """Clips [B, 5, T, H, W] -> logits [B, K, T], the mean over two networks.
 
-    Channels 0-2 are the picture as `rgb` takes it. Channels 3 and 4 are optical flow to the next
-    frame, right and down, which the user computes and supplies: displacements in pixels cut off at
-    -20 and 20 and divided by 20, so in [-1, 1] (what published weights saw, by TV-L1). Weights of a
-    stream load into it alone: ``load_weights(model.flow, ...)``.
+    Channels 0-2 are RGB for `rgb`. Channels 3 and 4 are precomputed optical flow to the next frame,
+    right and down: displacements clipped to 20 pixels and divided by 20, so in [-1, 1] (published
+    weights: TV-L1). Weights load into one stream: ``load_weights(model.flow, ...)``.
 
-    Raises ValueError for clips of another number of channels.
+    ValueError for clips with another number of channels.
     """
 
-    takes: ClassVar[str] = "clips"
-    classifier: ClassVar[tuple[str, ...]] = (f"rgb.{I3D.classifier}", f"flow.{I3D.classifier}")
-    """Prefixes of the parameters whose shape depends on the number of classes."""
-    in_channels: ClassVar[int] = sum(CHANNELS)
+    classifier = (f"rgb.{I3D.classifier}", f"flow.{I3D.classifier}")
+    in_channels = sum(CHANNELS)
 
     def __init__(self, rgb: I3D, flow: I3D) -> None:
         super().__init__()
@@ -61,19 +55,6 @@ class TwoStream(nn.Module):
             )
         return clips_BCTHW.split(CHANNELS, 1)
 
-    @property
-    def layers(self) -> list[nn.Module]:
-        """No module's output has the frames of the input, so clips are mixed at the input alone."""
-        return []
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the classifiers, which a recipe may give another learning rate."""
-        return chain(self.rgb.head_parameters(), self.flow.head_parameters())
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that ``head_parameters`` does not yield."""
-        return chain(self.rgb.backbone_parameters(), self.flow.backbone_parameters())
-
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
         """Replace both last layers by fresh ones for ``num_classes`` classes."""
         for stream in (self.rgb, self.flow):
@@ -84,7 +65,7 @@ class TwoStream(nn.Module):
 def i3d_two_stream(
     num_classes: int, *, dropout: float = 0.5, norm_momentum: float = 0.01
 ) -> TwoStream:
-    """Two I3D of the same options, on RGB and on flow."""
+    """Two I3D with the same options, on RGB and on flow."""
     rgb, flow = (
         i3d(num_classes, in_channels=channels, dropout=dropout, norm_momentum=norm_momentum)
         for channels in CHANNELS

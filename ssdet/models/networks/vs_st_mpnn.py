@@ -1,4 +1,4 @@
-"""Messages between detections, and between labels: a redesign, see `vs_st_mpnn`."""
+"""VS-ST-MPNN, message passing between detections and between labels: see `vs_st_mpnn`."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
@@ -18,16 +18,16 @@ class Neighbours(NamedTuple):
     """M possible senders for each of N receivers of every step."""
 
     edges_BTNME: Tensor
-    """Geometry of the pairs, see `geometry`."""
+    """Relative geometry of the pairs, see `geometry`."""
     linked_BTNM: Tensor
-    """bool: whether a message goes that way."""
+    """bool: whether the receiver gets a message of the sender."""
 
 
 def geometry(to_BTN4: Tensor, from_BTM4: Tensor, ahead_M: Tensor) -> Tensor:
-    """Edges [B, T, N, M, 6]: sender's centre minus receiver's (x, y), log of its width and of its
-    height over the receiver's, intersection over union, and how many steps it is ahead."""
+    """Edges [B, T, N, M, 6]: sender's centre minus receiver's (x, y), log ratios of width and of
+    height, intersection over union, and temporal offset in steps."""
     to, sender = to_BTN4[:, :, :, None], from_BTM4[:, :, None]
-    # Absent boxes are empty, and would have a size ratio of 0 / 0.
+    # Absent boxes are empty: without the clamp their size ratio would be 0 / 0.
     size = (to[..., 2:] - to[..., :2]).clamp(min=1e-3)
     other = (sender[..., 2:] - sender[..., :2]).clamp(min=1e-3)
     centre = (sender[..., 2:] + sender[..., :2] - to[..., 2:] - to[..., :2]) / 2
@@ -43,7 +43,7 @@ class Relation(nn.Module):
     """Messages along edges of one type: m_i = Σ_j attention_ij · W [h_j, e_ij].
 
     Attention is a softmax over the linked j of a scaled product of i and j plus a small network of
-    the edge; who is linked to nobody gets 0.
+    the edge; 0 for a node without links.
     """
 
     def __init__(self, width: int) -> None:
@@ -59,16 +59,16 @@ class Relation(nn.Module):
         lowest = torch.finfo(scores.dtype).min
         attention_BTNM = scores.masked_fill(~among.linked_BTNM, lowest).softmax(-1)
         attention_BTNM = attention_BTNM.masked_fill(~among.linked_BTNM, 0)
-        # W is linear, so it can wait until the senders are summed.
-        seen_BTNE = (attention_BTNM.unsqueeze(-2) @ among.edges_BTNME).squeeze(-2)
-        return self.message(torch.cat([attention_BTNM @ from_BTMC, seen_BTNE], -1))
+        # W is linear, so it is applied after the sum over senders.
+        mean_BTNE = (attention_BTNM.unsqueeze(-2) @ among.edges_BTNME).squeeze(-2)
+        return self.message(torch.cat([attention_BTNM @ from_BTMC, mean_BTNE], -1))
 
 
 class Visual(nn.Module):
     """Rounds of typed messages between boxes, each followed by the same gated update.
 
     Within a step from objects to actors and from actors to objects; between neighbouring steps
-    among actors and among objects, whichever place a box has in the arrays.
+    among actors and among objects, for any order of the boxes.
     """
 
     def __init__(self, width: int, rounds: int) -> None:
@@ -84,8 +84,8 @@ class Visual(nn.Module):
             near_BTMC = torch.cat([_step(h_BTNC, -1), _step(h_BTNC, 1)], 2)
             messages = [self.relations[name](h_BTNC, h_BTNC, within[name]) for name in within]
             messages += [self.relations[name](h_BTNC, near_BTMC, across[name]) for name in across]
-            told_BTNC = torch.stack(messages).sum(0)
-            h_BTNC = self.update(told_BTNC.flatten(0, 2), h_BTNC.flatten(0, 2)).view_as(h_BTNC)
+            sum_BTNC = torch.stack(messages).sum(0)
+            h_BTNC = self.update(sum_BTNC.flatten(0, 2), h_BTNC.flatten(0, 2)).view_as(h_BTNC)
         return h_BTNC
 
 
@@ -113,13 +113,13 @@ def _links(detections: Detections) -> tuple[dict[str, Neighbours], dict[str, Nei
 
 
 def _step(x_BT: Tensor, offset: int) -> Tensor:
-    """Row t holds what was at t ± 1, zeros beyond the ends."""
+    """Row t is that of t ± 1, zeros beyond the ends."""
     empty = torch.zeros_like(x_BT[:, :1])
     return torch.cat([empty, x_BT[:, :-1]] if offset < 0 else [x_BT[:, 1:], empty], 1)
 
 
 class Labels(nn.Module):
-    """All that depends on K: embedding and co-occurrence of the labels, and the classifier."""
+    """Parameters whose shape depends on K: label embedding and co-occurrence, classifier."""
 
     cooccurrence_KK: Tensor
 
@@ -131,7 +131,7 @@ class Labels(nn.Module):
 
 
 class Symbolic(nn.Module):
-    """Nodes are softly assigned to labels, one graph convolution reasons, and labels answer.
+    """Soft assignment of nodes to labels, graph convolution over labels, and readout to nodes.
 
     A_ik = softmax_k(h_i W s_k); z_k = mean_i A_ik V h_i + s_k; Z = ReLU(Ĉ z G); h_i + A_i Z U.
     """
@@ -152,7 +152,7 @@ class Symbolic(nn.Module):
 
 
 def _shares(present_BTN: Tensor) -> Tensor:
-    """Weight of each node in the mean of those that are there."""
+    """Weight of each node in the mean of the present ones."""
     present = present_BTN.float()
     return present / present.sum(-1, keepdim=True).clamp(min=1)
 
@@ -186,10 +186,9 @@ class VisualSymbolicMPNN(nn.Module):
         return self.labels.score(pooled_BTC).transpose(1, 2)
 
     def set_cooccurrence(self, targets: Iterable[Any]) -> None:
-        """Take the edges between labels from 0/1 targets [K, T] of training videos: how often two
-        hold at the same step, rows normalised; a label that never holds is joined to itself alone.
-
-        Until then every label is. ValueError for another K.
+        """Set the edges between labels from 0/1 targets [K, T] of training videos: row-normalised
+        co-occurrence at the same step; a label without a positive is connected to itself alone, as
+        is every label initially. ValueError for another K.
         """
         old_KK = self.labels.cooccurrence_KK
         counts_KK = torch.zeros(old_KK.shape, dtype=torch.float64)
@@ -205,7 +204,7 @@ class VisualSymbolicMPNN(nn.Module):
         old_KK.copy_(counts_KK / counts_KK.sum(1, keepdim=True))
 
     def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
-        """Replace all that depends on the number of classes by fresh parameters."""
+        """Replace the parameters whose shape depends on the number of classes by fresh ones."""
         symbols, score = self.labels.embedding_KS.shape[1], self.labels.score
         with seeded(generator):
             fresh = Labels(num_classes, score.in_features, symbols)
@@ -224,7 +223,7 @@ def vs_st_mpnn(
     """VS-ST-MPNN: a redesign from the paper's description, not a reproduction.
 
     Mavroudi et al., Representation Learning on Visual-Symbolic Graphs for Video Understanding (ECCV
-    2020, arXiv 1905.07385); MODELS.md 11. in_features: channels of the boxes' features; symbols:
-    width of the label graph. `set_cooccurrence` gives that graph its edges.
+    2020, arXiv 1905.07385). in_features: channels of the boxes' features; symbols: width of the
+    label graph, whose edges `set_cooccurrence` sets.
     """
     return VisualSymbolicMPNN(num_classes, in_features, width, symbols, rounds)

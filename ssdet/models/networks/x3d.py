@@ -1,69 +1,41 @@
-"""X3D with temporal stride 1: one network that scores every frame and whole clips.
+"""X3D with temporal stride 1, which scores every frame and whole clips.
 
-Built from pytorchvideo's parts under its parameter names, so that its checkpoints load as they are
-(Feichtenhofer, X3D, CVPR 2020; MODELS.md 1.1).
+Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", CVPR 2020; built from
+pytorchvideo's parts under its parameter names, so that its checkpoints load unchanged.
 """
 
 import operator
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
-from ssdet.models.registry import register, seeded, variant_of
+from ssdet.models.networks.base import BlockNetwork, initialise_convolutions
+from ssdet.models.registry import register, variant_of
 from ssdet.system.quiet import quiet_import
 
 
-class X3D(nn.Module):
+class X3D(BlockNetwork):
     """Clips [B, 3, T, H, W] -> logits [B, K, T], one column per input frame.
 
-    ``blocks`` holds the stem, the stages and the head. The head's last two layers score pooled
-    features, of a frame or, in ``classify``, of the clip, with the same weights and no softmax.
+    The head's last two layers score pooled features of a frame or, in ``classify``, of the clip.
     """
 
-    takes: ClassVar[str] = "clips"
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        return self.score(self.features(clips_BCTHW))
-
-    def classify(self, clips_BCTHW: Tensor) -> Tensor:
-        """Logits [B, K] of whole clips: features are averaged over time before the head."""
-        return self.score(self.features(clips_BCTHW).mean(2, keepdim=True)).squeeze(2)
-
-    def features(self, clips_BCTHW: Tensor) -> Tensor:
-        """Outputs [B, D, T] of the last convolution, averaged over the positions of each frame."""
-        x_BCTHW = clips_BCTHW
-        for block in self.blocks[:-1]:
-            x_BCTHW = block(x_BCTHW)
-        return self.pool(x_BCTHW)
+    def last_maps(self, x_BCTHW: Tensor) -> Tensor:
+        """Output [B, D, T, H, W] of the last convolution from that of the last stage."""
+        pool = self.head.pool
+        return pool.pre_act(pool.pre_norm(pool.pre_conv(x_BCTHW)))
 
     def pool(self, x_BCTHW: Tensor) -> Tensor:
-        """Features [B, D, T] of the last stage's output."""
-        pool = self.head.pool
-        return pool.pre_act(pool.pre_norm(pool.pre_conv(x_BCTHW))).mean((3, 4))
+        return self.last_maps(x_BCTHW).mean((3, 4))
 
     def score(self, features_BDT: Tensor) -> Tensor:
-        """Logits [B, K, T] of features."""
         head = self.head
         hidden = head.pool.post_act(head.pool.post_conv(features_BDT[..., None, None]))
         return head.proj(head.dropout(hidden.flatten(2).transpose(1, 2))).transpose(1, 2)
-
-    @property
-    def head(self) -> Any:
-        return self.blocks[-1]
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """The stages, whose outputs [B, C, T, H, W] may be mixed (`ssdet.augment.manifold`)."""
-        return list(self.blocks)[1:-1]
 
     @property
     def widths(self) -> list[int]:
@@ -73,36 +45,17 @@ class X3D(nn.Module):
 
     @property
     def temporal_context(self) -> int | None:
-        """How many frames before and after it a frame's logits depend on; None: on all frames,
-        which squeeze-excitation averages."""
+        """As `BlockNetwork`; None with squeeze-excitation, which averages all frames."""
         with quiet_import():
             from fvcore.nn.squeeze_excitation import SqueezeExcitation
 
-        modules = list(self.modules())
-        if any(isinstance(module, SqueezeExcitation) for module in modules):
+        if any(isinstance(module, SqueezeExcitation) for module in self.modules()):
             return None
-        return sum(m.kernel_size[0] // 2 for m in modules if isinstance(m, nn.Conv3d))
-
-    @property
-    def classifier(self) -> str:
-        """Prefix of the parameters whose shape depends on the number of classes."""
-        return f"blocks.{len(self.blocks) - 1}.proj."
+        return super().temporal_context
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of the last two layers, which a recipe may give another learning rate."""
+        """Parameters of the last two layers."""
         return chain(self.head.pool.post_conv.parameters(), self.head.proj.parameters())
-
-    def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """All parameters that ``head_parameters`` does not yield."""
-        head = {id(parameter) for parameter in self.head_parameters()}
-        return (parameter for parameter in self.parameters() if id(parameter) not in head)
-
-    def reset_classifier(self, num_classes: int, generator: torch.Generator | None = None) -> None:
-        """Replace the last layer by a fresh one for ``num_classes`` classes."""
-        old = self.head.proj
-        with seeded(generator):
-            fresh = nn.Linear(old.in_features, num_classes)
-        self.head.proj = fresh.to(old.weight)
 
 
 @register
@@ -126,14 +79,14 @@ def x3d(
     widths: per stage the output channels (2.25 times as many inside), or (inner, output).
     depths: blocks of each stage.
     stage_strides: spatial stride of each stage, 2 by default.
-    norm_splits: groups of a batch that are normalised apart, see ``norm.splits_for``.
-    shortcut_norm: normalise a first shortcut that keeps its width too, as the released SSDet
-    networks do and pytorchvideo's do not.
-    se_ratio: width of squeeze-excitation over that of its block; 0 leaves it out, and the network
-    sees ``temporal_context`` frames to each side instead of all.
+    norm_splits: groups of a batch with separate statistics, see ``sub_batch_norm.splits_for``.
+    shortcut_norm: also normalise a first shortcut of unchanged width, as the released SSDet
+    networks, but not pytorchvideo's.
+    se_ratio: width of squeeze-excitation relative to its block; 0: none, and a finite
+    ``temporal_context``.
     """
     with quiet_import():
-        from pytorchvideo.models.x3d import create_x3d_head, create_x3d_stem
+        from pytorchvideo.models.x3d import create_x3d_head, create_x3d_res_stage, create_x3d_stem
 
     strides = [2] * len(depths) if stage_strides is None else stage_strides
     if not len(widths) == len(depths) == len(strides) > 0:
@@ -142,17 +95,29 @@ def x3d(
             "give one of each for every stage"
         )
     norm = partial(SubBatchNorm3d, splits=norm_splits)
-    stem_strides = 1, stem_stride, stem_stride
+    stride = 1, stem_stride, stem_stride
     blocks = [
-        create_x3d_stem(
-            in_channels=in_channels, out_channels=stem, conv_stride=stem_strides, norm=norm
-        )
+        create_x3d_stem(in_channels=in_channels, out_channels=stem, conv_stride=stride, norm=norm)
     ]
     inner, last = 0, stem
-    for width, depth, stride in zip(widths, depths, strides, strict=True):
+    for width, depth, side in zip(widths, depths, strides, strict=True):
         before = last
         inner, last = (int(2.25 * width), width) if isinstance(width, int) else width
-        blocks.append(_stage(depth, before, inner, last, stride, norm, shortcut_norm, se_ratio))
+        stage = create_x3d_res_stage(
+            depth=depth,
+            dim_in=before,
+            dim_inner=inner,
+            dim_out=last,
+            conv_stride=(1, side, side),
+            norm=norm,
+            se_ratio=se_ratio,
+        )
+        for block in stage.res_blocks:
+            block.branch_fusion = operator.add  # pytorchvideo's lambda cannot be pickled
+        first = stage.res_blocks[0]
+        if shortcut_norm and first.branch1_conv is not None and first.branch1_norm is None:
+            first.branch1_norm = norm(last)
+        blocks.append(stage)
     head = create_x3d_head(
         dim_in=last,
         dim_inner=inner,
@@ -163,43 +128,8 @@ def x3d(
         output_with_global_average=False,
     )
     head.dropout = nn.Dropout(dropout)
-    return _initialise(X3D([*blocks, head]))
-
-
-def _stage(
-    depth: int,
-    before: int,
-    inner: int,
-    after: int,
-    stride: int,
-    norm: partial[SubBatchNorm3d],
-    shortcut_norm: bool,
-    se_ratio: float,
-) -> nn.Module:
-    with quiet_import():
-        from pytorchvideo.models.x3d import create_x3d_res_stage
-
-    stage = create_x3d_res_stage(
-        depth=depth,
-        dim_in=before,
-        dim_inner=inner,
-        dim_out=after,
-        conv_stride=(1, stride, stride),
-        norm=norm,
-        se_ratio=se_ratio,
-    )
-    for block in stage.res_blocks:
-        block.branch_fusion = operator.add  # its own is a lambda, which cannot be pickled
-    first = stage.res_blocks[0]
-    if shortcut_norm and first.branch1_conv is not None and first.branch1_norm is None:
-        first.branch1_norm = norm(after)
-    return stage
-
-
-def _initialise(model: X3D) -> X3D:
-    for module in model.modules():
-        if isinstance(module, nn.Conv3d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    model = X3D([*blocks, head])
+    initialise_convolutions(model)
     return model
 
 

@@ -1,4 +1,4 @@
-"""The same X3D, several times faster to train on CPU: equal parameters, names and results."""
+"""X3D with faster training on CPU, and equal parameters, names and results."""
 
 import ctypes
 import platform
@@ -14,11 +14,11 @@ from ssdet.system.quiet import quiet_import
 
 
 def accelerate(model: nn.Module) -> nn.Module:
-    """Swap the X3D parts of ``model`` for faster ones, in place; a second call changes nothing.
+    """Replace the X3D parts of ``model`` in place by faster ones; idempotent.
 
-    Parameters, buffers and state dict names stay. On a GPU, in other precisions than float32 and
-    under tracing the parts run as before. Hooks on the blocks see what they saw; hooks on modules
-    inside a block are not called. The process keeps the memory that tensors free for later ones.
+    Parameters, buffers and state dict names are unchanged. On a GPU, in other precisions than
+    float32 and under tracing the parts run as before. Hooks on blocks work as before; hooks on
+    modules inside a block are not called. The process keeps freed memory for later tensors.
     """
     with quiet_import():
         from pytorchvideo.models.resnet import ResBlock
@@ -35,8 +35,8 @@ def accelerate(model: nn.Module) -> nn.Module:
 
 
 def _keep_freed_memory() -> None:
-    # By default glibc gives large blocks back to the system and every step pays for fresh pages:
-    # a third of its time for small clips. Constants are those of malloc.h.
+    # By default glibc returns large blocks to the system, and every step waits for fresh pages: a
+    # third of its time for small clips. Constants are from malloc.h.
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4
         mallopt = ctypes.CDLL(None).mallopt
@@ -54,7 +54,7 @@ def _supports(x: Tensor) -> bool:
 
 
 class FastStem(nn.Module):
-    """pytorchvideo's X3D stem. Its two convolutions bear each other's names."""
+    """pytorchvideo's X3D stem, in which the names of the two convolutions are exchanged."""
 
     plain_class: Any
     conv: Any
@@ -97,7 +97,7 @@ class FastBlock(nn.Module):
 
 
 class FastX3D(X3D):
-    """X3D whose last convolution is fast too."""
+    """X3D with a fast last convolution."""
 
     def pool(self, x_NCTHW: Tensor) -> Tensor:
         if not _supports(x_NCTHW):

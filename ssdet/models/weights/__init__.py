@@ -1,1 +1,1 @@
-"""Weights from files: layouts, published weights, download, import."""
+"""Weights from files: layouts, published weights, download and import."""

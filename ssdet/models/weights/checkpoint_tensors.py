@@ -1,4 +1,4 @@
-"""Tensors of checkpoint files, in whatever containers and wrappers a training tool has put them."""
+"""Reading of checkpoint files, and their tensors in nested containers and wrappers."""
 
 import pickle
 import re
@@ -13,16 +13,16 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 COMPILED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-"""Parts of names that torch.compile, FSDP, activation checkpointing and Lightning Fabric put before
-or inside them, and that no network has itself."""
+"""Parts of names that torch.compile, FSDP, activation checkpointing and Lightning Fabric insert,
+and that no network has itself."""
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|avg|shadow|polyak)(?=[._]|$)", re.IGNORECASE)
 """Names of containers of moving averages: model_ema, state_dict_ema, averaged, swa_model, …"""
 LEAST_SHARE = 50
-"""Groups of less than one in so many tensors of a checkpoint are no network of it."""
+"""A group with a smaller fraction (1 / this) of a checkpoint's tensors is not a network."""
 
 
 class _Ignored:
-    """In place of settings and numbers in a checkpoint, whose own classes are never imported."""
+    """Replacement for settings and numbers in a checkpoint, whose classes are never imported."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -64,15 +64,15 @@ STAND_INS: list[Any] = [
     *((OrderedDict, name) for name in _DICTIONARIES),
     (_dictionary, "collections.defaultdict"),
 ]
-"""For `torch.serialization.safe_globals`: what checkpoints hold beside tensors, by the names in
-them. Only these objects here are made; nothing of numpy, argparse or a checkpoint's own is."""
+"""For `torch.serialization.safe_globals`: harmless replacements for other objects in checkpoints,
+by their names in the file. Classes of numpy, argparse or the checkpoint are never used."""
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Content of a file that torch.save wrote, without running anything in it.
+    """Content of a file written by torch.save, without executing anything in it.
 
-    Settings (argparse, omegaconf, …), paths, dates and numpy's numbers become empty objects. Raises
-    ValueError for a file that is broken or holds other objects, which could run code.
+    Settings (argparse, omegaconf, …), paths, dates and numpy scalars become empty objects.
+    ValueError for a broken file, or one with other objects, which could run code.
     """
     try:
         with torch.serialization.safe_globals(STAND_INS):
@@ -81,19 +81,19 @@ def read_checkpoint(path: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path}: holds more than tensors and could run code, so it is not loaded. If you "
+            f"{path}: has more than tensors and could run code, so it is not loaded. If you "
             "trust it, convert it once: state = torch.load(path, weights_only=False), take the "
             "module's state_dict() if it is a module, and torch.save(state, new_path)"
         ) from error
-    except Exception as error:  # whatever bytes that are no checkpoint happen to mean
+    except Exception as error:  # damaged bytes raise any exception
         raise ValueError(
-            f"{path}: not a checkpoint of torch, or a truncated one: fetch or write it again"
+            f"{path}: not a checkpoint of torch, or a truncated one: download or write it again"
         ) from error
 
 
 def named_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """All tensors of nested dictionaries and lists; names of the containers stand before theirs,
-    joined by dots. Wrappers of `COMPILED` are left out of names."""
+    """All tensors of nested dictionaries and lists, named by the path of containers, joined by
+    dots, without the parts in `COMPILED`."""
     if isinstance(content, Tensor):
         yield ".".join(part for part in prefix.split(".") if part not in COMPILED), content
         return
@@ -106,19 +106,13 @@ def named_tensors(content: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]
 
 
 def groups(state: State) -> Iterator[tuple[str, State]]:
-    """Every group of tensors that have a prefix in common (which ends with a dot, or is empty),
-    under names without it; larger prefixes later. Very small groups are left out."""
+    """Yield every prefix of names (empty, or ending with a dot) and its tensors without the prefix,
+    shorter prefixes first; without very small groups."""
     sizes = Counter(prefix for name in state for prefix in _prefixes(name))
     for prefix in sorted(sizes, key=len):
         if sizes[prefix] * LEAST_SHARE >= len(state):
-            yield (
-                prefix,
-                {
-                    name.removeprefix(prefix): tensor
-                    for name, tensor in state.items()
-                    if name.startswith(prefix)
-                },
-            )
+            named = ((n, tensor) for n, tensor in state.items() if n.startswith(prefix))
+            yield prefix, {name.removeprefix(prefix): tensor for name, tensor in named}
 
 
 def _prefixes(name: str) -> Iterator[str]:
@@ -128,13 +122,13 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def is_averaged(prefix: str, names: Collection[str]) -> bool:
-    """Whether a container is, by its name, one of moving averages, or an AveragedModel of
-    torch.optim.swa_utils, which has `n_averaged` beside its `module`."""
+    """Whether a container has moving averages, by its name or as an AveragedModel of
+    torch.optim.swa_utils, which has `n_averaged` beside `module`."""
     averager = prefix.removesuffix("module.") + "n_averaged"
     return bool(AVERAGED.search(prefix)) or (prefix.endswith("module.") and averager in names)
 
 
 def without_part(state: State, part: str) -> State:
-    """The tensors with a part taken out of all names; as they are where two names become one."""
+    """The tensors without a part of their names; unchanged if two names would be equal."""
     renamed = {".".join(p for p in name.split(".") if p != part): t for name, t in state.items()}
     return renamed if len(renamed) == len(state) else state

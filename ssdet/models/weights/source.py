@@ -1,4 +1,4 @@
-"""Sources of weights: published names, imported names, and files, named by their content."""
+"""Identity of weights in recipes: published name, imported name, or hash of a file."""
 
 import hashlib
 import os
@@ -9,25 +9,22 @@ CONTENT = "sha256:"
 
 
 def fingerprint(weights: str) -> str:
-    """Name of weights in a recipe's JSON: a published name, or a hash of the content of a file or
-    of imported weights.
-
-    FileNotFoundError for what is neither a known name nor a file.
-    """
+    """Identity of weights in a recipe's JSON: a published name, or the hash of a file or of
+    imported weights. FileNotFoundError for anything else."""
     if not weights or weights.startswith(CONTENT) or is_published(weights):
         return weights
     path = weights_file(weights)
     if not path.is_file():
         raise FileNotFoundError(
-            f"weights {weights!r}: neither a file nor a published name ({', '.join(_names())}) nor "
-            "an imported one (ssdet weights ls)"
+            f"weights {weights!r}: neither a file nor a published name nor an imported one: names "
+            "are listed by `ssdet weights ls`"
         )
     status = os.stat(path)
     return CONTENT + _hashed(path.absolute(), status.st_mtime_ns, status.st_size)
 
 
 def weights_file(weights: str) -> Path:
-    """Where imported weights lie, or the path itself."""
+    """File of imported weights, or the path itself."""
     from ssdet.models.weights import imported
 
     return imported.named(weights).file if weights in imported.available() else Path(weights)
@@ -35,13 +32,9 @@ def weights_file(weights: str) -> Path:
 
 def is_published(weights: str) -> bool:
     """Whether this is the name of published weights."""
-    return weights in _names()
-
-
-def _names() -> list[str]:
     from ssdet.models.weights import published
 
-    return published.available()
+    return weights in published.PUBLISHED
 
 
 @lru_cache(maxsize=64)

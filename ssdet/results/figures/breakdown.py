@@ -16,9 +16,9 @@ from ssdet.evaluation.protocols.strata import (
     PUBLISHED,
     Stratum,
     StratumScore,
-    StratumView,
     strata,
     stratum_masks,
+    stratum_scores,
     stratum_targets,
 )
 from ssdet.evaluation.statistics.bootstrap import BootstrapResult
@@ -199,7 +199,7 @@ def _differences(
         if len(ours) == 1:  # one ensemble of all seeds stands against every seed of the baseline
             ours = dict.fromkeys(base, *ours.values())
         seeds = sorted(ours.keys() & base.keys())
-        a, b = ([StratumView(of[seed], masks) for seed in seeds] for of in (base, ours))
+        a, b = ([stratum_scores(of[seed], masks) for seed in seeds] for of in (base, ours))
         try:
             found[arm] = paired_bootstrap(a, b, truth, resamples)
         except ValueError as error:

@@ -28,8 +28,8 @@ class Curve:
     """Its label in tables."""
     seed: int
     kind: str
-    """pretrain or finetune; `pretrain, start` for what a pretraining starts from, and `…, guide`
-    for a fine stream's."""
+    """pretrain or finetune; `pretrain, start` for what a pretraining starts from, and
+    `…, fine_stream` for a fine stream's."""
     field: str
     """One of `LOGGED`."""
     steps: tuple[int, ...]

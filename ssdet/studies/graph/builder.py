@@ -7,7 +7,7 @@ from typing import Any
 from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.identity import EnsembleRecipe, FrozenProbe, Stage, data_fingerprint
-from ssdet.training.pretrained_weights import check_constants
+from ssdet.training.pretrained_weights import check_normalisation
 from ssdet.training.recipe import ExtractRecipe, HeadRecipe, TrainRecipe
 
 
@@ -30,9 +30,9 @@ class StageGraph:
         alone; their ancestors are the same. ValueError where the parts of the experiment do not fit
         each other.
         """
-        if experiment.head is not None and experiment.guide is not None:
+        if experiment.head is not None and experiment.fine_stream is not None:
             raise ValueError(
-                "a head reads the features of one network: drop either `head` or `guide`"
+                "a head reads the features of one network: drop either `head` or `fine_stream`"
             )
         maps = self._fine_stream(experiment)
         tuned = self._finetuned(experiment, maps)
@@ -85,7 +85,7 @@ class StageGraph:
 
     def _fine_stream(self, experiment: Experiment) -> tuple[Stage, ...]:
         """The maps that a two-stream network reads of its fine stream, which is trained before."""
-        fine = experiment.guide
+        fine = experiment.fine_stream
         if fine is None:
             return ()
         grid = experiment.finetune.model.options.get("grid", 7)
@@ -101,7 +101,7 @@ def _continued(start: tuple[Stage, ...], recipe: TrainRecipe) -> TrainRecipe:
         return recipe
     before: TrainRecipe = start[0].recipe
     source = f"{before.task}ing with {before.model.name}"
-    check_constants(recipe, (before.clip.mean, before.clip.std), source)
+    check_normalisation(recipe, (before.clip.mean, before.clip.std), source)
     return replace(recipe, model=replace(recipe.model, weights=""))
 
 

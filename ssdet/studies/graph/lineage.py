@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.identity import Stage
 
-GUIDE = "guide."
+FINE_STREAM = "fine_stream."
 """In front of the names of the fine stream's parts."""
 
 
@@ -25,8 +25,8 @@ def scored(end: Stage) -> Stage:
 def parts(end: Stage) -> dict[str, Stage]:
     """Stages below the one that scores a run, and it, first to last: `start`, `pretrain`,
     `finetune`, `features` (an extraction), `head`, and `predict` or, of a trial, `validate`. Those
-    of a fine stream stand before them, `guide.start` and so on. Nothing below an ensemble, whose
-    members are runs."""
+    of a fine stream come before them, as `fine_stream.start` and so on. Nothing below an ensemble,
+    whose members are runs."""
     if end.kind == "ensemble":
         return {}
     found = {end.kind: end}
@@ -40,7 +40,7 @@ def parts(end: Stage) -> dict[str, Stage]:
     if not maps:
         return ordered
     below = dict(reversed(({"features": maps[0]} | _training(maps[0].parents[0])).items()))
-    return {GUIDE + name: stage for name, stage in below.items()} | ordered
+    return {FINE_STREAM + name: stage for name, stage in below.items()} | ordered
 
 
 def _training(tuned: Stage) -> dict[str, Stage]:
@@ -64,11 +64,11 @@ def experiment_of(end: Stage, probed: Stage | None = None) -> Experiment | None:
            if name in found} | {"predict": end.recipe}  # fmt: skip
     probe = probed.recipe.probe if probed else None
     below = {
-        name.removeprefix(GUIDE): recipe
+        name.removeprefix(FINE_STREAM): recipe
         for name, recipe in found.items()
-        if name.startswith(GUIDE) and name != GUIDE + "features"
+        if name.startswith(FINE_STREAM) and name != FINE_STREAM + "features"
     }
     if not below:
         return Experiment(**own, probe=probe)
-    guide = Experiment(**below, predict=found[GUIDE + "features"].predict, probe=None)
-    return Experiment(**own, probe=probe, guide=guide)
+    fine_stream = Experiment(**below, predict=found[FINE_STREAM + "features"].predict, probe=None)
+    return Experiment(**own, probe=probe, fine_stream=fine_stream)

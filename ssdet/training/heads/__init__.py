@@ -1,1 +1,1 @@
-"""Training of heads on stored features and of graph networks on detections."""
+"""Heads on stored features, graph networks on detections, and the linear probe."""

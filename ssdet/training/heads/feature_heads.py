@@ -1,4 +1,4 @@
-"""Models of features: training on files of features, and their scores for every frame."""
+"""Heads on stored features: batches, training and per-frame scores."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
@@ -17,21 +17,21 @@ from ssdet.models import create
 from ssdet.models.layers.resampling import interpolate
 from ssdet.training.context import Context
 from ssdet.training.heat_map import focal_loss, heat_map
-from ssdet.training.loop import autocast, descend
+from ssdet.training.loop import fit
 from ssdet.training.losses import head_loss
 from ssdet.training.recipe import HeadRecipe
-from ssdet.training.state import State, Validate
+from ssdet.training.state import Validate
 
 
 class HeadBatch(NamedTuple):
-    """B videos, or stretches of them, padded with zeros."""
+    """B videos or crops of them, padded with zeros."""
 
     features_BDT: Tensor
     lengths_B: Tensor
     targets_BKT: Tensor
     """float32 0/1, 0 in the padding."""
     heat_BKT: Tensor | None = None
-    """Heat maps of the actions, where the recipe has a weight for them."""
+    """Heat maps of the actions if the recipe weighs them."""
 
     @property
     def mask_BT(self) -> Tensor:
@@ -41,16 +41,14 @@ class HeadBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "HeadBatch":
         """The same on a device."""
-        heat_BKT = None if self.heat_BKT is None else self.heat_BKT.to(device)
-        features_BDT, lengths_B, targets_BKT = (part.to(device) for part in self[:3])
-        return HeadBatch(features_BDT, lengths_B, targets_BKT, heat_BKT)
+        return HeadBatch(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
 
-class Stretches:
-    """Batches of the videos of a split that have features, by step alone: shuffled epochs.
+class FeatureBatches:
+    """Batches, by step, of shuffled epochs over the videos of a split that have features.
 
-    Raises ValueError where none has (and, with `skip_empty`, actions), or for a tensor that is not
-    one vector a step.
+    Raises ValueError if none has features (and actions, with `skip_empty`), and for a tensor that
+    is not one vector a step.
     """
 
     def __init__(self, manifest: Manifest, features: FeatureSet, recipe: HeadRecipe) -> None:
@@ -67,62 +65,64 @@ class Stretches:
                 f"data set {manifest.name!r}: none of its videos with features has actions: "
                 "train with skip_empty=False"
             )
-        self.width = width_of(features, recipe.tensor)
+        self.width = feature_width(features, recipe.tensor)
 
     def batch(self, step: int) -> HeadBatch:
         """The batch of a step (from 0)."""
-        size, count = self.recipe.optim.batch, len(self.videos)
-        places = [sample_at(self.recipe.seed, step * size + i, count)[1] for i in range(size)]
-        videos = [self.videos[place] for place in places]
-        parts = [self._part(video, step, i) for i, video in enumerate(videos)]
-        return self.gathered(videos, parts, self.recipe.crop)
+        videos = drawn_videos(self.videos, self.recipe.seed, self.recipe.optim.batch, step)
+        crops = [self._crop(video, step, i) for i, video in enumerate(videos)]
+        return self.collate(videos, crops, self.recipe.crop)
 
-    def _part(self, video: Video, step: int, place: int) -> slice:
-        """The steps of a video that the sample at a place of a step's batch shows."""
+    def _crop(self, video: Video, step: int, row: int) -> slice:
+        """Steps of a video to read for a row of a step's batch."""
         spare = self.features.entries[video.id].steps - self.recipe.crop
         if not self.recipe.crop or spare <= 0:
             return slice(None)
-        draws = generator_for(self.recipe.seed, "stretch", step, place)
-        start = int(torch.randint(spare + 1, (), generator=draws))
+        generator = generator_for(self.recipe.seed, "stretch", step, row)
+        start = int(torch.randint(spare + 1, (), generator=generator))
         return slice(start, start + self.recipe.crop)
 
-    def gathered(
-        self, videos: Sequence[Video], parts: Sequence[slice] | None = None, steps: int = 0
+    def collate(
+        self, videos: Sequence[Video], crops: Sequence[slice] | None = None, steps: int = 0
     ) -> HeadBatch:
-        """These videos as a batch, whole or the `parts` of each, padded to at least `steps`."""
-        parts = parts or [slice(None)] * len(videos)
-        shown = [self._shown(video, part) for video, part in zip(videos, parts, strict=True)]
-        lengths = [features_DT.shape[1] for features_DT, *_ in shown]
-        missing = [max(steps, *lengths) - length for length in lengths]
+        """Whole videos or crops of them as a batch, padded to at least `steps`."""
+        crops = crops or [slice(None)] * len(videos)
+        samples = [self._sample(video, crop) for video, crop in zip(videos, crops, strict=True)]
+        lengths = [features_DT.shape[1] for features_DT, *_ in samples]
+        padding = [max(steps, *lengths) - length for length in lengths]
         features_BDT, targets_BKT, *heat = (
-            torch.stack([F.pad(row, (0, n)) for row, n in zip(rows, missing, strict=True)])
-            for rows in zip(*shown, strict=True)
+            torch.stack([F.pad(row, (0, n)) for row, n in zip(rows, padding, strict=True)])
+            for rows in zip(*samples, strict=True)
         )
         return HeadBatch(features_BDT, torch.tensor(lengths), targets_BKT, *heat)
 
-    def _shown(self, video: Video, part: slice) -> list[Tensor]:
-        """Features [D, t] and targets [K, t] of a part of a video, perhaps its heat map."""
+    def _sample(self, video: Video, crop: slice) -> list[Tensor]:
+        """Features [D, t], targets [K, t] and, if the recipe weighs it, heat map of a crop."""
         entry, rows_TD = self.features.entries[video.id], self.features[video.id]
-        features_DT = torch.from_numpy(rows_TD[self.recipe.tensor][part].astype(np.float32)).T
+        features_DT = torch.from_numpy(rows_TD[self.recipe.tensor][crop].astype(np.float32)).T
         dense_KF = dense_targets(self.manifest, video, cast(FrameReader, self.features))
-        targets_KT = torch.from_numpy(dense_KF[:, :: entry.stride][:, part]).float()
+        targets_KT = torch.from_numpy(dense_KF[:, :: entry.stride][:, crop]).float()
         if not self.recipe.heat_map:
             return [features_DT, targets_KT]
         clock = cast(FrameReader, self.features).clock(video)
-        # Where the rate varies, an action is where its frames are.
         rate = clock.rate or entry.fps
         spans_S2 = np.array([[s.start, s.end] for s in video.segments]).reshape(-1, 2)
-        if clock.rate is None:
+        if clock.rate is None:  # at a variable rate, steps are evenly spaced in frames, not in time
             spans_S2 = clock.position(spans_S2) / rate
         labels = (segment.label for segment in video.segments)
         actions = [(k, float(a), float(b)) for k, (a, b) in zip(labels, spans_S2, strict=True)]
-        rate /= entry.stride
-        heat_KT = heat_map(actions, rate, entry.steps, self.manifest.num_classes)
-        return [features_DT, targets_KT, heat_KT[:, part]]
+        heat_KT = heat_map(actions, rate / entry.stride, entry.steps, self.manifest.num_classes)
+        return [features_DT, targets_KT, heat_KT[:, crop]]
 
 
-def width_of(features: FeatureSet, tensor: str) -> int:
-    """Channels of a tensor that is one vector a step; ValueError for others and unknown ones."""
+def drawn_videos(videos: Sequence[Video], seed: int, batch: int, step: int) -> list[Video]:
+    """Videos of the batch of a step (from 0), in shuffled epochs."""
+    positions = range(step * batch, (step + 1) * batch)
+    return [videos[sample_at(seed, position, len(videos))[1]] for position in positions]
+
+
+def feature_width(features: FeatureSet, tensor: str) -> int:
+    """Channels of a tensor of one vector a step; ValueError for other and unknown tensors."""
     shape = features.shapes.get(tensor)
     if shape is None or len(shape) != 1:
         raise ValueError(
@@ -132,9 +132,11 @@ def width_of(features: FeatureSet, tensor: str) -> int:
     return shape[0]
 
 
-def head(recipe: HeadRecipe, width: int, classes: int) -> nn.Module:
-    """The recipe's model with fresh weights by its seed. ValueError for another `in_features`, and
-    for a heat map that the model does not have."""
+def build_head(recipe: HeadRecipe, width: int, classes: int) -> nn.Module:
+    """The recipe's model with fresh weights by its seed.
+
+    ValueError for `in_features` other than `width`, or a heat map that the model lacks.
+    """
     options = {"in_features": width, **recipe.model.options}
     if options["in_features"] != width:
         raise ValueError(
@@ -152,26 +154,19 @@ def head(recipe: HeadRecipe, width: int, classes: int) -> nn.Module:
 
 
 def fit_head(
-    recipe: HeadRecipe, stretches: Stretches, context: Context, validate: Validate | None = None
+    recipe: HeadRecipe, batches: FeatureBatches, context: Context, validate: Validate | None = None
 ) -> dict[str, Any]:
-    """Train a model of features; goes on, and ends, as `ssdet.training.train` does."""
-    optim, device = recipe.optim, context.device
-    model = head(recipe, stretches.width, stretches.manifest.num_classes).to(device)
-    state = State(recipe, model, context)
-    state.restore()
+    """Train a head; resumes and ends as `ssdet.training.train`."""
+    model = build_head(recipe, batches.width, batches.manifest.num_classes)
 
-    def backward(step: int) -> tuple[float, int]:
-        batch = stretches.batch(step).to(device)
-        with autocast(device, optim.amp):
-            loss = batch_loss(recipe, model, batch)
-        state.scaler.scale(loss).backward()
-        return loss.item(), len(batch.lengths_B)
+    def loss_of(batch: HeadBatch) -> Tensor:
+        return batch_loss(recipe, model, batch)
 
-    return descend(state, recipe.seed, backward, validate, recipe.validations)
+    return fit(recipe, model, batches.batch, loss_of, context, validate)
 
 
 def batch_loss(recipe: HeadRecipe, model: nn.Module, batch: HeadBatch) -> Tensor:
-    """BCE of the steps and, where the batch has heat maps, the weighted focal loss of those."""
+    """BCE of the steps plus, if the batch has heat maps, their weighted focal loss."""
     inputs, mask_BT = (batch.features_BDT, batch.lengths_B), batch.mask_BT
     if batch.heat_BKT is None:
         return head_loss(model(*inputs), batch.targets_BKT, mask_BT, recipe.padding)
@@ -191,19 +186,21 @@ def predict_head(
     sink: Sink,
     device: torch.device,
 ) -> dict[str, str]:
-    """Write the probabilities of every frame of every video that has features; returns the others,
-    and why they have none.
+    """Write the probabilities of every frame of every video with features; return the reasons of
+    the other videos by id.
 
-    Videos are scored whole and one at a time, so there is no padding. The published code of MS-TCT
-    scores only the first 256 steps of a test video.
+    Videos are scored whole, one at a time, without padding (the published code of MS-TCT scores
+    only the first 256 steps of a test video).
     """
+    absent = {}
     for video in manifest.videos:
-        if video.id in features:
-            entry = features.entries[video.id]
-            row = features[video.id][recipe.tensor].astype(np.float32)
-            inputs_BDT = torch.from_numpy(row).T[None].to(device)
-            logits_BKT = model(inputs_BDT, torch.tensor([len(row)], device=device))
-            logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * entry.stride)
-            sink.add(video.id, logits_BKF[0, :, : entry.frames].T.sigmoid().cpu(), entry.timing)
-    absent = [video for video in manifest.videos if video.id not in features]
-    return {v.id: features.broken.get(v.id, "not among the features") for v in absent}
+        if video.id not in features:
+            absent[video.id] = features.broken.get(video.id, "not among the features")
+            continue
+        entry = features.entries[video.id]
+        rows_TD = features[video.id][recipe.tensor].astype(np.float32)
+        inputs_BDT = torch.from_numpy(rows_TD).T[None].to(device)
+        logits_BKT = model(inputs_BDT, torch.tensor([len(rows_TD)], device=device))
+        logits_BKF = interpolate(logits_BKT, logits_BKT.shape[2] * entry.stride)
+        sink.add(video.id, logits_BKF[0, :, : entry.frames].T.sigmoid().cpu(), entry.timing)
+    return absent

@@ -1,4 +1,4 @@
-"""Networks of detections: training on graphs of whole videos, and their scores for every frame."""
+"""Graph networks on detections: batches, training and per-frame scores."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,26 +11,27 @@ from torch import Tensor, nn
 from ssdet.data.datasets.manifest import Manifest, Video
 from ssdet.data.features.detections import SEGMENTS, Detections, DetectionSet
 from ssdet.data.loading.frame_readers import FrameReader, dense_targets
-from ssdet.data.loading.sampling import generator_for, sample_at
+from ssdet.data.loading.sampling import generator_for
 from ssdet.inference.scoring import Sink
 from ssdet.models import create
 from ssdet.models.layers.resampling import interpolate
 from ssdet.training.context import Context
-from ssdet.training.loop import autocast, descend
+from ssdet.training.heads.feature_heads import drawn_videos
+from ssdet.training.loop import fit
 from ssdet.training.losses import head_loss
 from ssdet.training.recipe import ModelRecipe, OptimRecipe
-from ssdet.training.state import State, Validate
+from ssdet.training.state import Validate
 
 
 @dataclass(frozen=True)
 class GraphRecipe:
-    """A network of detections and how it is trained."""
+    """A graph network on detections and its training."""
 
     model: ModelRecipe = ModelRecipe("vs_st_mpnn")
-    """A registered network that takes detections; its widths come from the files. `in_features`
-    may be given as 0, where the network does without boxes."""
+    """A registered network of detections, whose widths come from the files; `in_features=0` for a
+    network without boxes."""
     segments: tuple[Literal["rgb", "flow", "scene"], ...] = ()
-    """Vectors of the whole picture that it reads as well."""
+    """Whole-frame feature vectors that it reads as well."""
     optim: OptimRecipe = field(
         default_factory=lambda: OptimRecipe(
             steps=2000, batch=16, lr=1e-3, optimizer="adamw", weight_decay=1e-4, schedule="cosine",
@@ -55,10 +56,10 @@ class GraphBatch(NamedTuple):
         return GraphBatch(self.detections.to(device), self.targets_BKT.to(device))
 
 
-class Graphs:
-    """Batches of the videos of a split that have detections, by step alone: shuffled epochs.
+class GraphBatches:
+    """Batches, by step, of shuffled epochs over the videos of a split that have detections.
 
-    Raises ValueError where none has.
+    Raises ValueError if none has.
     """
 
     def __init__(self, manifest: Manifest, detections: DetectionSet, recipe: GraphRecipe) -> None:
@@ -71,19 +72,18 @@ class Graphs:
 
     def batch(self, step: int) -> GraphBatch:
         """The batch of a step (from 0)."""
-        size, count = self.recipe.optim.batch, len(self.videos)
-        places = [sample_at(self.recipe.seed, step * size + i, count)[1] for i in range(size)]
-        return self.gathered([self.videos[place] for place in places])
+        batch = self.recipe.optim.batch
+        return self.collate(drawn_videos(self.videos, self.recipe.seed, batch, step))
 
-    def gathered(self, videos: Sequence[Video]) -> GraphBatch:
+    def collate(self, videos: Sequence[Video]) -> GraphBatch:
         """These videos as a batch. Raises BrokenDetections."""
         names = [video.id for video in videos]
         detections = self.detections.batch(names, self.recipe.segments)
         steps = detections.kinds_BTN.shape[1]
         targets_BKT = torch.zeros(len(videos), self.manifest.num_classes, steps)
-        for place, video in enumerate(videos):
+        for row_KT, video in zip(targets_BKT, videos, strict=True):
             target_KT = self.targets(video)
-            targets_BKT[place, :, : target_KT.shape[1]] = torch.from_numpy(target_KT)
+            row_KT[:, : target_KT.shape[1]] = torch.from_numpy(target_KT)
         return GraphBatch(detections, targets_BKT)
 
     def targets(self, video: Video) -> np.ndarray:
@@ -93,55 +93,47 @@ class Graphs:
 
 
 def graph_network(recipe: GraphRecipe, detections: DetectionSet, classes: int) -> nn.Module:
-    """The recipe's network with fresh weights by its seed, as wide as the detections.
+    """The recipe's network with fresh weights by its seed and the widths of the detections.
 
-    Raises ValueError for other `in_features` and for segments that the files do not have.
+    Raises ValueError for other `in_features` and for segments that the files lack.
     """
-    found = detections.widths
-    if absent := [name for name in recipe.segments if name not in found]:
+    widths = detections.widths
+    if absent := [name for name in recipe.segments if name not in widths]:
         raise ValueError(
             f"{detections.folder}: no {', '.join(absent)} in these files: they have "
-            f"{', '.join(name for name in found if name in SEGMENTS) or 'no segments'}"
+            f"{', '.join(name for name in widths if name in SEGMENTS) or 'no segments'}"
         )
-    widths: dict[str, int] = {name: found[name] for name in recipe.segments}
-    own: dict[str, Any] = {"in_features": found["features"], **widths}
-    options = {**own, **recipe.model.options}
-    if options["in_features"] not in (0, found["features"]):
+    options: dict[str, Any] = {"in_features": widths["features"]}
+    options |= {name: widths[name] for name in recipe.segments} | dict(recipe.model.options)
+    if options["in_features"] not in (0, widths["features"]):
         raise ValueError(
             f"model {recipe.model.name!r}: in_features={options['in_features']}, the detections "
-            f"have {found['features']} channels: leave the option out"
+            f"have {widths['features']} channels: leave the option out"
         )
     generator = generator_for(recipe.seed, "weights", "graph")
     return create(recipe.model.name, classes, generator=generator, **options)
 
 
 def fit_graph(
-    recipe: GraphRecipe, graphs: Graphs, context: Context, validate: Validate | None = None
+    recipe: GraphRecipe, graphs: GraphBatches, context: Context, validate: Validate | None = None
 ) -> dict[str, Any]:
-    """Train a network of detections; goes on, and ends, as `ssdet.training.train` does.
+    """Train a graph network; resumes and ends as `ssdet.training.train`.
 
     A network with a label graph gets the co-occurrence of the labels of all these videos.
     """
-    optim, device = recipe.optim, context.device
     model = graph_network(recipe, graphs.detections, graphs.manifest.num_classes)
-    if take := getattr(model, "set_cooccurrence", None):
-        take(graphs.targets(video) for video in graphs.videos)
-    state = State(recipe, model.to(device), context)
-    state.restore()
+    if set_cooccurrence := getattr(model, "set_cooccurrence", None):
+        set_cooccurrence(graphs.targets(video) for video in graphs.videos)
 
-    def backward(step: int) -> tuple[float, int]:
-        batch = graphs.batch(step).to(device)
-        with autocast(device, optim.amp):
-            loss = graph_loss(model, batch)
-        state.scaler.scale(loss).backward()
-        return loss.item(), len(batch.targets_BKT)
+    def loss_of(batch: GraphBatch) -> Tensor:
+        return graph_loss(model, batch)
 
-    return descend(state, recipe.seed, backward, validate, recipe.validations)
+    return fit(recipe, model, graphs.batch, loss_of, context, validate)
 
 
 def graph_loss(model: nn.Module, batch: GraphBatch) -> Tensor:
-    """BCE summed over classes, mean over the steps that exist (`head_loss`) and over the logits
-    that the network wants trained: its `stages`, where it has them, or its last ones."""
+    """BCE summed over classes, mean over existing steps (`head_loss`) and over the logits of the
+    model's `stages`, or its only ones."""
     stages = getattr(model, "stages", lambda detections: [model(detections)])
     mask_BT = batch.detections.mask_BT
     losses = [
@@ -160,13 +152,15 @@ def predict_graph(
     sink: Sink,
     device: torch.device,
 ) -> dict[str, str]:
-    """Write the probabilities of every frame of every video that has detections; returns the
-    others, and why they have none. Raises BrokenDetections."""
-    videos = [video for video in manifest.videos if video.id in detections]
-    for video in videos:
+    """Write the probabilities of every frame of every video with detections; return the reasons
+    of the other videos by id. Raises BrokenDetections."""
+    absent = []
+    for video in manifest.videos:
+        if video.id not in detections:
+            absent.append(video.id)
+            continue
         entry = detections.entries[video.id]
         logits_BKT = model(detections.batch([video.id], recipe.segments).to(device))
         logits_BKF = interpolate(logits_BKT, entry.steps * entry.stride)
         sink.add(video.id, logits_BKF[0, :, : entry.frames].T.sigmoid().cpu(), entry.fps)
-    absent = {video.id for video in manifest.videos} - {video.id for video in videos}
     return dict.fromkeys(sorted(absent), f"no detections in {detections.folder}")

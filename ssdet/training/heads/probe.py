@@ -1,4 +1,4 @@
-"""The second read-out: a linear classifier per frame on features that stay as they are."""
+"""Linear probe: logistic regression per frame on frozen features."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from ssdet.training.recipe import ProbeRecipe
 
 @dataclass
 class Probe:
-    """Standardisation and linear layer; a network [1, C, T, H, W] -> logits [1, K, T] with them."""
+    """Clips [1, C, T, H, W] -> logits [1, K, T]: standardised frozen features, linear layer."""
 
     features: Network
     mean_D: Tensor
@@ -40,30 +40,30 @@ def extract(
     recipe: PredictRecipe,
     device: torch.device,
 ) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Features [N, D] and labels [N, K] of every clip frame, and the videos that cannot be read.
+    """Features [N, D] and labels [N, K] of every clip frame, and reasons of unreadable videos.
 
-    Raises ValueError where none can be.
+    Raises ValueError if no video can be read.
     """
     inputs, labels, broken = [], [], {}
     for video in manifest.videos:
         try:
-            dense = dense_targets(manifest, video, reader)
+            dense_KF = dense_targets(manifest, video, reader)
             rows = [
-                (found[FEATURES], torch.from_numpy(dense[:, np.asarray(steps)].T))
-                for steps, found in video_rows(features, video, reader, recipe, device)
+                (tensors[FEATURES], torch.from_numpy(dense_KF[:, np.asarray(steps)].T))
+                for steps, tensors in video_rows(features, video, reader, recipe, device)
             ]
         except CorruptVideo as error:
             broken[video.id] = error.reason
             continue
-        inputs += [row for row, _ in rows]
-        labels += [row for _, row in rows]
+        inputs += [features_ND for features_ND, _ in rows]
+        labels += [labels_NK for _, labels_NK in rows]
     if not inputs:
         raise ValueError(f"data set {manifest.name!r}: none of its videos can be read: {broken}")
     return torch.cat(inputs), torch.cat(labels).to(device, torch.float32), broken
 
 
 def fit(features: Network, inputs_ND: Tensor, labels_NK: Tensor, recipe: ProbeRecipe) -> Probe:
-    """Minimise BCE + l2/2 |w|² with L-BFGS: a convex problem, so nothing is drawn."""
+    """Minimise BCE + l2/2 |w|² with L-BFGS, from zeros: convex, so without randomness."""
     inputs_ND, labels_NK = inputs_ND.double(), labels_NK.double()  # float32 stops too early
     mean_D, scale_D = inputs_ND.mean(0), 1 / (inputs_ND.std(0) + 1e-6)
     rows = (inputs_ND - mean_D) * scale_D
@@ -82,5 +82,5 @@ def fit(features: Network, inputs_ND: Tensor, labels_NK: Tensor, recipe: ProbeRe
         return total
 
     optimizer.step(closure)
-    found = (mean_D, scale_D, layer.weight.detach(), layer.bias.detach())
-    return Probe(features, *(values.float() for values in found))
+    fitted = (mean_D, scale_D, layer.weight.detach(), layer.bias.detach())
+    return Probe(features, *(values.float() for values in fitted))

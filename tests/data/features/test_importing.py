@@ -16,7 +16,7 @@ from ssdet.data.features.shards import FeatureSet
 from ssdet.data.loading.frame_readers import dense_targets
 from ssdet.plugins import UsageError
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
-from ssdet.training.heads.feature_heads import Stretches, fit_head, head, predict_head
+from ssdet.training.heads.feature_heads import FeatureBatches, build_head, fit_head, predict_head
 from ssdet.training.recipe import HeadRecipe
 
 SECONDS = {"a": 10.0, "b": 7.5, "c": 20.0}
@@ -307,8 +307,8 @@ def test_heads_learn_from_imported_features(tmp_path, name, lr) -> None:
     optim = OptimRecipe(steps=150, batch=3, lr=lr, optimizer="adamw", weight_decay=0.0)
     recipe = HeadRecipe(ModelRecipe(name), optim)
     context = Context(tmp_path / "run", device=torch.device("cpu"))
-    fit_head(recipe, Stretches(data, features, recipe), context)
-    net = head(recipe, CHANNELS, 2).eval()
+    fit_head(recipe, FeatureBatches(data, features, recipe), context)
+    net = build_head(recipe, CHANNELS, 2).eval()
     net.load_state_dict(checkpoint.load_weights(tmp_path / "run/checkpoints/last.pt"))
     scores: dict[str, np.ndarray] = {}
     sink = SimpleNamespace(add=lambda video, rows, fps: scores.update({video: rows.numpy()}))

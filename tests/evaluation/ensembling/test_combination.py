@@ -172,7 +172,7 @@ def test_minus_zero_ranks_with_zero(tmp_path):
 @pytest.mark.parametrize("score", [1.001, -0.5, np.inf, -np.inf])
 def test_logits_and_ranks_are_of_probabilities(tmp_path, method, score):
     single = written(tmp_path / "a", {"v7": np.array([[0.5], [score]])})
-    with pytest.raises(ValueError, match=r"video 'v7': a score is not within 0"):
+    with pytest.raises(ValueError, match=r"video 'v7': a score is outside 0"):
         combine([single], tmp_path / "out", method)
 
 

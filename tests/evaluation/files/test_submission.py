@@ -62,7 +62,7 @@ def test_of_equal_keys_the_last_wins(file) -> None:
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("A 1 1 2 3", "line 2: 3 scores, expected 2; the script's check lets one more pass"),
+        ("A 1 1 2 3", "line 2: 3 scores, expected 2; the official script accepts one more"),
         ("A 1 1", "line 2: 1 scores, expected 2$"),
         ("A 1", "line 2: 2 fields"),
         ("A one 1 2", "line 2: begins b'A one 1 2"),
@@ -71,7 +71,7 @@ def test_of_equal_keys_the_last_wins(file) -> None:
         ("A,1,1,2", "line 2: 1 fields"),
         ("A 1 1 x", "line 2: could not convert"),
         ("A 1 1 nan", "line 2: a score is NaN"),
-        ("A 1 1 1_0", "line 2: a score is NaN or no number"),
+        ("A 1 1 1_0", "line 2: a score is NaN or not a number"),
         ("A " + "9" * 5000 + " 1 2", "line 2: .*(longer|begins)"),
         ("A 1 " + "1 " * 100_000, "line 2: longer than"),
     ],
@@ -108,7 +108,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path) -> None:
 
 def test_what_cannot_be_written_leaves_no_file(tmp_path) -> None:
     for scores, told in (
-        ({"a b": np.zeros((25, 2))}, "parts its fields by spaces"),
+        ({"a b": np.zeros((25, 2))}, "are separated by spaces"),
         ({"a": np.zeros((24, 2))}, r"'a': scores \(24, 2\)"),
         ({"a": np.full((25, 2), np.nan)}, "without NaN"),
     ):

@@ -17,7 +17,7 @@ from ssdet.evaluation import (
     dense_map_in_parts,
     dense_map_min162,
 )
-from ssdet.evaluation.lazy_rows import View, frame_labels
+from ssdet.evaluation.lazy_rows import LazyRows, frame_labels
 from ssdet.evaluation.protocols.dense import counted
 
 
@@ -247,6 +247,6 @@ def test_scores_stream_one_video_at_a_time():
         return made
 
     names = [f"v{n}" for n in range(30)]
-    labels = View(names, lambda video: rng.random((50, 3)) < 0.5)
-    found = dense_map(View(names, rows, half=True), labels)
+    labels = LazyRows(names, lambda video: rng.random((50, 3)) < 0.5)
+    found = dense_map(LazyRows(names, rows, half=True), labels)
     assert found.frames == 1500 and most <= 2

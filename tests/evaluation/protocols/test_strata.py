@@ -11,8 +11,14 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score
 
 from ssdet.data import load_manifest
-from ssdet.evaluation import PredictionSet, PredictionWriter, acts, boundary, dense_map, strata
-from ssdet.evaluation.protocols.strata import PUBLISHED, StratumView, stratum_masks, stratum_targets
+from ssdet.evaluation import PredictionSet, PredictionWriter, acts, boundary, dense_map
+from ssdet.evaluation.protocols.strata import (
+    PUBLISHED,
+    strata,
+    stratum_masks,
+    stratum_scores,
+    stratum_targets,
+)
 from ssdet.evaluation.statistics.bootstrap import paired_bootstrap
 
 
@@ -212,7 +218,7 @@ def test_the_bootstrap_sees_the_frames_of_a_stratum(per_class):
     for stratum in (*acts()[1:], *boundary(per_class=per_class)):
         masks = stratum_masks(stratum, targets)
         truth = stratum_targets(targets, masks)
-        found = paired_bootstrap(StratumView(a, masks), StratumView(b, masks), truth, 50)
+        found = paired_bootstrap(stratum_scores(a, masks), stratum_scores(b, masks), truth, 50)
         values = [strata(rows, targets, [stratum])[stratum.name].value for rows in (a, b)]
         assert found.difference == pytest.approx(values[1] - values[0], abs=2e-6)
         assert found.low < found.difference < found.high
@@ -237,7 +243,7 @@ def test_what_cannot_be_scored_is_named():
     with pytest.raises(ValueError, match="'v2': a score is -inf"):
         scores["v2"][3, 2] = -np.inf
         strata(scores, targets, boundary(per_class=True))
-    with pytest.raises(ValueError, match="apart=0"):
+    with pytest.raises(ValueError, match="up_to=0"):
         acts(0)
     with pytest.raises(ValueError, match="radius=-1"):
         boundary(-1)

@@ -227,7 +227,7 @@ def test_other_precisions():
 def test_contract():
     model = tiny(backbone_options={"norm_splits": 2})
     assert model.takes == "clips" and model.temporal_context is None and len(model.layers) == 1
-    assert {id(p) for p in model.fusion_parameters()} == {
+    assert {id(p) for p in model.fusion.parameters()} == {
         id(p) for k, p in model.named_parameters() if ".rw" in k or ".mix" in k
     }
     groups = [*model.head_parameters(), *model.backbone_parameters()]

@@ -187,5 +187,5 @@ def test_sizes_that_cannot_be_are_refused() -> None:
         small(3, dims=(16, 24, 32))
     with pytest.raises(ValueError, match="expected 4 multiples of heads=4"):
         small(3, dims=(16, 24, 32, 50))
-    with pytest.raises(ValueError, match="padding 'masked'"):
+    with pytest.raises(ValueError, match="padding='masked'"):
         small(3, padding="masked")

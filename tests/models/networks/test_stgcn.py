@@ -71,7 +71,7 @@ def test_two_steps_become_one() -> None:
     half = Graph(present, touching, pairs & ~touching).halved()
     assert half.present_BTM.tolist() == [[[1, 1, 0], [0, 1, 1], [1, 0, 1]]]
     assert half.touching_BTMM.nonzero().tolist() == [[0, 0, 0, 1], [0, 0, 1, 0]]
-    assert half.apart_BTMM.nonzero().tolist() == [[0, 1, 1, 2], [0, 1, 2, 1],
+    assert half.separate_BTMM.nonzero().tolist() == [[0, 1, 1, 2], [0, 1, 2, 1],
                                                   [0, 2, 0, 2], [0, 2, 2, 0]]  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_released_padding_weakens_the_event_and_nothing_else():
 
 
 def test_an_unknown_word_for_padding_is_refused():
-    with pytest.raises(ValueError, match=r"padding 'exakt': choose from 'released', 'exact'"):
+    with pytest.raises(ValueError, match="padding='exakt': choose from released, exact"):
         create("super_events", 5, padding="exakt")
 
 

@@ -148,7 +148,7 @@ def test_released_padding_reaches_the_last_steps_only():
 
 @pytest.mark.parametrize("option", ["kernel", "combine", "padding"])
 def test_unknown_words_are_refused(option):
-    with pytest.raises(ValueError, match=f"{option} 'no': choose from"):
+    with pytest.raises(ValueError, match=f"{option}='no': choose from"):
         create("tgm", 5, **{option: "no"})
 
 

@@ -16,7 +16,7 @@ from ssdet.data.loading.clips import ClipRecipe
 from ssdet.models import available, create, load_weights
 from ssdet.models.weights import imported
 from ssdet.models.weights.source import fingerprint
-from ssdet.training.pretrained_weights import CONSTANTS, starting_weights, used_to
+from ssdet.training.pretrained_weights import NORMALISATION, normalisation_of, starting_weights
 from ssdet.training.recipe import ModelRecipe, TrainRecipe
 
 TOY: dict[str, Any] = {
@@ -75,13 +75,13 @@ def test_the_name_stands_for_it_where_training_starts(tmp_path, published_state)
     head = {"fc2.weight": torch.randn(157, 2048), "fc2.bias": torch.randn(157)}
     file = saved(tmp_path / "charades.pt", {**published_state, **head})
     assert imported.import_weights(file, "x3d", options=TOY)[0].classes == 157
-    mean, std = CONSTANTS["charades"]
+    mean, std = NORMALISATION["charades"]
     clip = ClipRecipe(size=24, mean=mean, std=std)
     recipes = [
         TrainRecipe("finetune", ModelRecipe("x3d", TOY, weights=weights), clip)
         for weights in ("charades", str(file))
     ]
-    assert used_to(recipes[0]) == (mean, std)
+    assert normalisation_of(recipes[0]) == (mean, std)
     by_name, by_path = (starting_weights(recipe, 4) for recipe in recipes)
     assert by_name is not None and by_path is not None
     backbone = [k for k in by_name if ".proj." not in k]

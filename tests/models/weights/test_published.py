@@ -134,7 +134,7 @@ def test_unfit_archives_are_refused_and_leave_nothing(monkeypatch, tmp_path, cas
     else:
         offer(monkeypatch, content)
     message = {
-        "another": "SHA-256 .* expected .*fetch it again", "cut": "SHA-256", "noise": "cannot be",
+        "another": "SHA-256 .* expected .*download it", "cut": "SHA-256", "noise": "cannot be",
         "no member": "has no ", "link": "no regular", "folder": "no regular", "large": "1000 bytes",
     }  # fmt: skip
     with pytest.raises(ValueError, match=message[case]):

@@ -12,13 +12,13 @@ from ssdet.data import Manifest, Segment, Video
 from ssdet.data.features.shards import FeatureSet, FeatureWriter
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads.feature_heads import (
+    FeatureBatches,
     HeadBatch,
-    Stretches,
     batch_loss,
+    build_head,
+    feature_width,
     fit_head,
-    head,
     predict_head,
-    width_of,
 )
 from ssdet.training.losses import head_loss
 from ssdet.training.recipe import HeadRecipe
@@ -63,12 +63,12 @@ def features(tmp_path_factory) -> FeatureSet:
 
 
 def test_a_batch_is_padded_and_masked(features) -> None:
-    stretches = Stretches(MANIFEST, features, RECIPE)
-    assert [v.id for v in stretches.videos] == ["a", "b", "c", "d", "e"]
-    batch = stretches.gathered(stretches.videos)
-    steps = [-(-LENGTHS[v.id] // STRIDE) for v in stretches.videos]
+    batches = FeatureBatches(MANIFEST, features, RECIPE)
+    assert [v.id for v in batches.videos] == ["a", "b", "c", "d", "e"]
+    batch = batches.collate(batches.videos)
+    steps = [-(-LENGTHS[v.id] // STRIDE) for v in batches.videos]
     assert batch.lengths_B.tolist() == steps and batch.features_BDT.shape == (5, 6, max(steps))
-    for place, (one, length) in enumerate(zip(stretches.videos, steps, strict=True)):
+    for place, (one, length) in enumerate(zip(batches.videos, steps, strict=True)):
         mine = torch.from_numpy(np.array(features[one.id]["features"]))
         assert torch.equal(batch.features_BDT[place, :, :length], mine.T)
         dense = MANIFEST.frame_targets(one, LENGTHS[one.id], FPS)[:, ::STRIDE]
@@ -81,8 +81,8 @@ def test_a_batch_is_padded_and_masked(features) -> None:
 def test_epochs_show_every_video_once_in_an_order_of_the_seed(features) -> None:
     def shown(seed: int) -> list[int]:
         recipe = replace(RECIPE, seed=seed, optim=replace(OPTIM, batch=5))
-        stretches = Stretches(MANIFEST, features, recipe)
-        return [n for step in range(4) for n in stretches.batch(step).lengths_B.tolist()]
+        batches = FeatureBatches(MANIFEST, features, recipe)
+        return [n for step in range(4) for n in batches.batch(step).lengths_B.tolist()]
 
     for epoch in range(4):
         assert sorted(shown(0)[5 * epoch : 5 * epoch + 5]) == [3, 6, 8, 9, 11]
@@ -90,22 +90,22 @@ def test_epochs_show_every_video_once_in_an_order_of_the_seed(features) -> None:
 
 
 def test_padding_changes_the_loss_only_as_the_published_code_has_it(features) -> None:
-    stretches = Stretches(MANIFEST, features, RECIPE)
-    model = head(RECIPE, 6, 3).eval()
+    batches = FeatureBatches(MANIFEST, features, RECIPE)
+    model = build_head(RECIPE, 6, 3).eval()
 
     def loss(videos: list[Video], padding: str) -> tuple[float, int]:
-        batch = stretches.gathered(videos)
+        batch = batches.collate(videos)
         logits = model(batch.features_BDT, batch.lengths_B)
         found = head_loss(logits, batch.targets_BKT, batch.mask_BT, padding)
         return found.item() * int(batch.lengths_B.sum()), int(batch.lengths_B.sum())
 
-    apart = sum(loss([one], "masked")[0] for one in stretches.videos)
-    assert loss(stretches.videos, "masked")[0] == pytest.approx(apart, rel=1e-5)
+    apart = sum(loss([one], "masked")[0] for one in batches.videos)
+    assert loss(batches.videos, "masked")[0] == pytest.approx(apart, rel=1e-5)
     # Zeros in, bias out: what a filled step costs in every class.
     bias = model.per_frame.bias.detach()
-    batch = stretches.gathered(stretches.videos)
+    batch = batches.collate(batches.videos)
     filled = int((~batch.mask_BT).sum()) * float(torch.log1p(bias.exp()).sum())
-    assert loss(stretches.videos, "counted")[0] == pytest.approx(apart + filled, rel=1e-5)
+    assert loss(batches.videos, "counted")[0] == pytest.approx(apart + filled, rel=1e-5)
 
 
 def found_in(row: torch.Tensor, whole: torch.Tensor) -> list[int]:
@@ -116,11 +116,11 @@ def found_in(row: torch.Tensor, whole: torch.Tensor) -> list[int]:
 
 
 def test_stretches_are_random_parts_of_videos(features) -> None:
-    stretches = Stretches(MANIFEST, features, STRETCHED)
-    whole = stretches.gathered(stretches.videos)
+    batches = FeatureBatches(MANIFEST, features, STRETCHED)
+    whole = batches.collate(batches.videos)
     starts: dict[int, set[int]] = {}
     for step in range(60):
-        batch = stretches.batch(step)
+        batch = batches.batch(step)
         assert batch.features_BDT.shape == (4, 6, 5) and batch.heat_BKT.shape == (4, 3, 5)
         for place, length in enumerate(batch.lengths_B.tolist()):
             parts = [
@@ -136,16 +136,16 @@ def test_stretches_are_random_parts_of_videos(features) -> None:
             assert torch.equal(parts[2][:, :length], whole.heat_BKT[shown[0], :, inside])
     # Every place where 5 steps fit into 8, 11, 3, 6 and 9.
     assert starts == {0: {*range(4)}, 1: {*range(7)}, 2: {0}, 3: {0, 1}, 4: {*range(5)}}
-    other = Stretches(MANIFEST, features, STRETCHED)
-    assert all(torch.equal(a, b) for a, b in zip(other.batch(7), stretches.batch(7), strict=True))
+    other = FeatureBatches(MANIFEST, features, STRETCHED)
+    assert all(torch.equal(a, b) for a, b in zip(other.batch(7), batches.batch(7), strict=True))
     # The same videos at other steps.
-    assert not torch.equal(stretches.batch(0).features_BDT, stretches.batch(5).features_BDT)
+    assert not torch.equal(batches.batch(0).features_BDT, batches.batch(5).features_BDT)
 
 
 def test_a_batch_carries_the_middles_of_its_actions_where_asked(features) -> None:
-    assert Stretches(MANIFEST, features, RECIPE).batch(0).heat_BKT is None
-    stretches = Stretches(MANIFEST, features, replace(STRETCHED, crop=0))
-    batch = stretches.gathered(stretches.videos[:1])
+    assert FeatureBatches(MANIFEST, features, RECIPE).batch(0).heat_BKT is None
+    batches = FeatureBatches(MANIFEST, features, replace(STRETCHED, crop=0))
+    batch = batches.collate(batches.videos[:1])
     # 3 s, a step lasts 0.4 s. Class 0 to 1.5 s: middle 0.745 s in step 1, so 2, 3 steps, radius 6.
     # Class 1 from 1 to 2 s: middle 1.5 s in step 3, so 4, 2 steps, radius 4.
     assert (batch.heat_BKT[0] == 1).nonzero().tolist() == [[0, 2], [1, 4]]
@@ -155,11 +155,11 @@ def test_a_batch_carries_the_middles_of_its_actions_where_asked(features) -> Non
 
 
 def test_the_heat_map_is_learned_with_the_weight_it_is_given(features) -> None:
-    stretches = Stretches(MANIFEST, features, STRETCHED)
-    batch = stretches.batch(0)
+    batches = FeatureBatches(MANIFEST, features, STRETCHED)
+    batch = batches.batch(0)
 
     def loss(weight: float, batch: HeadBatch) -> float:
-        model = head(STRETCHED, 6, 3).eval()
+        model = build_head(STRETCHED, 6, 3).eval()
         return batch_loss(replace(STRETCHED, heat_map=weight), model, batch).item()
 
     plain = loss(0.05, batch._replace(heat_BKT=None))
@@ -174,16 +174,16 @@ def test_the_heat_map_is_learned_with_the_weight_it_is_given(features) -> None:
 def test_videos_without_actions_are_left_out_where_asked(features) -> None:
     bare = tuple(replace(v, segments=()) if v.id in "bd" else v for v in MANIFEST.videos)
     manifest = replace(MANIFEST, videos=bare)
-    assert len(Stretches(manifest, features, RECIPE).videos) == 5
-    left = Stretches(manifest, features, replace(RECIPE, skip_empty=True))
+    assert len(FeatureBatches(manifest, features, RECIPE).videos) == 5
+    left = FeatureBatches(manifest, features, replace(RECIPE, skip_empty=True))
     assert [v.id for v in left.videos] == ["a", "c", "e"]
     with pytest.raises(ValueError, match="none of its videos with features has actions"):
         only = replace(MANIFEST, videos=(bare[1],))
-        Stretches(only, features, replace(RECIPE, skip_empty=True))
+        FeatureBatches(only, features, replace(RECIPE, skip_empty=True))
 
 
 def trained(features: FeatureSet, folder: Path, recipe: HeadRecipe, **context) -> dict:
-    return fit_head(recipe, Stretches(MANIFEST, features, recipe),
+    return fit_head(recipe, FeatureBatches(MANIFEST, features, recipe),
                     Context(folder, device=CPU, **context))  # fmt: skip
 
 
@@ -219,7 +219,7 @@ class Kept:
 def test_a_rule_is_found_and_told_of_every_frame(features, tmp_path) -> None:
     recipe = replace(RECIPE, optim=replace(OPTIM, steps=300))
     trained(features, tmp_path, recipe)
-    model = head(recipe, 6, 3)
+    model = build_head(recipe, 6, 3)
     model.load_state_dict(checkpoint.load_weights(tmp_path / "checkpoints/last.pt"))
     sink = Kept()
     absent = predict_head(model.eval(), recipe, MANIFEST, features, sink, CPU)
@@ -244,7 +244,7 @@ def test_a_rule_is_found_and_told_of_every_frame(features, tmp_path) -> None:
 def test_ms_tct_scores_whole_videos_however_it_was_trained(features, padding) -> None:
     model = replace(TINY, options={**TINY.options, "padding": padding})
     recipe = replace(STRETCHED, model=model)
-    scorer, sink = head(recipe, 6, 3).eval(), Kept()
+    scorer, sink = build_head(recipe, 6, 3).eval(), Kept()
     predict_head(scorer, recipe, MANIFEST, features, sink, CPU)
     rows = torch.from_numpy(np.array(features["b"]["features"])).T[None]
     with torch.no_grad():
@@ -257,15 +257,15 @@ def test_ms_tct_scores_whole_videos_however_it_was_trained(features, padding) ->
 
 def test_what_no_head_can_read_is_refused(features) -> None:
     with pytest.raises(ValueError, match=r"'layer1' of shape \(2, 7, 7\): heads read one vector"):
-        Stretches(MANIFEST, features, replace(RECIPE, tensor="layer1"))
+        FeatureBatches(MANIFEST, features, replace(RECIPE, tensor="layer1"))
     with pytest.raises(ValueError, match="'conv5' of shape None"):
-        width_of(features, "conv5")
+        feature_width(features, "conv5")
     other = replace(RECIPE, model=ModelRecipe("linear", {"in_features": 432}))
     with pytest.raises(ValueError, match=r"in_features=432, the features have 6"):
-        head(other, 6, 3)
+        build_head(other, 6, 3)
     with pytest.raises(ValueError, match=r"'linear' has no heat map to learn: .* found 0\.1"):
-        head(replace(RECIPE, heat_map=0.1), 6, 3)
+        build_head(replace(RECIPE, heat_map=0.1), 6, 3)
     with pytest.raises(ValueError, match="crop -1, heat_map 0.0: expected at least 0"):
         replace(RECIPE, crop=-1)
     with pytest.raises(ValueError, match="none of its videos has features"):
-        Stretches(replace(MANIFEST, videos=MANIFEST.videos[-1:]), features, RECIPE)
+        FeatureBatches(replace(MANIFEST, videos=MANIFEST.videos[-1:]), features, RECIPE)

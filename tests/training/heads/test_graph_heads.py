@@ -18,8 +18,8 @@ from ssdet.data.features.detections import DetectionSet
 from ssdet.models import create
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads.graph_heads import (
+    GraphBatches,
     GraphRecipe,
-    Graphs,
     fit_graph,
     graph_loss,
     graph_network,
@@ -99,13 +99,13 @@ def held_out(root: Path, recipe: GraphRecipe, shuffle: bool) -> np.ndarray:
     """Train, and say the average precision of each class on other videos."""
     train, test = (write(root / n, c, s, shuffle) for n, c, s in (("a", 128, 1), ("b", 32, 2)))
     seen, new = DetectionSet.open(root / "a"), DetectionSet.open(root / "b")
-    fit_graph(recipe, Graphs(train, seen, recipe), Context(root, device=CPU))
+    fit_graph(recipe, GraphBatches(train, seen, recipe), Context(root, device=CPU))
     model = graph_network(recipe, seen, 4)
     model.load_state_dict(checkpoint.load_weights(root / "checkpoints/last.pt"))
     sink = Kept()
     assert predict_graph(model.eval(), recipe, test, new, sink, CPU) == {}
     scores = np.concatenate([sink.probs[v.id][0][::STRIDE] for v in test.videos])
-    truth = np.concatenate([Graphs(test, new, recipe).targets(v).T for v in test.videos])
+    truth = np.concatenate([GraphBatches(test, new, recipe).targets(v).T for v in test.videos])
     return np.array([average_precision_score(truth[:, k], scores[:, k]) for k in range(4)])
 
 
@@ -128,8 +128,8 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, Detectio
 
 def test_batches_hold_the_labels_of_every_step(graphs) -> None:
     manifest, detections = graphs
-    data = Graphs(manifest, detections, GraphRecipe())
-    batch = data.gathered(manifest.videos)
+    data = GraphBatches(manifest, detections, GraphRecipe())
+    batch = data.collate(manifest.videos)
     assert batch.detections.rgb_BTD is None
     lengths = [detections.entries[v.id].steps for v in manifest.videos]
     assert batch.detections.lengths_B.tolist() == lengths
@@ -141,21 +141,21 @@ def test_batches_hold_the_labels_of_every_step(graphs) -> None:
         assert torch.equal(batch.targets_BKT[row, :, :steps].bool(), expected)
         assert not batch.targets_BKT[row, :, steps:].any()
     recipe = GraphRecipe(segments=("rgb",), optim=replace(OPTIM, batch=6))
-    shown = Graphs(manifest, detections, recipe).batch(1).detections
+    shown = GraphBatches(manifest, detections, recipe).batch(1).detections
     assert sorted(shown.lengths_B.tolist()) == sorted(lengths) and shown.rgb_BTD is not None
 
 
 def test_every_stage_is_trained_and_padding_is_not(graphs) -> None:
     manifest, detections = graphs
     recipe = GraphRecipe(MODELS["stgcn"])
-    model, data = graph_network(recipe, detections, 4), Graphs(manifest, detections, recipe)
+    model, data = graph_network(recipe, detections, 4), GraphBatches(manifest, detections, recipe)
     total = 0.0
     for video in manifest.videos:
-        batch = data.gathered([video])
+        batch = data.collate([video])
         for logits in model.stages(batch.detections):  # type: ignore[operator]
             each = F.binary_cross_entropy_with_logits(logits, batch.targets_BKT, reduction="sum")
             total += each.item() / 2
-    batch = data.gathered(manifest.videos)
+    batch = data.collate(manifest.videos)
     steps = int(batch.detections.lengths_B.sum())
     assert graph_loss(model, batch).item() * steps == pytest.approx(total, rel=1e-4)
 
@@ -163,7 +163,7 @@ def test_every_stage_is_trained_and_padding_is_not(graphs) -> None:
 def test_the_label_graph_is_that_of_the_training_videos(graphs, tmp_path) -> None:
     manifest, detections = graphs
     recipe = GraphRecipe(MODELS["vs_st_mpnn"], optim=replace(OPTIM, steps=1))
-    data = Graphs(manifest, detections, recipe)
+    data = GraphBatches(manifest, detections, recipe)
     fit_graph(recipe, data, Context(tmp_path, device=CPU))
     kept = checkpoint.load_weights(tmp_path / "checkpoints/last.pt")["labels.cooccurrence_KK"]
     rows = np.concatenate([data.targets(v) for v in manifest.videos], 1).astype(float)
@@ -181,7 +181,7 @@ def test_a_stopped_run_ends_with_the_same_bits(graphs, name, tmp_path) -> None:
     recipe = GraphRecipe(MODELS[name], optim=OPTIM)
 
     def trained(folder: str, **context: Any) -> dict[str, Any]:
-        data = Graphs(manifest, detections, recipe)
+        data = GraphBatches(manifest, detections, recipe)
         return fit_graph(recipe, data, Context(tmp_path / folder, device=CPU, **context))
 
     def stop(metrics: Mapping[str, float]) -> None:
@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(graphs) -> None:
     assert graph_network(GraphRecipe(without, ("rgb",)), detections, 4)
     other = replace(manifest, videos=(Video("gone", "", "train"),))
     with pytest.raises(ValueError, match="no video of it has detections in"):
-        Graphs(other, detections, GraphRecipe())
+        GraphBatches(other, detections, GraphRecipe())
 
 
 def test_the_documents_example_runs(capsys) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from ssdet.training import ModelRecipe
 from ssdet.training.heads.published_recipes import published_head
-from ssdet.training.loop import due
+from ssdet.training.loop import is_due
 
 
 def test_super_events_on_charades_trains_at_2e_4() -> None:
@@ -39,7 +39,7 @@ def test_every_model_has_its_schedule(name, batch, epochs, lr, patience, decay) 
         (256, 0.05, True) if name == "ms_tct" else (0, 0.0, False)
     )
     each = optim.steps // epochs
-    judged = [s for s in range(1, optim.steps + 1) if due(s, optim.steps, recipe.validations)]
+    judged = [s for s in range(1, optim.steps + 1) if is_due(s, optim.steps, recipe.validations)]
     assert judged == list(range(each, optim.steps + 1, each))
 
 
