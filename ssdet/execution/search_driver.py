@@ -25,9 +25,9 @@ from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
 from ssdet.studies.data import Data, check_decoders
-from ssdet.studies.graph.lineage import experiment_of, scored
+from ssdet.studies.graph.lineage import experiment_of, network_stage
 from ssdet.studies.network_costs import macs
-from ssdet.studies.presets import completed
+from ssdet.studies.presets import with_defaults
 from ssdet.studies.study import Arm, Study
 from ssdet.training.context import Report
 from ssdet.training.preemption import Preempted
@@ -58,7 +58,7 @@ def run_search(
     one trial. `evaluate` takes the place of training.
     """
     store = store if isinstance(store, Store) else Store.open(store)
-    study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
+    study = with_defaults(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
     search = replace(search, base=study.base, data=study.data)
     check_decoders(study.data, loaders, decoders)
     if not study.data.split("downstream", "val").videos:
@@ -112,7 +112,7 @@ def run_chain(means: Means, stages: Chain, report: Report) -> dict[str, Any]:
 
 def _map(means: Means, stages: Chain, report: Report) -> float:
     result: dict[str, Any] = {}
-    last = scored(stages.stages[-1])
+    last = network_stage(stages.stages[-1])
     for stage in stages.stages:
         training = stage.kind in TRAINING
         job = Job(

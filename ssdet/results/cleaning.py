@@ -11,7 +11,7 @@ from pathlib import Path
 from ssdet.results.queries.index import load
 from ssdet.search.trials import searches, stages_in_use
 from ssdet.store.base import STAGE_ID, Store, locked
-from ssdet.studies.graph.record import folder, read_records
+from ssdet.studies.graph.record import read_records, record_folder
 
 STALE = 3600.0
 """Seconds after which a partial file that no lock protects is nobody's work any more."""
@@ -178,7 +178,7 @@ def remove_study(store: Store, name: str) -> Removed:
     Its stages stay until `collect`. ValueError where there is none.
     """
     study, _, digest = name.partition("/")
-    place = folder(store, study)
+    place = record_folder(store, study)
     with store.guard():
         store.refresh()
         records = sorted(place.glob(f"{digest or '*'}.json"))
