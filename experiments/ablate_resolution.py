@@ -14,7 +14,7 @@ from ssdet.studies import (
     Table,
     augmented,
     classification,
-    coarser,
+    every_nth_frame,
     finetuned_as,
 )
 
@@ -26,7 +26,7 @@ PRETRAINED = {
 }
 FINE = tuple(Arm(name, change, title) for name, (change, title) in PRETRAINED.items())
 QUARTER = tuple(
-    Arm(f"{name}_x4", coarser(4, change), f"{title}, every 4th frame")
+    Arm(f"{name}_x4", every_nth_frame(4, change), f"{title}, every 4th frame")
     for name, (change, title) in PRETRAINED.items()
 )
 STREAMS = tuple(

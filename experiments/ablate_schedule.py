@@ -16,20 +16,20 @@ from ssdet.studies import (
     augmented,
     classification,
     from_checkpoint,
-    lasting,
+    scaled_pretraining,
 )
 
 TASKS = {"cls": classification, "det": augmented("joint_single")}
 LENGTHS = {"_third": (1 / 3, "a third"), "": (1, "all"), "_longer": (4 / 3, "four thirds")}
 SCRATCH = tuple(
-    Arm(task + suffix, lasting(share, change), f"{task}, {length} of the schedule")
+    Arm(task + suffix, scaled_pretraining(share, change), f"{task}, {length} of the schedule")
     for suffix, (share, length) in LENGTHS.items()
     for task, change in TASKS.items()
 )
 CHECKPOINT = tuple(
     Arm(
         f"{task}_checkpoint",
-        from_checkpoint(classification, lasting(1 / 3, change)),
+        from_checkpoint(classification, scaled_pretraining(1 / 3, change)),
         f"{task}, a third from a checkpoint",
     )
     for task, change in TASKS.items()

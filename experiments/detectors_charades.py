@@ -10,9 +10,9 @@ detector after classification pretraining.
 
 from ssdet.cli import experiment
 from ssdet.studies import Study
-from ssdet.studies.paper_detectors import compared
+from ssdet.studies.paper_detectors import comparison
 
-ARMS, TABLE = compared(
+ARMS, TABLE = comparison(
     {
         "x3d": (20.66, 22.36, 23.94),
         "se": (21.79, 22.24, 23.92),

@@ -8,9 +8,9 @@ on Moving Shapes the stages of X3D and TGM + SE are those of `detectors_charades
 
 from ssdet.cli import experiment
 from ssdet.studies import Study
-from ssdet.studies.paper_detectors import compared
+from ssdet.studies.paper_detectors import comparison
 
-ARMS, TABLE = compared(
+ARMS, TABLE = comparison(
     {"x3d": (37.17, 38.92, 40.88), "tgm": (39.16, 41.55, 43.15), "pdan": (39.20, 42.13, 44.35)},
     "Detectors with classification and detection pretraining, MultiTHUMOS",
     "Table 3 (Kinetics-400 to MultiTHUMOS, every frame, one run each).",

@@ -25,9 +25,9 @@ from ssdet.stages.job import Job, with_rungs
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
 from ssdet.studies.data import Data, check_decoders
-from ssdet.studies.graph.lineage import experiment_of, scored
+from ssdet.studies.graph.lineage import experiment_of, network_stage
 from ssdet.studies.network_costs import macs
-from ssdet.studies.presets import completed
+from ssdet.studies.presets import with_defaults
 from ssdet.studies.scoring import Scoring, check_protocol
 from ssdet.studies.study import Arm, Study
 from ssdet.training.context import Report
@@ -61,7 +61,7 @@ def run_search(
     takes the place of training.
     """
     store = Store.open(store)
-    study = completed(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
+    study = with_defaults(Study(search.name, (Arm("base"),), base=search.base, data=search.data))
     search = replace(search, base=study.base, data=study.data)
     check_decoders(study.data, loaders, decoders)
     if not study.data.split("downstream", "val").videos:
@@ -118,7 +118,7 @@ def run_chain(settings: TrialSettings, stages: Chain, report: Report) -> dict[st
 
 def _map(settings: TrialSettings, stages: Chain, report: Report) -> float:
     report = each_validation_once(report)
-    last = scored(stages.stages[-1])
+    last = network_stage(stages.stages[-1])
     for stage in stages.stages:
         training = stage.kind in TRAINING
         job = Job(

@@ -12,7 +12,7 @@ from ssdet.search.trials import SearchResult
 from ssdet.store.base import Store
 from ssdet.studies.experiment import Change, Experiment
 from ssdet.studies.graph.plan import plan
-from ssdet.studies.presets import completed
+from ssdet.studies.presets import with_defaults
 from ssdet.studies.study import Arm, Study
 from ssdet.system.safe_files import write_json
 
@@ -84,7 +84,7 @@ def tuned(study: Study, store: Store, tuning: Tuning, **how: Any) -> Study:
     """
     from ssdet.execution.search_driver import run_search
 
-    study = completed(study)
+    study = with_defaults(study)
     if tuning.seed in study.seeds:
         raise ValueError(
             f"study {study.name!r}: tuning seed {tuning.seed} is one of its seeds {study.seeds}: "

@@ -12,7 +12,7 @@ from pathlib import Path
 from ssdet.results.queries.index import load
 from ssdet.search.trials import searches, stages_in_use
 from ssdet.store.base import STAGE_ID, Store
-from ssdet.studies.graph.record import folder, read_records
+from ssdet.studies.graph.record import read_records, record_folder
 from ssdet.system.safe_files import TRASH, refuse_link, refuse_links
 
 STALE = 3600.0
@@ -206,7 +206,7 @@ def remove_study(store: Store, name: str) -> Removed:
     Its stages stay until `collect`. ValueError where there is none.
     """
     study, _, digest = name.partition("/")
-    place = folder(store, study)
+    place = record_folder(store, study)
     with store.recording_lock():
         store.refresh()
         records = sorted(place.glob(f"{digest or '*'}.json"))

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from ssdet.search.trials import SearchResult
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
-from ssdet.studies.graph.lineage import scored
+from ssdet.studies.graph.lineage import network_stage
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.scoring import Scoring
 
@@ -131,7 +131,7 @@ def trust_of_validations(plan: Plan, store: Store) -> Trust:
             curve
             for run in plan.of(arm.name)
             if run.predict.kind == "predict"
-            and len(curve := validations(scored(run.predict), store)) > 1
+            and len(curve := validations(network_stage(run.predict), store)) > 1
         ]
         for arm in plan.study.arms
     }

@@ -15,7 +15,7 @@ from ssdet.studies.data import Data
 from ssdet.studies.experiment import Change, Experiment, unchanged
 from ssdet.studies.graph.builder import StageGraph
 from ssdet.studies.graph.identity import Stage, data_fingerprint
-from ssdet.studies.graph.lineage import ancestry, parts
+from ssdet.studies.graph.lineage import ancestry, named_stages
 from ssdet.studies.presets import tiny
 from ssdet.studies.study import protocol_id
 from ssdet.system.recipe_json import to_json
@@ -161,7 +161,7 @@ class Chain:
     def ids(self) -> dict[str, str]:
         """Stage id by part of the run (`graph.lineage`), such as `start` or `validate`; none
         for a trial that could not be built."""
-        named = parts(self.stages[-1]) if self.stages else {}
+        named = named_stages(self.stages[-1]) if self.stages else {}
         return {name: stage.id for name, stage in named.items()}
 
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ssdet.stages.job import LAST
-from ssdet.studies.graph.identity import Find, Stage
-from ssdet.studies.graph.lineage import FINE_STREAM, parts
-from ssdet.studies.network_costs import row_width, whole
+from ssdet.studies.graph.identity import Stage, StageLocator
+from ssdet.studies.graph.lineage import FINE_STREAM, named_stages
+from ssdet.studies.network_costs import row_width, with_fine_stream
 from ssdet.training import checkpoint
 from ssdet.training.heads.feature_heads import build_head
 from ssdet.training.loop import network
@@ -35,18 +35,18 @@ class Headed(nn.Module):
         return logits_BKT
 
 
-def assemble(end: Stage, classes: int, find: Find) -> nn.Module:
+def assemble(end: Stage, classes: int, find: StageLocator) -> nn.Module:
     """The network of the stage that scored a run, on the CPU and in evaluation mode.
 
     Of two streams the fine one sees the clips of each pass, where the run had its features of the
     whole video: the same where one pass is the video, but for the rounding of files.
     ValueError for an ensemble, and for weights that do not fit.
     """
-    found = parts(end)
+    found = named_stages(end)
     if "finetune" not in found:
         raise ValueError(f"{end.id} is of several networks: assemble each of {end.parents}")
     tuned = found["finetune"]
-    model = network(whole(tuned.recipe), classes)
+    model = network(with_fine_stream(tuned.recipe), classes)
     state = _weights(tuned, find)
     if FINE_STREAM + "finetune" in found:
         fine = _weights(found[FINE_STREAM + "finetune"], find)
@@ -60,7 +60,7 @@ def assemble(end: Stage, classes: int, find: Find) -> nn.Module:
     return model.eval()
 
 
-def _weights(stage: Stage, find: Find) -> dict[str, Tensor]:
+def _weights(stage: Stage, find: StageLocator) -> dict[str, Tensor]:
     return checkpoint.load_weights(find(stage.id, LAST) / LAST)
 
 

@@ -13,8 +13,8 @@ from ssdet.inference.recipe import PredictRecipe
 from ssdet.models import accelerate, create
 from ssdet.stages.backbone_with_head import assemble
 from ssdet.store.base import STAGE_ID, Store
-from ssdet.studies.graph.identity import Find, Stage, stored_stage
-from ssdet.studies.graph.lineage import parts
+from ssdet.studies.graph.identity import Stage, StageLocator, stored_stage
+from ssdet.studies.graph.lineage import named_stages
 from ssdet.system.recipe_json import from_json
 from ssdet.training import checkpoint as checkpoints
 from ssdet.training.recipe import TrainRecipe
@@ -73,7 +73,7 @@ def load_members(name: Name | Member, store: Name | None = None) -> list[Member]
     return [_published(text)]
 
 
-def _of_stage(stage: str, find: Find) -> list[Member]:
+def _of_stage(stage: str, find: StageLocator) -> list[Member]:
     """Members of a stage; `find` gives the folder of a stage by its id, with a file of it."""
     folder = find(stage, "recipe.json")
     if not folder.is_dir():
@@ -94,9 +94,9 @@ def _of_stage(stage: str, find: Find) -> list[Member]:
     raise ValueError(f"{folder}: a {kind} stage keeps no network of its own; name a trained one")
 
 
-def _assembled(end: Stage, find: Find) -> Member:
+def _assembled(end: Stage, find: StageLocator) -> Member:
     """A run whose network was trained in several stages."""
-    tuned = parts(end)["finetune"]
+    tuned = named_stages(end)["finetune"]
     data = json.loads((find(tuned.id, "data.json") / "data.json").read_text(encoding="utf-8"))
     classes = tuple(data["classes"])
     model = assemble(end, len(classes), find)

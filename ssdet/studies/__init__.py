@@ -5,47 +5,29 @@ from typing import TYPE_CHECKING
 from ssdet.system.lazy import attach
 
 if TYPE_CHECKING:
-    from ssdet.execution.runner import (
-        BudgetSpent,
-        StagesFailed,
-        run,
-    )
+    from ssdet.execution.runner import BudgetSpent, StagesFailed, run
     from ssdet.execution.tuning import Tuning
     from ssdet.search.space import Search
     from ssdet.store.base import Store
     from ssdet.studies.changes import (
         augmented,
         classification,
-        coarser,
+        every_nth_frame,
         finetuned_as,
         finetuning,
         from_checkpoint,
-        lasting,
         on_features,
         pretraining,
+        scaled_pretraining,
         scratch,
         two_stream,
     )
-    from ssdet.studies.data import (
-        Data,
-        Source,
-        moving_shapes,
-    )
+    from ssdet.studies.data import Data, Source, moving_shapes
     from ssdet.studies.experiment import Experiment
     from ssdet.studies.graph.identity import Stage
-    from ssdet.studies.graph.plan import (
-        Plan,
-        plan,
-    )
-    from ssdet.studies.presets import (
-        Preset,
-        preset,
-    )
-    from ssdet.studies.study import (
-        Arm,
-        Study,
-        Table,
-    )
+    from ssdet.studies.graph.plan import Plan, plan
+    from ssdet.studies.presets import Preset, preset
+    from ssdet.studies.study import Arm, Study, Table
 
 attach(
     __name__,
@@ -57,13 +39,13 @@ attach(
         "ssdet.studies.changes": [
             "augmented",
             "classification",
-            "coarser",
+            "every_nth_frame",
             "finetuned_as",
             "finetuning",
             "from_checkpoint",
-            "lasting",
             "on_features",
             "pretraining",
+            "scaled_pretraining",
             "scratch",
             "two_stream",
         ],

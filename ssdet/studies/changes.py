@@ -9,21 +9,22 @@ from ssdet.studies.experiment import Change, Experiment, declared, declaring, un
 from ssdet.training.heads.published_recipes import published_head
 from ssdet.training.recipe import TrainRecipe
 
-EVERY_STEP = 1_000_000
-"""Of any video."""
-VALIDATIONS = 2
-"""Of a model of features that is not trained as published."""
+ALL_STEPS = 1_000_000
+"""Upper bound on the steps of any video; used to mean all."""
+HEAD_VALIDATIONS = 2
+"""Validations of a head whose schedule is the preset's, not the published one."""
 
 
 @declaring("start", "pretrain")
 def scratch(experiment: Experiment) -> Experiment:
-    """No pretraining."""
+    """Fine-tune from fresh weights, without pretraining."""
     return replace(experiment, pretrain=None, start=None)
 
 
 @declaring("pretrain.readout", "pretrain.augment", "pretrain.augment_options")
 def classification(experiment: Experiment) -> Experiment:
-    """Pretraining on the clip's averaged features, one label a clip: the paper's baseline."""
+    """Pretrain by classification, one label per clip on its averaged features: the paper's
+    baseline."""
     return pretraining(readout="clip", augment="none")(experiment)
 
 
@@ -50,18 +51,20 @@ def finetuning(**fields: Any) -> Change:
 
 
 def augmented(name: str, **options: Any) -> Change:
-    """Detection pretraining with a volume augmentation of `ssdet.augment.create`."""
+    """Pretrain for detection with a volume augmentation of `ssdet.augment.create`."""
     return pretraining(augment=name, augment_options=options)
 
 
-def lasting(share: float, change: Change = unchanged) -> Change:
-    """A change whose pretraining takes this share of its steps, one at least."""
+def scaled_pretraining(share: float, change: Change = unchanged) -> Change:
+    """Pretrain for this share of the steps, at least one."""
 
     @declaring("pretrain.optim.steps", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
         if experiment.pretrain is None:
-            raise ValueError(f"lasting({share}): this experiment has no pretraining to change")
+            raise ValueError(
+                f"scaled_pretraining({share}): this experiment has no pretraining to change"
+            )
         optim = experiment.pretrain.optim
         optim = replace(optim, steps=max(1, round(share * optim.steps)))
         return pretraining(optim=optim)(experiment)
@@ -70,9 +73,9 @@ def lasting(share: float, change: Change = unchanged) -> Change:
 
 
 def from_checkpoint(start: Change, change: Change) -> Change:
-    """A change whose pretraining goes on from where another one ended.
+    """Start the pretraining of `change` from the end of the pretraining of `start`.
 
-    The other one is the very stage that an arm with the change `start` has.
+    The latter is the same stage as in an arm with the change `start`.
     """
 
     @declaring("start", *declared(change))
@@ -82,54 +85,56 @@ def from_checkpoint(start: Change, change: Change) -> Change:
     return changed
 
 
-def coarser(factor: int, change: Change = unchanged) -> Change:
-    """A change whose clips hold, after pretraining, every factor-th frame of the same stretch."""
+def every_nth_frame(n: int, change: Change = unchanged) -> Change:
+    """Fine-tune and score on every n-th frame of the clips; pretraining stays as it is."""
 
-    def cut(clip: ClipRecipe) -> ClipRecipe:
-        return replace(clip, stride=clip.stride * factor, frames=clip.frames // factor)
+    def thinned(clip: ClipRecipe) -> ClipRecipe:
+        return replace(clip, stride=clip.stride * n, frames=clip.frames // n)
 
     @declaring("finetune.clip", "predict.clip", "probe.predict.clip", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment, probe = change(experiment), experiment.probe
-        predict = replace(experiment.predict, clip=cut(experiment.predict.clip))
+        predict = replace(experiment.predict, clip=thinned(experiment.predict.clip))
         if probe is not None:
-            probe = replace(probe, predict=replace(probe.predict, clip=cut(probe.predict.clip)))
-        finetune = replace(experiment.finetune, clip=cut(experiment.finetune.clip))
+            probe = replace(probe, predict=replace(probe.predict, clip=thinned(probe.predict.clip)))
+        finetune = replace(experiment.finetune, clip=thinned(experiment.finetune.clip))
         return replace(experiment, finetune=finetune, predict=predict, probe=probe)
 
     return changed
 
 
 def finetuned_as(model: str, change: Change = unchanged, **options: Any) -> Change:
-    """A change that is fine-tuned as a stream built over the pretrained network, its `backbone`,
-    whose weights it takes over. The frozen probe of that is another arm's."""
+    """Fine-tune a network `model` whose `backbone` is the pretrained network.
+
+    The arm has no probe: a probe of the same pretrained network belongs to the arm `change`.
+    """
 
     @declaring("finetune", "probe", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
-        return replace(experiment, finetune=_over(experiment, model, options), probe=None)
+        return replace(experiment, finetune=_with_backbone(experiment, model, options), probe=None)
 
     return changed
 
 
-def _over(experiment: Experiment, name: str, options: Mapping[str, Any]) -> TrainRecipe:
+def _with_backbone(experiment: Experiment, name: str, options: Mapping[str, Any]) -> TrainRecipe:
     recipe = experiment.finetune
-    inside = {"backbone": recipe.model.name, "backbone_options": dict(recipe.model.options)}
-    model = replace(recipe.model, name=name, options={**inside, **options})
-    return replace(recipe, model=model, clip=experiment.kit.stream or recipe.clip)
+    backbone = {"backbone": recipe.model.name, "backbone_options": dict(recipe.model.options)}
+    model = replace(recipe.model, name=name, options={**backbone, **options})
+    return replace(recipe, model=model, clip=experiment.second_network.stream_clip or recipe.clip)
 
 
 def on_features(model: str, change: Change = unchanged, **options: Any) -> Change:
-    """A change whose scores are those of a model of the fine-tuned network's features, trained on
-    them when the network is done."""
+    """Score with a head, a model that is trained on the features of the fine-tuned network."""
 
     @declaring("head", "probe", *declared(change))
     def changed(experiment: Experiment) -> Experiment:
         experiment = change(experiment)
-        kit = experiment.kit
-        head = published_head(model, kit.videos, **{**kit.head_options.get(model, {}), **options})
-        if kit.head_optim is not None:
-            head = replace(head, optim=kit.head_optim, validations=VALIDATIONS)
+        defaults = experiment.second_network
+        settings = {**defaults.head_options.get(model, {}), **options}
+        head = published_head(model, defaults.epoch_videos, **settings)
+        if defaults.head_optim is not None:
+            head = replace(head, optim=defaults.head_optim, validations=HEAD_VALIDATIONS)
         return replace(experiment, head=head, probe=None)
 
     return changed
@@ -138,19 +143,20 @@ def on_features(model: str, change: Change = unchanged, **options: Any) -> Chang
 def two_stream(
     model: str, coarse: Change = unchanged, fine: Change = unchanged, **options: Any
 ) -> Change:
-    """A two-stream network in two stages (MODELS.md 5.1): the fine stream is fine-tuned alone; the
-    other one with the fusion on its features, which no longer change.
+    """Train a two-stream network in two stages: first the fine stream alone, then the other stream
+    with the fusion on the fine stream's frozen features (Coarse-Fine Networks, CVPR 2021).
 
-    coarse, fine: what each stream's pretraining is.
+    coarse, fine: changes that give the pretraining of each stream.
     """
 
     @declaring("finetune", "fine_stream", "probe", *declared(coarse))
     def changed(experiment: Experiment) -> Experiment:
-        own, kit = coarse(experiment), experiment.kit
+        own, defaults = coarse(experiment), experiment.second_network
         fine_stream = replace(fine(experiment), probe=None)
-        tuned = _over(own, model, {"grid": kit.grid, "own_fine": False, **options})
-        steps = kit.steps if model == "coarse_fine" else EVERY_STEP
-        tuned = replace(tuned, fine_steps=steps, optim=kit.fusion or tuned.optim)
+        fusion = {"grid": defaults.grid, "own_fine": False, **options}
+        tuned = _with_backbone(own, model, fusion)
+        steps = defaults.fine_steps if model == "coarse_fine" else ALL_STEPS
+        tuned = replace(tuned, fine_steps=steps, optim=defaults.fusion_optim or tuned.optim)
         return replace(own, finetune=tuned, fine_stream=fine_stream, probe=None)
 
     return changed

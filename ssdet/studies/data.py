@@ -1,5 +1,7 @@
-"""The data of a study: which files, read how. What they hold goes into stage ids, where they lie
-does not."""
+"""The data sets of a study and how their frames are read.
+
+Their content decides stage ids; the paths of the files do not.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ ROLES = ("upstream", "downstream")
 Progress = Callable[[int, int], None]
 
 
-def silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
+def no_progress(done: int, total: int) -> None:
+    """Ignore progress."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,16 @@ class Data:
     upstream: Source
     downstream: Source
     decode_size: int | None = None
-    """Short side in pixels at which frames are decoded; None: as they are."""
+    """Short side in pixels to which decoded frames are scaled; None: not scaled."""
     cache: bool = True
-    """Decode everything once into memory-mapped files: right where all frames fit on disk."""
+    """Decode all frames once into memory-mapped files; they must fit on the disk."""
     cache_folder: str = ""
+    """Folder of these files; by default that of rendered data sets."""
     limit: int | None = None
-    """Most videos of each split, the first by id; None takes all."""
+    """Use only the first videos of each split, by id, at most this many; None: all."""
     fps: float = 0.0
-    """Rate at which the untrimmed videos are read, labelled and scored, whatever their own (24 for
-    Charades, 10 for MultiTHUMOS); 0 takes every frame of a file."""
+    """Frames per second at which untrimmed videos are read, labelled and scored, whatever the rate
+    of the file (24 for Charades, 10 for MultiTHUMOS); 0: every frame of a file."""
 
     @cached_property
     def manifests(self) -> "dict[str, Manifest]":
@@ -68,44 +71,43 @@ class Data:
         return {(r, name): m.split(name) for r, m in self.manifests.items() for name in names}
 
     def split(self, role: str, name: str) -> "Manifest":
-        """Videos of one split; none where the data set lacks it."""
+        """Videos of one split; empty where the data set does not have that split."""
         return self.splits[role, name]
 
     def truth(self, split: str) -> "Material":
-        """What predictions of the untrimmed videos of a split are scored against."""
+        """Labels and annotation that predictions of the untrimmed videos of a split are scored
+        against."""
         from ssdet.studies.truth import truth
 
         return truth(self, split)
 
-    def reader(self, role: str, progress: Progress = silent) -> "FrameReader":
-        """Frames of one role's videos; fills the cache first where one is used."""
+    def reader(self, role: str, progress: Progress = no_progress) -> "FrameReader":
+        """Reader of the frames of a role's videos; fills the cache first where one is used."""
         from ssdet.data.loading.frame_rate import ResampledReader
-
-        reader = self._stored(role, progress)
-        resample = self.fps and role == "downstream"
-        return ResampledReader(reader, self.fps) if resample else reader
-
-    def _stored(self, role: str, progress: Progress) -> "FrameReader":
         from ssdet.data.loading.frame_readers import Decoder, open_cache
         from ssdet.data.storage.cache import cache_folder
 
-        if not self.cache:
-            return Decoder(self.decode_size)
-        root = Path(self.cache_folder) if self.cache_folder else cache_folder()
-        return open_cache(self.manifests[role], self.decode_size, root, progress)
+        reader: FrameReader
+        if self.cache:
+            root = Path(self.cache_folder) if self.cache_folder else cache_folder()
+            reader = open_cache(self.manifests[role], self.decode_size, root, progress)
+        else:
+            reader = Decoder(self.decode_size)
+        resample = self.fps and role == "downstream"
+        return ResampledReader(reader, self.fps) if resample else reader
 
 
 def check_decoders(data: Data, loaders: int, decoders: int) -> None:
-    """ValueError where decoders cannot be of use."""
+    """Raise ValueError if decoders are combined with loaders or with cached frames."""
     if decoders and loaders:
         raise ValueError(
-            f"loaders={loaders} and decoders={decoders}: batches come from processes beside the "
-            "trainer or from tasks of Ray, give one of them"
+            f"loaders={loaders} and decoders={decoders}: batches come either from processes on the "
+            "trainer's machine or from Ray tasks; set one of the two"
         )
     if decoders and data.cache:
         raise ValueError(
-            f"decoders={decoders}: these videos are kept decoded (cache=True), and each node has "
-            "its own copy: leave the decoders out, or use a preset that decodes (paper, released)"
+            f"decoders={decoders}: the frames of these videos are cached on every node "
+            "(cache=True): leave the decoders out, or use a preset that decodes (paper, released)"
         )
 
 
@@ -113,9 +115,9 @@ def moving_shapes(
     config: "Config",
     decode_size: int | None = None,
     cache: bool = True,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> Data:
-    """The embedded data set, rendered first where it is not there yet."""
+    """The embedded data set; rendered on first use."""
     from ssdet.data.datasets.moving_shapes import prepare
 
     root = prepare(config, progress=progress)

@@ -1,4 +1,4 @@
-"""One way from clips to scores, and what changes it."""
+"""Experiment: the recipes of pretraining, fine-tuning and scoring; and changes to them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,46 +11,52 @@ from ssdet.training.recipe import HeadRecipe, OptimRecipe, ProbeRecipe, TrainRec
 
 
 @dataclass(frozen=True)
-class Kit:
-    """What goes with a base for arms that are more than one network."""
+class SecondNetworkDefaults:
+    """Defaults for arms with a second network (head, stream)."""
 
-    videos: int = 200
-    """Training videos, an epoch of the published schedules of heads."""
+    epoch_videos: int = 200
+    """Training videos per epoch in the published schedules of heads."""
     head_optim: OptimRecipe | None = None
-    """How models of features are trained; None: as published."""
+    """Schedule of heads; None: the published one."""
     head_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Options of models of features that are others at this size, by model."""
-    stream: ClipRecipe | None = None
+    """Options of heads at the size of this experiment, by head."""
+    stream_clip: ClipRecipe | None = None
     """Clips of slow, coarse and two-stream networks; None: those of fine-tuning."""
-    fusion: OptimRecipe | None = None
-    """How the second stage of a two-stream network is trained; None: as fine-tuning."""
+    fusion_optim: OptimRecipe | None = None
+    """Schedule of the second stage of a two-stream network; None: that of fine-tuning."""
     grid: int = 7
-    """Side of the maps that a two-stream network gets of its fine stream."""
-    steps: int = 128
-    """Most clip frames of a video that Coarse-Fine gets them of, the first ones."""
+    """Height and width, in cells, of the fine stream's feature maps."""
+    fine_steps: int = 128
+    """Coarse-Fine reads the fine stream's maps of the first clip frames of a video, at most this
+    many."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One way from clips to scores: pretraining, fine-tuning, and how the result is read out."""
+    """Recipes of one chain of stages: pretraining, fine-tuning, scoring and linear probe."""
 
     finetune: TrainRecipe
     pretrain: TrainRecipe | None = None
     """None: fine-tuning starts from fresh weights."""
     predict: PredictRecipe = PredictRecipe()
     probe: ProbeRecipe | None = ProbeRecipe()
-    """Second read-out, a linear classifier on the frozen pretrained features; None for none."""
+    """Second read-out, a linear classifier on the frozen pretrained features; None: no probe."""
     start: TrainRecipe | None = None
     """An earlier pretraining whose end `pretrain` starts from, with a fresh classifier."""
     head: HeadRecipe | None = None
-    """A model of the fine-tuned network's features, whose scores are the result; None: its own."""
+    """A model of the fine-tuned network's features, which scores the videos; None: the fine-tuned
+    network scores them."""
     fine_stream: "Experiment | None" = None
     """The fine stream of a two-stream network, trained first: `finetune` reads its features."""
-    kit: Kit = field(default=Kit(), compare=False, metadata=EXCLUDED_FROM_ID)
+    second_network: SecondNetworkDefaults = field(
+        default=SecondNetworkDefaults(), compare=False, metadata=EXCLUDED_FROM_ID
+    )
 
     def __post_init__(self) -> None:
         if self.start is not None and self.pretrain is None:
-            raise ValueError("start is what pretrain goes on from: give pretrain, or no start")
+            raise ValueError(
+                "start without pretrain: give the pretraining that continues it, or none"
+            )
         if (self.fine_stream is None) != (self.finetune.fine_steps == 0):
             raise ValueError(
                 f"finetune.fine_steps={self.finetune.fine_steps}: a network reads another one's "
@@ -59,11 +65,11 @@ class Experiment:
 
     @property
     def pretrainings(self) -> tuple[TrainRecipe, ...]:
-        """What happens before fine-tuning, each going on from the one before."""
+        """Recipes of the pretrainings in order; each starts from the weights of the one before."""
         return tuple(recipe for recipe in (self.start, self.pretrain) if recipe is not None)
 
     def with_seed(self, seed: int) -> "Experiment":
-        """The same with this seed for weights, data order and augmentation."""
+        """The same experiment with this seed for weights, data order and augmentation."""
         return replace(
             self,
             start=self.start and replace(self.start, seed=seed),
@@ -84,8 +90,10 @@ Change = Callable[[Experiment], Experiment]
 
 
 def declaring(*fields: str) -> Callable[[Change], Change]:
-    """Mark a change with the recipe fields that it is meant to alter, such as `pretrain.augment`:
-    the audit reports any other in which its arm differs."""
+    """Mark a change with the recipe fields that it is meant to alter, such as `pretrain.augment`.
+
+    The audit reports every other field in which its arm differs from the arm it is compared with.
+    """
 
     def mark(change: Change) -> Change:
         change.__dict__["declares"] = fields
@@ -95,10 +103,10 @@ def declaring(*fields: str) -> Callable[[Change], Change]:
 
 
 def declared(change: Change) -> tuple[str, ...]:
-    """The fields that a change was marked with; none for a plain function."""
+    """Fields that a change was marked with by `declaring`; none for a plain function."""
     return tuple(getattr(change, "declares", ()))
 
 
 def unchanged(experiment: Experiment) -> Experiment:
-    """The base as it is: detection pretraining without augmentation."""
+    """Leave the base as it is: detection pretraining without augmentation."""
     return experiment

@@ -1,4 +1,4 @@
-"""Studies: arms times seeds over a base experiment, with a protocol and a table."""
+"""Declaration of a study: arms, seeds, base experiment, protocol and table layout."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,19 +15,19 @@ class Arm:
     name: str
     change: Change = unchanged
     title: str = ""
-    """How tables call it; the name by default."""
+    """Title in tables; the name by default."""
     members: tuple[str, ...] = ()
-    """Arms whose predictions of one seed are averaged; then `change` is not used."""
+    """Arms of an ensemble: their predictions are averaged seed by seed; `change` is not used."""
     seeds_of: str = ""
-    """Arm whose predictions of `size` seeds are averaged: what an ensemble of equal size gets
-    from seeds alone."""
+    """Arm whose predictions over `size` seeds are averaged: the control for an ensemble of as many
+    arms."""
     size: int = 3
     needs: str = ""
-    """Network that the change asks for. While it is not among `ssdet.models.available()` the plan
-    and the table list the arm and say so, and nothing of it runs."""
+    """Network that the change uses. If `ssdet.models.available()` lacks it, plan and table list the
+    arm as not available and do not run it."""
     declares: tuple[str, ...] = ()
-    """Recipe fields in which the arm may differ from others; what its change declares by
-    default."""
+    """Recipe fields in which the arm may differ from others; by default those that its change
+    declares."""
 
     @property
     def declared(self) -> tuple[str, ...]:
@@ -45,57 +45,59 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """How a study's result is laid out.
+    """Layout of a study's table.
 
-    ValueError for unknown columns, an arm in two groups, or one that is compared with itself.
+    ValueError for unknown columns, an arm in two groups, or an arm compared with itself.
     """
 
     title: str = ""
     baseline: str = ""
-    """Arm that all others are compared with; the first by default."""
+    """Arm that the others are compared with; the first by default."""
     quoted: Mapping[str, float] = field(default_factory=dict)
-    """The paper's own numbers in percent, by arm; printed in a column of their own."""
+    """Scores quoted from the paper, in percent, by arm; printed in a separate column."""
     source: str = ""
-    """Where the quoted numbers stand, and on what they were measured."""
+    """Table of the paper that is quoted, and the data and protocol of its scores."""
     columns: tuple[str, ...] = ("finetuned", "probe", "difference", "quoted", "seeds")
-    """Some of `COLUMNS`, in order; `difference` (interval, p-value and verdict) stands behind
-    every read-out."""
+    """Some of `COLUMNS`, in order; `difference` (interval, p-value and verdict) follows every
+    read-out."""
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Sub-headings with the arms below them; arms of no group stand first."""
+    """Arms by sub-heading; arms without a group come first."""
     against: Mapping[str, str] = field(default_factory=dict)
-    """Arms that are compared with another one than the baseline, and with which."""
+    """Arms that are compared with another arm than the baseline, and that arm."""
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.columns if name not in COLUMNS]:
             raise ValueError(f"table: no column {unknown}, choose from {', '.join(COLUMNS)}")
         if not {"finetuned", "probe"} & {*self.columns}:
             raise ValueError(f"table: columns {self.columns} show no score: add 'finetuned'")
-        placed = [arm for arms in self.groups.values() for arm in arms]
-        if twice := sorted({arm for arm in placed if placed.count(arm) > 1}):
+        grouped = [arm for arms in self.groups.values() for arm in arms]
+        if twice := sorted({arm for arm in grouped if grouped.count(arm) > 1}):
             raise ValueError(f"table: {', '.join(twice)} in several groups, name each arm once")
-        if alone := [arm for arm, other in self.against.items() if arm == other]:
-            raise ValueError(f"table: {', '.join(alone)} compared with itself: name another arm")
+        if circular := [arm for arm, other in self.against.items() if arm == other]:
+            raise ValueError(f"table: {', '.join(circular)} compared with itself: name another arm")
 
     @property
     def arms(self) -> set[str]:
-        """Every arm that the layout names."""
-        named = {*self.quoted, *(arm for arms in self.groups.values() for arm in arms)}
-        named |= {*self.against, *self.against.values()}
-        return named | ({self.baseline} if self.baseline else set())
+        """Names of all arms that the layout mentions."""
+        grouped = {arm for arms in self.groups.values() for arm in arms}
+        named = {*self.quoted, *self.against, *self.against.values(), self.baseline}
+        return (grouped | named) - {""}
 
     def only(self, arms: Collection[str]) -> "Table":
-        """The same layout for some of the arms; ValueError where one of them is compared with an
-        arm that is not among them."""
+        """The layout for some of the arms.
+
+        ValueError where one of them is compared with an arm that is not among them.
+        """
         groups = {
-            heading: kept
+            heading: selected
             for heading, members in self.groups.items()
-            if (kept := tuple(arm for arm in members if arm in arms))
+            if (selected := tuple(arm for arm in members if arm in arms))
         }
         quoted = {arm: value for arm, value in self.quoted.items() if arm in arms}
         against = {arm: other for arm, other in self.against.items() if arm in arms}
         for arm, other in against.items():
             if other not in arms:
-                raise ValueError(f"{arm!r} is compared with {other!r}: ask for that arm as well")
+                raise ValueError(f"{arm!r} is compared with {other!r}: select that arm as well")
         return replace(self, quoted=quoted, groups=groups, against=against)
 
 
@@ -110,7 +112,7 @@ def protocol_id(name: str) -> str:
 
 @dataclass(frozen=True)
 class Study:
-    """Arms times seeds. Arms that agree in a stage share it."""
+    """Arms times seeds over a base experiment. Arms with an equal stage share it."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -120,7 +122,8 @@ class Study:
     kept as its id. Stages are the same under every protocol."""
     table: Table = Table()
     base: Experiment | None = None
-    """What arms change: of the preset that the command line names, else of `tiny`."""
+    """Experiment that the arms change; by default that of the preset chosen on the command line, or
+    of `tiny`."""
     data: Any = None
     """`ssdet.studies.Data`; Moving Shapes by default."""
 
@@ -133,10 +136,10 @@ class Study:
             raise ValueError(
                 f"study {self.name!r}: seeds {self.seeds} must be distinct, at least 1"
             )
-        wanted = self.table.arms
+        mentioned = self.table.arms
         for arm in self.arms:
-            wanted |= {*arm.members, *([arm.seeds_of] if arm.seeds_of else [])}
-        if unknown := wanted - set(names):
+            mentioned |= {*arm.members, arm.seeds_of} - {""}
+        if unknown := mentioned - set(names):
             raise ValueError(f"study {self.name!r}: no arm named {sorted(unknown)}, only {names}")
         if (other := self.table.against.get(self.baseline)) is not None:
             raise ValueError(
@@ -145,25 +148,25 @@ class Study:
             )
 
     def arm(self, name: str) -> Arm:
-        """The arm of this name."""
+        """The arm with this name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def needs(self, arm: Arm) -> str:
-        """Networks that the arm or its members declare a need of, separated by commas."""
-        used = [arm, *map(self.arm, (*arm.members, *filter(None, [arm.seeds_of])))]
-        return ", ".join(dict.fromkeys(member.needs for member in used if member.needs))
+        """Networks that the arm and its members need, separated by commas."""
+        arms = [arm, *map(self.arm, (*arm.members, *filter(None, [arm.seeds_of])))]
+        return ", ".join(dict.fromkeys(member.needs for member in arms if member.needs))
 
     def can_run(self, arm: Arm) -> bool:
-        """Whether all that the arm needs is built."""
+        """Whether `ssdet.models.available()` has every network that the arm needs."""
         from ssdet.models import available
 
         return all(available(name) for name in self.needs(arm).split(", ") if name)
 
     @property
     def baseline(self) -> str:
-        """Name of the arm that the others are compared with, unless the table says otherwise."""
+        """Name of the arm that others are compared with where `Table.against` names no other."""
         return self.table.baseline or self.arms[0].name
 
     def baseline_of(self, arm: str) -> str:
-        """Name of the arm that this one is compared with; empty for the baseline itself."""
+        """Name of the arm that an arm is compared with; empty for the baseline."""
         return "" if arm == self.baseline else self.table.against.get(arm, self.baseline)

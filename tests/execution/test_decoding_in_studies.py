@@ -94,10 +94,10 @@ def test_a_team_counts_its_decoders(ray_session) -> None:
 
 
 def test_what_cannot_help_is_refused_at_once(study, tmp_path) -> None:
-    with pytest.raises(ValueError, match="loaders=2 and decoders=1.*give one of them"):
+    with pytest.raises(ValueError, match="loaders=2 and decoders=1.*set one of the two"):
         run(study, tmp_path, loaders=2, decoders=1)
     kept = replace(study, data=replace(study.data, cache=True))
-    with pytest.raises(ValueError, match="decoders=1.*kept decoded"):
+    with pytest.raises(ValueError, match="decoders=1.*are cached"):
         run(kept, tmp_path, decoders=1)
 
 

@@ -18,9 +18,9 @@ from ssdet.studies import (
     classification,
     finetuned_as,
     from_checkpoint,
-    lasting,
     plan,
     pretraining,
+    scaled_pretraining,
 )
 from ssdet.training.checkpoint import load_weights
 from ssdet.training.loop import network
@@ -144,10 +144,11 @@ def test_wrong_usage_says_what_is_wrong(options, status, message, shapes, tmp_pa
 def test_random_depth_a_checkpoint_and_a_declared_arm_for_real(
     shapes, ray_session, tmp_path
 ) -> None:
+    half_as_long = scaled_pretraining(1 / 2, augmented("mixup"))
     arms = (
         Arm("cls", classification),
         Arm("depth", pretraining(augment="mixup", mix_depth="random")),
-        Arm("chain", from_checkpoint(classification, lasting(1 / 2, augmented("mixup")))),
+        Arm("chain", from_checkpoint(classification, half_as_long)),
         Arm("slow", finetuned_as("not_built"), needs="not_built"),
     )
     layout = Table("Together", "cls", {"slow": 17.49}, "here", ("finetuned", "pflops", "quoted"))

@@ -29,7 +29,7 @@ from ssdet.studies import (
 )
 from ssdet.studies.data import moving_shapes
 from ssdet.studies.graph.audit import audit
-from ssdet.studies.graph.lineage import experiment_of, parts
+from ssdet.studies.graph.lineage import experiment_of, named_stages
 from ssdet.studies.graph.record import record_of, write_record
 from ssdet.studies.network_costs import macs, parameter_count
 from ssdet.training import checkpoint
@@ -52,9 +52,9 @@ ARMS = (
 def planned(shapes) -> Plan:
     chosen = preset("smoke")
     few = OptimRecipe(steps=8, batch=4, lr=0.01, optimizer="adamw", weight_decay=0.0)
-    kit = replace(chosen.experiment.kit, head_optim=few)
+    kit = replace(chosen.experiment.second_network, head_optim=few)
     data = moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache)
-    base = replace(chosen.experiment, kit=kit, probe=None)
+    base = replace(chosen.experiment, second_network=kit, probe=None)
     return plan(Study("systems", ARMS, seeds=(0,), base=base, data=data))
 
 
@@ -69,7 +69,7 @@ def store(planned, tmp_path_factory) -> Store:
 
 
 def stages(planned: Plan, arm: str) -> dict:
-    return parts(planned.of(arm)[0].predict)
+    return named_stages(planned.of(arm)[0].predict)
 
 
 def test_what_arms_share_is_there_once(planned) -> None:

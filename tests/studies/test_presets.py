@@ -199,7 +199,7 @@ def test_only_the_first_of_a_chain_starts_from_published_weights(options, tmp_pa
     assert not last.recipe.model.weights and not tuned.recipe.model.weights
     with pytest.raises(FileNotFoundError, match="neither a file nor a published name"):
         plan(resolve(STUDY, replace(options, weights=str(tmp_path / "no.pt"))))
-    with pytest.raises(ValueError, match="weights go with paper or released"):
+    with pytest.raises(ValueError, match="leave out weights=.*choose paper or released"):
         preset("tiny", weights=str(path))
 
 

@@ -19,7 +19,7 @@ from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
 from ssdet.studies.graph.identity import Stage
 from ssdet.studies.graph.plan import Plan
-from ssdet.studies.network_costs import clip_macs, row_width, whole
+from ssdet.studies.network_costs import clip_macs, row_width, with_fine_stream
 from ssdet.studies.scoring import Scoring
 from ssdet.system.recipe_json import to_json
 from ssdet.training.context import default_device
@@ -150,7 +150,7 @@ def _short_run(stage: Stage, plan: Plan, steps: int) -> tuple[float, int]:
     optim = replace(stage.recipe.optim, steps=steps, schedule="constant")
     if (tried := affordable(stage.recipe, plan)) < optim.batch:
         optim = replace(optim, batch=tried, accumulate=1)
-    recipe = replace(whole(stage.recipe), optim=optim, validations=0)
+    recipe = replace(with_fine_stream(stage.recipe), optim=optim, validations=0)
     short = Stage(stage.kind, recipe, (), "calibration")
     with tempfile.TemporaryDirectory() as folder:
         job = Job(short, str(Store.open(Path(folder)).root), plan.study.data)
@@ -166,7 +166,8 @@ def _scoring(plan: Plan) -> tuple[float, dict[str, float]]:
     reader = data.reader("downstream")
     stage = next(s for s in plan.stages.values() if s.kind == "finetune")
     recipe = next(s.recipe for s in plan.stages.values() if s.kind == "predict")
-    model = network(whole(stage.recipe), data.manifests["downstream"].num_classes).to(device).eval()
+    classes = data.manifests["downstream"].num_classes
+    model = network(with_fine_stream(stage.recipe), classes).to(device).eval()
     frames: dict[str, float] = {}
     spent, seen = 0.0, 0
     for split in ("train", "val", "test"):

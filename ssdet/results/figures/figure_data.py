@@ -11,7 +11,7 @@ import numpy as np
 from ssdet.inference.scoring import frame_targets
 from ssdet.results.tables.result_table import ResultTable
 from ssdet.store.base import Store
-from ssdet.studies.graph.lineage import parts
+from ssdet.studies.graph.lineage import named_stages
 from ssdet.studies.graph.plan import Plan
 from ssdet.studies.scoring import Scoring
 
@@ -87,7 +87,7 @@ def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
         if arm.members or arm.seeds_of or (arms and arm.name not in arms):
             continue
         for run in plan.of(arm.name):
-            stages = {n: s for n, s in parts(run.predict).items() if s.kind in KINDS}
+            stages = {n: s for n, s in named_stages(run.predict).items() if s.kind in KINDS}
             for name, stage in stages.items():
                 log = store.fetch(stage.id, "metrics.jsonl") / "metrics.jsonl"
                 if log.is_file():

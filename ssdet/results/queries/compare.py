@@ -92,7 +92,8 @@ def _resolved(
 
 def _only(arm: str, records: Sequence[StudyRecord], study: str | None) -> StudyRecord:
     """The study of an arm; any of those that give it the same runs and protocol."""
-    if len({text([record.finals(arm), record.study["protocol"]]) for record in records}) == 1:
+    choices = {text([record.scoring_stages(arm), record.study["protocol"]]) for record in records}
+    if len(choices) == 1:
         return records[0]
     if not records:
         where = "no study that ran here" if study is None else f"study {study!r}"
@@ -104,7 +105,7 @@ def _only(arm: str, records: Sequence[StudyRecord], study: str | None) -> StudyR
 
 
 def _finished(results: "Results", record: StudyRecord, arm: str, readout: str) -> dict[int, "Run"]:
-    finals, runs = record.finals(arm, readout), results.table_of_runs.places
+    finals, runs = record.scoring_stages(arm, readout), results.table_of_runs.places
     return {seed: results.run(stage) for seed, stage in finals.items() if stage in runs}
 
 

@@ -286,7 +286,7 @@ def _arms(record: StudyRecord, stages: Mapping[str, StageNow]) -> Iterator[ArmNo
     """Arms that run: one may wait for a network that is not there."""
     running = {run.arm for run in record.runs}
     for arm in (arm for arm in record.arms if arm["name"] in running):
-        scores, validation, finals = {}, {}, record.finals(arm["name"])
+        scores, validation, finals = {}, {}, record.scoring_stages(arm["name"])
         for seed, final in finals.items():
             if (score := stages[final].score) is not None:
                 scores[seed] = score

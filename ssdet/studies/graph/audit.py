@@ -1,27 +1,27 @@
-"""Fairness: whether the arms of a study differ in anything that they do not declare."""
+"""Audit of a study: differences between arms that the arms do not declare."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ssdet.store.base import Store
-from ssdet.studies.graph.lineage import ancestry, experiment_of, parts
+from ssdet.studies.graph.lineage import ancestry, experiment_of, named_stages
 from ssdet.studies.graph.plan import Plan, Run
 from ssdet.studies.network_costs import macs, parameter_count
 from ssdet.studies.study import Arm, Study
 from ssdet.system.recipe_json import to_json
 
-HOW = ("revision", "packages", "processor", "gpu", "workers", "threads")
-"""What of a stage's provenance should be the same in all arms, though it is no part of a recipe."""
+EXECUTION = ("revision", "packages", "processor", "gpu", "workers", "threads")
+"""Fields of a stage's provenance, outside its recipe, that should be equal in all arms."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One field of the recipes in which an arm is not as what it is compared with."""
+    """A field of the recipes in which an arm differs from the arm that it is compared with."""
 
     arm: str
     field: str
-    """Dotted, from `start`, `pretrain`, `finetune`, `predict` or `probe` on."""
+    """Dotted path that begins with `start`, `pretrain`, `finetune`, `predict` or `probe`."""
     baseline: Any
     value: Any
     declared: bool
@@ -31,7 +31,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Facts:
-    """What an arm had, over all its seeds."""
+    """Training, coverage and cost of an arm over all its seeds."""
 
     arm: str
     iterations: Mapping[str, int]
@@ -40,28 +40,28 @@ class Facts:
     """Samples per optimiser step, by stage."""
     seeds: tuple[int, ...]
     selection: str
-    """Which weights are scored."""
+    """Weights that are scored: of the last step, or a moving average."""
     coverage: tuple[int, int]
-    """Videos scored and expected, of the worst seed; (0, 0) before anything is scored."""
+    """Videos scored and expected, for the seed with the fewest; (0, 0) before scoring."""
     unreadable: int
-    """Videos that some stage of the arm could not read."""
+    """Number of videos that at least one stage of the arm could not read."""
     parameters: int | None = None
     """Learnable weights of the fine-tuned network; None for an ensemble."""
     macs: int | None = None
     """Multiply-adds of its convolutions on one clip of fine-tuning; None for an ensemble."""
-    how: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Code revisions, hardware and so on that its stages ran with."""
+    execution: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Distinct values of each field of `EXECUTION` over the stages of the arm."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """All differences of arms from what they are compared with, and what else is unequal."""
+    """Differences between arms and the arms that they are compared with."""
 
     baseline: str
     facts: tuple[Facts, ...]
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
-    """Whatever is unequal and not declared, in words; empty where the comparison is fair."""
+    """One sentence for each undeclared inequality; empty where the comparison is fair."""
 
     @property
     def fair(self) -> bool:
@@ -69,11 +69,11 @@ class Audit:
 
 
 def audit(plan: Plan, store: Store | None = None) -> Audit:
-    """Compare the recipes of all arms, and with a store also how their stages ran.
+    """Compare the recipes of all arms and, given a store, the execution of their stages.
 
-    An arm may differ from the one that it is compared with in the fields that either of them
-    declares (`Arm.declared`). An ensemble is judged by its members, and an arm that is compared
-    with an ensemble by the recipe of the study's baseline.
+    An arm may differ from the arm that it is compared with in the fields that either of them
+    declares (`Arm.declared`). Of an ensemble the members are compared; an arm that is compared with
+    an ensemble is checked against the recipe of the study's baseline.
     """
     study = plan.study
     arms = [arm for arm in study.arms if plan.of(arm.name)]
@@ -87,10 +87,14 @@ def audit(plan: Plan, store: Store | None = None) -> Audit:
         for d in differences
         if not d.declared
     ]
-    notes += [f"{arm.name}: {text}" for arm in single for text in _uneven(plan.of(arm.name))]
+    notes += [
+        f"{arm.name}: its seeds differ in {name}"
+        for arm in single
+        for name in _unequal_between_seeds(plan.of(arm.name))
+    ]
     pairs = [(facts[a], facts[base]) for a in facts if (base := study.baseline_of(a)) in facts]
-    unlike = sorted(note for pair in pairs for note in _unlike(*pair))
-    return Audit(study.baseline, tuple(facts.values()), differences, (*notes, *unlike))
+    notes += sorted(note for pair in pairs for note in _unequal_facts(*pair))
+    return Audit(study.baseline, tuple(facts.values()), differences, tuple(notes))
 
 
 def _differences(
@@ -105,37 +109,30 @@ def _differences(
 
 def _recipes(run: Run) -> dict[str, Any]:
     """Every field of a run's recipes by dotted name, without seeds."""
-    recipes = {name: stage.recipe for name, stage in parts(run.predict).items()}
+    recipes = {name: stage.recipe for name, stage in named_stages(run.predict).items()}
     if run.probe is not None:
         recipes["probe"] = run.probe.recipe.probe
-    recipes.pop("features", None)  # as the head and the scoring say
-    found: dict[str, Any] = {}
-    for name, recipe in recipes.items():
-        found |= dict(_flat(to_json(recipe), name))
-    return {key: value for key, value in found.items() if not key.endswith(".seed")}
+    recipes.pop("features", None)  # its fields are those of the head and of scoring
+    flat = [field for name, recipe in recipes.items() for field in _flat(to_json(recipe), name)]
+    return {key: value for key, value in flat if not key.endswith(".seed")}
 
 
-def _flat(values: Mapping[str, Any], at: str) -> Iterator[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{at}.{name}")
+            yield from _flat(value, f"{path}.{name}")
         else:
-            yield f"{at}.{name}", value
+            yield f"{path}.{name}", value
 
 
 def _unequal(base: Mapping[str, Any], own: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Fields that differ; a whole stage that one of them lacks is one difference."""
-    stages = {key.partition(".")[0] for key in {*base, *own}}
-    lacking = {
-        stage
-        for stage in stages
-        if any(not any(key.startswith(f"{stage}.") for key in side) for side in (base, own))
-    }
-    for stage in sorted(lacking):
-        has = any(key.startswith(f"{stage}.") for key in own)
-        yield stage, "absent" if has else "present", "present" if has else "absent"
+    """Fields that differ; a stage that only one of the two has is one difference."""
+    base_stages, own_stages = ({key.partition(".")[0] for key in side} for side in (base, own))
+    one_sided = base_stages ^ own_stages
+    for stage in sorted(one_sided):
+        yield (stage, "absent", "present") if stage in own_stages else (stage, "present", "absent")
     for key in sorted({*base, *own}):
-        if key.partition(".")[0] not in lacking and base.get(key) != own.get(key):
+        if key.partition(".")[0] not in one_sided and base.get(key) != own.get(key):
             yield key, base.get(key), own.get(key)
 
 
@@ -143,22 +140,21 @@ def _covers(declared: set[str], name: str) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in declared)
 
 
-def _uneven(runs: list[Run]) -> list[str]:
+def _unequal_between_seeds(runs: list[Run]) -> list[str]:
     """Fields in which the seeds of one arm differ."""
     first = _recipes(runs[0])
-    unequal = {name for run in runs[1:] for name, _, _ in _unequal(first, _recipes(run))}
-    return [f"its seeds differ in {name}" for name in sorted(unequal)]
+    return sorted({name for run in runs[1:] for name, _, _ in _unequal(first, _recipes(run))})
 
 
 def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
     runs = plan.of(arm)
-    named = {name: stage.recipe for name, stage in parts(runs[0].predict).items()}
-    recipes = {name: recipe for name, recipe in named.items() if hasattr(recipe, "optim")}
+    stages = {name: stage.recipe for name, stage in named_stages(runs[0].predict).items()}
+    recipes = {name: recipe for name, recipe in stages.items() if hasattr(recipe, "optim")}
     averaged = any(recipe.optim.ema for recipe in recipes.values())
     results = [store.result(run.predict.id) for run in runs] if store is not None else []
     scores = [result["scores"]["test"] for result in results if result is not None]
-    covered = [(score["videos_scored"], score["videos_expected"]) for score in scores]
-    unreadable, how = _met(runs, store) if store is not None else (set[str](), {})
+    coverage = [(score["videos_scored"], score["videos_expected"]) for score in scores]
+    unreadable, execution = _executed(runs, store) if store is not None else (set[str](), {})
     size: tuple[int | None, int | None] = (None, None)
     experiment = experiment_of(runs[0].predict, runs[0].probe)
     if experiment is not None:
@@ -170,30 +166,30 @@ def _facts(arm: str, plan: Plan, store: Store | None) -> Facts:
         {name: recipe.optim.batch for name, recipe in recipes.items()},
         tuple(run.seed for run in runs),
         "moving average at the last step" if averaged else "weights of the last step",
-        min(covered, default=(0, 0)),
+        min(coverage, default=(0, 0)),
         len(unreadable),
         *size,
-        how,
+        execution,
     )
 
 
-def _met(runs: list[Run], store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
-    """Videos that some stage could not read, and what the stages ran with."""
+def _executed(runs: list[Run], store: Store) -> tuple[set[str], dict[str, tuple[str, ...]]]:
+    """Unreadable videos over all stages, and the values of each field of `EXECUTION`."""
     unreadable: set[str] = set()
-    how: dict[str, set[str]] = {}
+    execution: dict[str, set[str]] = {}
     for stage in {stage.id for run in runs for stage in ancestry(run.predict)}:
         result = store.result(stage) or {}
         for name in ("replaced", "unreadable", "unreadable_train"):
             unreadable |= {*result.get(name, {})}
-        seen = store.provenance(stage) or {}
-        for name in HOW:
-            if name in seen:
-                how.setdefault(name, set()).add(str(seen[name]))
-    return unreadable, {name: tuple(sorted(values)) for name, values in how.items()}
+        provenance = store.provenance(stage) or {}
+        for name in EXECUTION:
+            if name in provenance:
+                execution.setdefault(name, set()).add(str(provenance[name]))
+    return unreadable, {name: tuple(sorted(values)) for name, values in execution.items()}
 
 
-def _unlike(one: Facts, base: Facts) -> Iterator[str]:
-    """Coverage, seeds and ways of running in which an arm is not as what it is compared with."""
+def _unequal_facts(one: Facts, base: Facts) -> Iterator[str]:
+    """Sentences on coverage, seeds, weights and execution that differ between two arms."""
     if one.coverage != base.coverage:
         yield (
             f"{one.arm} was scored on {one.coverage[0]} of {one.coverage[1]} videos, "
@@ -205,9 +201,10 @@ def _unlike(one: Facts, base: Facts) -> Iterator[str]:
         yield f"{one.arm} has the seeds {one.seeds}, {base.arm} {base.seeds}"
     if one.selection != base.selection and one.parameters is not None:
         yield f"{one.arm} is scored with {one.selection}, {base.arm} {base.selection}"
-    for name in one.how.keys() & base.how.keys():
-        if one.how[name] != base.how[name]:
+    for name in one.execution.keys() & base.execution.keys():
+        values, base_values = one.execution[name], base.execution[name]
+        if values != base_values:
             yield (
-                f"{one.arm} ran with {name} {' and '.join(one.how[name])}, {base.arm} with "
-                f"{' and '.join(base.how[name])}"
+                f"{one.arm} ran with {name} {' and '.join(values)}, {base.arm} with "
+                f"{' and '.join(base_values)}"
             )

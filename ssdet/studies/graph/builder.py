@@ -1,4 +1,4 @@
-"""The one builder of stages: arms, trials of a search, tuned arms, probes, heads and ensembles."""
+"""Builder of stages, for arms, trials of a search, tuned arms, probes, heads and ensembles."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -12,23 +12,22 @@ from ssdet.training.recipe import ExtractRecipe, HeadRecipe, TrainRecipe
 
 
 class StageGraph:
-    """Stages over one data set; two calls that ask for the same stage get the same object."""
+    """Stages over the data sets of one study; equal stages are the same object."""
 
     def __init__(self, data: Data) -> None:
         self.data = data
         self._stages: dict[str, Stage] = {}
 
     def stage(self, kind: str, recipe: Any, parents: tuple[Stage, ...] = ()) -> Stage:
-        """The stage of this kind and recipe on top of its parents."""
-        fresh = Stage(kind, recipe, parents, data_fingerprint(self.data, kind, recipe))
-        return self._stages.setdefault(fresh.id, fresh)
+        """The stage with this kind, recipe and parents."""
+        stage = Stage(kind, recipe, parents, data_fingerprint(self.data, kind, recipe))
+        return self._stages.setdefault(stage.id, stage)
 
     def scoring(self, experiment: Experiment, kind: str = "predict") -> Stage:
-        """The stage that scores videos by an experiment's network, with everything below it.
+        """The stage that scores videos with an experiment's network, and all its ancestors.
 
         kind: `predict` scores the validation and test splits, `validate` the validation split
-        alone; their ancestors are the same. ValueError where the parts of the experiment do not fit
-        each other.
+        only; both have the same ancestors. ValueError where recipes contradict each other.
         """
         if experiment.head is not None and experiment.fine_stream is not None:
             raise ValueError(
@@ -50,29 +49,27 @@ class StageGraph:
         return self.stage("probe", FrozenProbe(experiment.probe, fresh), pretrained)
 
     def ensemble(self, members: Iterable[Stage]) -> Stage:
-        """The mean of scoring stages, whatever their order."""
+        """The mean of scoring stages; their order does not change the stage."""
         ordered = tuple(sorted(members, key=lambda stage: stage.id))
         return self.stage("ensemble", EnsembleRecipe(), ordered)
 
     def features(self, recipe: ExtractRecipe, trained: Stage | None = None) -> Stage:
-        """Features of all untrimmed videos, from the network of a training stage or `recipe.fresh`.
-
-        ValueError for both or neither.
-        """
+        """Features of all untrimmed videos, from the network of a training stage or that of
+        `recipe.fresh`; ValueError for both or neither."""
         if (trained is None) == (recipe.fresh is None):
             raise ValueError("features come from a trained stage or from recipe.fresh: give one")
         return self.stage("extract", recipe, () if trained is None else (trained,))
 
     def head(self, recipe: HeadRecipe, features: Stage) -> Stage:
-        """A model of features, trained on the training videos of an extraction."""
+        """A head, trained on the features of the training videos of an extraction."""
         return self.stage("fit_head", recipe, (features,))
 
     def head_scoring(self, head: Stage, kind: str = "predict") -> Stage:
-        """The stage that scores videos by a model of features."""
+        """The stage that scores videos with a head."""
         return self.stage(kind, head.parents[0].recipe.predict, (head,))
 
     def _pretrained(self, experiment: Experiment) -> tuple[Stage, ...]:
-        """The last pretraining, which goes on from the ones before; empty without any."""
+        """The last pretraining, which starts from the one before; empty without pretraining."""
         last: tuple[Stage, ...] = ()
         for recipe in experiment.pretrainings:
             last = (self.stage("pretrain", _continued(last, recipe), last),)
@@ -84,7 +81,7 @@ class StageGraph:
         return self.stage("finetune", _continued(start, experiment.finetune), (*start, *maps))
 
     def _fine_stream(self, experiment: Experiment) -> tuple[Stage, ...]:
-        """The maps that a two-stream network reads of its fine stream, which is trained before."""
+        """The extraction of the fine stream's feature maps; empty for a network of one stream."""
         fine = experiment.fine_stream
         if fine is None:
             return ()
@@ -93,23 +90,23 @@ class StageGraph:
 
 
 def _continued(start: tuple[Stage, ...], recipe: TrainRecipe) -> TrainRecipe:
-    """The recipe of a training that goes on from another one: it names no weights of its own.
+    """The recipe without initial weights where the training starts from a parent stage.
 
-    ValueError where it normalises clips otherwise.
+    ValueError where the two normalise clips differently.
     """
     if not start:
         return recipe
-    before: TrainRecipe = start[0].recipe
-    source = f"{before.task}ing with {before.model.name}"
-    check_normalisation(recipe, (before.clip.mean, before.clip.std), source)
+    parent: TrainRecipe = start[0].recipe
+    source = f"{parent.task}ing with {parent.model.name}"
+    check_normalisation(recipe, (parent.clip.mean, parent.clip.std), source)
     return replace(recipe, model=replace(recipe.model, weights=""))
 
 
 def _check_normalisation(experiment: Experiment) -> None:
-    """ValueError where whole videos are normalised otherwise than the clips of fine-tuning."""
-    trained, read = experiment.finetune.clip, experiment.predict.clip
-    if (trained.mean, trained.std) != (read.mean, read.std):
+    """Raise ValueError where scoring and fine-tuning normalise frames differently."""
+    trained, scored = experiment.finetune.clip, experiment.predict.clip
+    if (trained.mean, trained.std) != (scored.mean, scored.std):
         raise ValueError(
-            f"predict normalises by {read.mean} and {read.std}, fine-tuning by {trained.mean} and "
-            f"{trained.std}: give predict.clip the mean and std of finetune.clip"
+            f"predict normalises by {scored.mean} and {scored.std}, fine-tuning by {trained.mean} "
+            f"and {trained.std}: give predict.clip the mean and std of finetune.clip"
         )

@@ -1,4 +1,4 @@
-"""Identity of a stage: everything that decides the id under which its output is stored."""
+"""Identity of a stage: the values whose hash is the id under which its output is stored."""
 
 import hashlib
 import json
@@ -14,8 +14,7 @@ from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training.recipe import ExtractRecipe, HeadRecipe, ProbeRecipe, TrainRecipe
 
 FORMAT = 7
-"""Version of what stages compute; a change that alters results or ids raises it. 7: ids name every
-field of a recipe."""
+"""Version of the computation of stages. Raise it with every change that alters results or ids."""
 
 SPLITS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pretrain": ("upstream", ("train", "val")),
@@ -29,8 +28,9 @@ SPLITS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 """Data set and splits that each kind of stage reads."""
 
-Find = Callable[[str, str], Path]
-"""Folder of a stage by its id, with a file or folder of it; `Store.fetch` is one."""
+StageLocator = Callable[[str, str], Path]
+"""Function from a stage's id and the name of one of its files to the stage's local folder, such as
+`Store.fetch`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EnsembleRecipe:
 
 @dataclass(frozen=True)
 class FrozenProbe:
-    """A probe, and the recipe of the fresh network that it reads where nothing was pretrained."""
+    """A linear probe, and the recipe of the fresh network that it reads without pretraining."""
 
     probe: ProbeRecipe
     fresh: TrainRecipe | None = None
@@ -50,22 +50,23 @@ class FrozenProbe:
 
 @dataclass(frozen=True)
 class Stage:
-    """One unit of work with one output folder, named by a hash of all that decides its output."""
+    """One unit of work with one output folder, named by a hash of everything that decides the
+    output."""
 
     kind: str
     recipe: Any
     parents: tuple["Stage", ...]
     fingerprint: str
-    """Of the data that it reads: see `data_fingerprint`."""
+    """Fingerprint of the data that the stage reads: see `data_fingerprint`."""
 
     @cached_property
     def id(self) -> str:
-        """Kind and hash of the identity; the recorded id of a stage that was read from a store."""
+        """Kind and hash of the identity; for a stage read from a store, its recorded id."""
         return stage_id(self.identity)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What is hashed, as JSON values; stored beside the output as `recipe.json`."""
+        """The hashed values, as JSON; stored beside the output as `recipe.json`."""
         return {
             "format": FORMAT,
             "kind": self.kind,
@@ -81,73 +82,60 @@ def stage_id(identity: Mapping[str, Any]) -> str:
 
 
 def short_hash(values: Any) -> str:
-    """16 hex digits of the SHA-256 of JSON values, whatever the order of their keys."""
+    """16 hex digits of the SHA-256 of JSON values; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def data_fingerprint(data: Data, kind: str, recipe: Any = None) -> str:
-    """Content of the splits that a stage of this kind and recipe reads, and how frames are decoded.
-
-    KeyError for an unknown kind.
+    """Fingerprints of the splits that a stage of this kind and recipe reads, with the decoding size
+    and frame rate. KeyError for an unknown kind.
     """
     role, splits = SPLITS[kind]
     if getattr(recipe, "validate_on", "val") == "test" and "test" not in splits:
         splits = (*splits, "test")
     contents = [data.split(role, name).fingerprint for name in splits]
-    grid = f" at {data.fps:g} frames a second" if data.fps and role == "downstream" else ""
-    return ",".join([*contents, f"decoded at {data.decode_size}{grid}"])
+    rate = f" at {data.fps:g} frames a second" if data.fps and role == "downstream" else ""
+    return ",".join([*contents, f"decoded at {data.decode_size}{rate}"])
 
 
 def recorded_stage(name: str, identity: Mapping[str, Any], parents: Mapping[str, Stage]) -> Stage:
-    """The stage of a recorded identity. It keeps its recorded id, also where this version would
-    compute another one. ValueError for a recipe that this version cannot read.
+    """The stage with a recorded identity and id, even where this version would compute another id.
+
+    ValueError for a recipe that this version cannot read.
     """
-    before = tuple(parents[parent] for parent in identity["parents"])
+    ancestors = tuple(parents[parent] for parent in identity["parents"])
     recipe = recipe_of(identity["kind"], identity["recipe"])
-    stage = Stage(identity["kind"], recipe, before, identity["data"])
+    stage = Stage(identity["kind"], recipe, ancestors, identity["data"])
     stage.__dict__["id"] = name
     return stage
 
 
-def stored_stage(find: Find, name: str) -> Stage:
-    """A stage of a store with all its ancestors, from their `recipe.json`.
+def stored_stage(locate: StageLocator, name: str) -> Stage:
+    """A stage of a store and all its ancestors, read from their `recipe.json`.
 
-    FileNotFoundError where one of them is absent, ValueError for a recipe that this version cannot
+    FileNotFoundError where one of them is missing; ValueError for a recipe that this version cannot
     read.
     """
-    identity = json.loads((find(name, "recipe.json") / "recipe.json").read_text())
-    parents = {parent: stored_stage(find, parent) for parent in identity["parents"]}
+    identity = json.loads((locate(name, "recipe.json") / "recipe.json").read_text())
+    parents = {parent: stored_stage(locate, parent) for parent in identity["parents"]}
     return recorded_stage(name, identity, parents)
 
 
 def recipe_of(kind: str, values: Mapping[str, Any]) -> Any:
     """A stage's recipe from its JSON; ValueError for unknown kinds and fields."""
     if kind not in RECIPES:
-        raise ValueError(f"kind of stage {kind!r}: this version knows {', '.join(RECIPES)}")
-    return RECIPES[kind](values)
+        raise ValueError(f"kind of stage {kind!r}: expected one of {', '.join(RECIPES)}")
+    return from_json(RECIPES[kind], values)
 
 
-def _train(values: Mapping[str, Any]) -> TrainRecipe:
-    return from_json(TrainRecipe, values)
-
-
-def _predict(values: Mapping[str, Any]) -> PredictRecipe:
-    return from_json(PredictRecipe, values)
-
-
-def _probe(values: Mapping[str, Any]) -> FrozenProbe:
-    fresh = values.get("fresh")
-    return FrozenProbe(from_json(ProbeRecipe, values["probe"]), fresh and _train(fresh))
-
-
-RECIPES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "pretrain": _train,
-    "finetune": _train,
-    "predict": _predict,
-    "validate": _predict,
-    "probe": _probe,
-    "ensemble": lambda values: from_json(EnsembleRecipe, values),
-    "extract": lambda values: from_json(ExtractRecipe, values),
-    "fit_head": lambda values: from_json(HeadRecipe, values),
+RECIPES: Mapping[str, type] = {
+    "pretrain": TrainRecipe,
+    "finetune": TrainRecipe,
+    "predict": PredictRecipe,
+    "validate": PredictRecipe,
+    "probe": FrozenProbe,
+    "ensemble": EnsembleRecipe,
+    "extract": ExtractRecipe,
+    "fit_head": HeadRecipe,
 }
-"""How the recipe of each kind of stage is read from JSON."""
+"""Recipe class of each kind of stage."""

@@ -1,74 +1,73 @@
-"""Stages that a run consists of, by the names of the parts of its experiment."""
+"""Lineage of a scoring stage: its ancestors, named by the fields of the experiment."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.identity import Stage
 
 FINE_STREAM = "fine_stream."
-"""In front of the names of the fine stream's parts."""
+"""Prefix of the names of the fine stream's stages."""
 
 
 def ancestry(stage: Stage) -> Iterator[Stage]:
-    """A stage and all that it was made from, parents first."""
+    """All ancestors of a stage, parents first, then the stage; shared ancestors are repeated."""
     for parent in stage.parents:
         yield from ancestry(parent)
     yield stage
 
 
-def scored(end: Stage) -> Stage:
-    """The training stage whose network a scoring stage reads: of a run with a head that head, of
-    two streams the one that reads the other's features."""
+def network_stage(end: Stage) -> Stage:
+    """The training stage whose network a scoring stage uses: the head of a run with a head; of two
+    streams the one that reads the features of the other."""
     return end.parents[0]
 
 
-def parts(end: Stage) -> dict[str, Stage]:
-    """Stages below the one that scores a run, and it, first to last: `start`, `pretrain`,
-    `finetune`, `features` (an extraction), `head`, and `predict` or, of a trial, `validate`. Those
-    of a fine stream come before them, as `fine_stream.start` and so on. Nothing below an ensemble,
-    whose members are runs."""
+def named_stages(end: Stage) -> dict[str, Stage]:
+    """Stages of the run that a scoring stage ends, by name and in order: `start`, `pretrain`,
+    `finetune`, `features` (an extraction), `head`, then `predict` or, of a trial, `validate`. The
+    stages of a fine stream come first, with the prefix `FINE_STREAM`. Empty for an ensemble, whose
+    members are runs.
+    """
     if end.kind == "ensemble":
         return {}
-    found = {end.kind: end}
-    last = scored(end)
+    last, head = network_stage(end), dict[str, Stage]()
     if last.kind == "fit_head":
-        found |= {"head": last, "features": last.parents[0]}
-        last = last.parents[0].parents[0]
-    found |= _training(last)
+        features = last.parents[0]
+        head = {"features": features, "head": last}
+        last = features.parents[0]
+    stages = _trainings(last) | head | {end.kind: end}
     maps = [parent for parent in last.parents if parent.kind == "extract"]
-    ordered = dict(reversed(found.items()))
     if not maps:
-        return ordered
-    below = dict(reversed(({"features": maps[0]} | _training(maps[0].parents[0])).items()))
-    return {FINE_STREAM + name: stage for name, stage in below.items()} | ordered
+        return stages
+    fine = _trainings(maps[0].parents[0]) | {"features": maps[0]}
+    return {FINE_STREAM + name: stage for name, stage in fine.items()} | stages
 
 
-def _training(tuned: Stage) -> dict[str, Stage]:
-    """A fine-tuning and the pretrainings that it goes on from, last to first."""
-    found, stage = {"finetune": tuned}, tuned
-    for name in ("pretrain", "start"):
-        before = [parent for parent in stage.parents if parent.kind == "pretrain"]
-        if not before:
-            break
-        found[name] = stage = before[0]
-    return found
+def _trainings(finetune: Stage) -> dict[str, Stage]:
+    """A fine-tuning stage and its pretrainings, first to last."""
+    chain = [finetune]
+    while parents := [parent for parent in chain[0].parents if parent.kind == "pretrain"]:
+        chain.insert(0, parents[0])
+    return dict(zip(("start", "pretrain", "finetune")[-len(chain) :], chain, strict=True))
 
 
 def experiment_of(end: Stage, probed: Stage | None = None) -> Experiment | None:
-    """The experiment that a scoring stage, its ancestors and a probe carry out; None for an
+    """The experiment whose stages are a scoring stage, its ancestors and a probe; None for an
     ensemble."""
-    found = {name: stage.recipe for name, stage in parts(end).items()}
-    if "finetune" not in found:
+    recipes = {name: stage.recipe for name, stage in named_stages(end).items()}
+    if "finetune" not in recipes:
         return None
-    own = {name: found[name] for name in ("finetune", "pretrain", "start", "head")
-           if name in found} | {"predict": end.recipe}  # fmt: skip
+    fine_stream = None
+    if FINE_STREAM + "finetune" in recipes:
+        maps = recipes[FINE_STREAM + "features"]
+        fine_stream = Experiment(**_trained(recipes, FINE_STREAM), predict=maps.predict, probe=None)
     probe = probed.recipe.probe if probed else None
-    below = {
-        name.removeprefix(FINE_STREAM): recipe
-        for name, recipe in found.items()
-        if name.startswith(FINE_STREAM) and name != FINE_STREAM + "features"
-    }
-    if not below:
-        return Experiment(**own, probe=probe)
-    fine_stream = Experiment(**below, predict=found[FINE_STREAM + "features"].predict, probe=None)
-    return Experiment(**own, probe=probe, fine_stream=fine_stream)
+    own = _trained(recipes)
+    return Experiment(**own, predict=end.recipe, probe=probe, fine_stream=fine_stream)
+
+
+def _trained(recipes: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Recipes of the trainings of one stream, by the field of the experiment."""
+    names = ("start", "pretrain", "finetune", "head")
+    return {name: recipes[prefix + name] for name in names if prefix + name in recipes}

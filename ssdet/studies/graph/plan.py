@@ -8,24 +8,30 @@ from ssdet.studies.data import Data
 from ssdet.studies.experiment import Experiment
 from ssdet.studies.graph.builder import StageGraph
 from ssdet.studies.graph.identity import Stage
-from ssdet.studies.presets import completed
+from ssdet.studies.graph.lineage import ancestry
+from ssdet.studies.presets import with_defaults
 from ssdet.studies.study import Arm, Study
 from ssdet.training.pretrained_weights import starting_weights
 
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed: the stages whose scores are its result."""
+    """An arm with a seed, and the stages that score it."""
 
     arm: str
     seed: int
     predict: Stage
     probe: Stage | None
 
+    @property
+    def ends(self) -> tuple[Stage, ...]:
+        """The stages that score the run: `predict`, and `probe` if there is one."""
+        return (self.predict,) if self.probe is None else (self.predict, self.probe)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a study, parents before children, and what each run reads."""
+    """The runs of a study and their stages."""
 
     study: Study
     runs: tuple[Run, ...]
@@ -42,25 +48,15 @@ class Plan:
                 unique[stage.id] = stage
 
         for run in self.runs:
-            for stage in (run.predict, run.probe):
-                if stage is not None:
-                    visit(stage)
+            for stage in run.ends:
+                visit(stage)
         return unique
 
     @cached_property
     def unshared(self) -> list[Stage]:
-        """Every stage as often as it would run if each run trained its own; both read-outs of a
-        run have the same pretraining even then."""
-
-        def family(stage: Stage) -> dict[str, Stage]:
-            older = {k: v for parent in stage.parents for k, v in family(parent).items()}
-            return older | {stage.id: stage}
-
-        return [
-            stage
-            for run in self.runs
-            for stage in (family(run.predict) | (family(run.probe) if run.probe else {})).values()
-        ]
+        """All stages if no two runs shared any; the read-outs of one run share its pretraining."""
+        runs = ({s.id: s for end in run.ends for s in ancestry(end)} for run in self.runs)
+        return [stage for stages in runs for stage in stages.values()]
 
     def of(self, arm: str) -> list[Run]:
         """Runs of one arm in the order of seeds."""
@@ -74,21 +70,21 @@ class Plan:
         return runs
 
     def missing(self, arm: Arm) -> str:
-        """What an arm without runs needs, empty for one that runs."""
+        """Networks that an arm waits for, separated by commas; empty for an arm that runs."""
         return "" if self.of(arm.name) else self.study.needs(arm)
 
 
 def plan(study: Study) -> Plan:
     """Resolve every arm and seed into stages; nothing is trained.
 
-    A study without base or data gets those of the preset `tiny`, rendered on first use. The data's
-    files must be there: their content is part of the stages' ids. An arm that waits for a network
-    has no runs; ValueError where it is the baseline, for an arm whose parts do not fit, and for a
-    protocol that the data cannot be scored under.
+    A study without base or data gets those of the preset `tiny`; Moving Shapes is rendered on first
+    use. The files of the data must exist: their content is part of the ids of stages. An arm whose
+    network is not available has no runs. ValueError if that arm is the baseline, if the recipes of
+    an arm contradict each other, or if the data cannot be scored under the study's protocol.
     """
-    from ssdet.studies.scoring import check_protocol  # loads what scores
+    from ssdet.studies.scoring import check_protocol  # imports the protocols
 
-    study = completed(study)
+    study = with_defaults(study)
     base = study.arm(study.baseline)
     if not study.can_run(base):
         raise ValueError(f"baseline {base.name!r} needs {study.needs(base)}: not built yet")
@@ -125,26 +121,26 @@ def _run(graph: StageGraph, arm: Arm, seed: int, experiment: Experiment) -> Run:
 
 
 def _members(study: Study, arm: Arm) -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    """Seed, and arm and seed of each member, of every run of an ensemble; nothing for other arms.
+    """Every run of an ensemble: its seed, and (arm, seed) of each member; empty for other arms.
 
-    An ensemble of seeds has a run for each distinct set of them. ValueError for too few seeds.
+    An ensemble of seeds has one run for each distinct set of seeds. ValueError for too few seeds.
     """
     count = len(study.seeds)
     if arm.seeds_of and count < arm.size:
         raise ValueError(
             f"an ensemble of {arm.size} seeds needs {arm.size} seeds, the study has {count}: give "
-            "it more seeds, or leave the arm out"
+            "more seeds, or leave the arm out"
         )
     for index, seed in enumerate(study.seeds):
         if arm.members:
             yield seed, [(member, seed) for member in arm.members]
         elif arm.seeds_of and (count > arm.size or index == 0):
-            turned = study.seeds[index:] + study.seeds[:index]
-            yield seed, [(arm.seeds_of, other) for other in turned[: arm.size]]
+            rotated = study.seeds[index:] + study.seeds[:index]
+            yield seed, [(arm.seeds_of, other) for other in rotated[: arm.size]]
 
 
 def _check_start(base: Experiment, data: Data) -> None:
-    """ValueError or FileNotFoundError where the base's first weights cannot be started from."""
+    """Raise ValueError or FileNotFoundError if the initial weights of the base cannot be used."""
     if base.pretrainings:
         first = base.pretrainings[0]
         starting_weights(first, first.head_classes(data.manifests["upstream"].num_classes))
@@ -163,14 +159,13 @@ def stage_labels(plan: Plan) -> dict[str, tuple[str, list[str], int]]:
                 visit(parent, arm, seed)
 
     for run in plan.runs:
-        for stage in (run.predict, run.probe):
-            if stage is not None:
-                visit(stage, run.arm, run.seed)
+        for stage in run.ends:
+            visit(stage, run.arm, run.seed)
     return labels
 
 
 def stage_titles(plan: Plan) -> dict[str, str]:
-    """Readable name of each stage: kind, the arms that use it, seed."""
+    """Readable name of each stage: kind, arms that use it, seed."""
     return {
         stage: f"{kind} {'+'.join(arms)} seed {seed}"
         for stage, (kind, arms, seed) in stage_labels(plan).items()

@@ -1,4 +1,4 @@
-"""Record of a study in a store: its plan as JSON, readable without the study's code."""
+"""Records of studies in a store: plans as JSON, readable without the code of the study."""
 
 import json
 import time
@@ -25,7 +25,7 @@ FORMAT = "ssdet-study/1"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One arm with one seed, and the ids of the stages that score it."""
+    """An arm with a seed, and the ids of the stages that score it."""
 
     arm: str
     seed: int
@@ -35,19 +35,19 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study as it was planned: JSON values, from which `plan` makes the objects again."""
+    """The plan of a study as JSON values; `plan` converts it back to objects."""
 
     study: Mapping[str, Any]
     """Name, seeds, protocol and table layout."""
     arms: tuple[Mapping[str, Any], ...]
-    """Name, title, members and so on, without the function that changes the base."""
+    """Fields of `Arm` except `change`, a function."""
     runs: tuple[RunRecord, ...]
     stages: Mapping[str, Mapping[str, Any]]
     """Kind, recipe, parents and data of each stage by its id, parents first."""
     data: Mapping[str, Any]
-    """`Data`: where the files lie, on the machine that wrote this."""
+    """Fields of `Data`, with paths on the machine that wrote the record."""
     written: float
-    """Epoch seconds; of the records of one study the last written counts."""
+    """Unix time in seconds; the latest record of a study is the current one."""
     format: str = FORMAT
 
     @property
@@ -56,23 +56,27 @@ class StudyRecord:
 
     @property
     def digest(self) -> str:
-        """Names the plan: equal for equal plans, whenever written and wherever the data lie."""
+        """Hash of the plan, without the time of writing and the paths of the data."""
         values = {k: v for k, v in vars(self).items() if k not in ("written", "data")}
         runs = [vars(run) for run in self.runs]
-        return short_hash({**values, "runs": runs, "stages": list(self.stages)})  # ids are hashes
+        # The ids of stages are hashes of their recipes.
+        return short_hash({**values, "runs": runs, "stages": list(self.stages)})
 
-    def finals(self, arm: str, readout: str = "finetuned") -> dict[int, str]:
-        """Id of the stage that scores each seed of an arm, for a read-out (finetuned or probe)."""
-        mine = [run for run in self.runs if run.arm == arm]
-        found = {run.seed: run.predict if readout == "finetuned" else run.probe for run in mine}
-        return {seed: stage for seed, stage in found.items() if stage is not None}
+    def scoring_stages(self, arm: str, readout: str = "finetuned") -> dict[int, str]:
+        """Id of the scoring stage by seed, for an arm and a read-out (finetuned or probe)."""
+        stages = {
+            run.seed: run.predict if readout == "finetuned" else run.probe
+            for run in self.runs
+            if run.arm == arm
+        }
+        return {seed: stage for seed, stage in stages.items() if stage is not None}
 
     def plan(self, data: Any = None) -> Plan:
-        """The plan again, with `data` in place of the recorded one where it is given.
+        """The recorded plan; `data`, if given, replaces the recorded data.
 
-        Stages keep their recorded ids, also where a later version would name them differently.
-        An arm's `change` gives the experiment of its first seed, whatever it is applied to.
-        ValueError for recipes that this version does not know.
+        Stages have their recorded ids, even where this version would compute others. An arm's
+        `change` returns the experiment of its first seed, whatever it is applied to. ValueError
+        for recipes that this version cannot read.
         """
         stages: dict[str, Stage] = {}
         for name, identity in self.stages.items():
@@ -81,25 +85,25 @@ class StudyRecord:
             Run(run.arm, run.seed, stages[run.predict], stages[run.probe] if run.probe else None)
             for run in self.runs
         )
-        known = {
+        experiments = {
             run.arm: experiment_of(run.predict, run.probe)
             for run in reversed(runs)
             if run.predict.parents
         }
-        arms = tuple(_arm(values, known.get(values["name"])) for values in self.arms)
+        arms = tuple(_arm(values, experiments.get(values["name"])) for values in self.arms)
         study = from_json(Study, {**self.study, "arms": arms})
-        base = known.get(study.baseline) or next(filter(None, known.values()), None)
+        base = experiments.get(study.baseline) or next(filter(None, experiments.values()), None)
         data = from_json(Data, self.data) if data is None else data
         return Plan(replace(study, base=base, data=data), runs)
 
 
-def _arm(values: Mapping[str, Any], known: Experiment | None) -> Arm:
+def _arm(values: Mapping[str, Any], experiment: Experiment | None) -> Arm:
     arm = from_json(Arm, values)
-    return arm if known is None else replace(arm, change=lambda base: known)
+    return arm if experiment is None else replace(arm, change=lambda base: experiment)
 
 
 def record_of(plan: Plan, written: float) -> StudyRecord:
-    """The record of a plan."""
+    """The record of a plan, with the time of writing in Unix seconds."""
     return StudyRecord(
         study=_values(plan.study, without=("arms", "base", "data", "table"))
         | {"table": _layout(plan.study.table)},
@@ -118,7 +122,7 @@ def record_of(plan: Plan, written: float) -> StudyRecord:
 
 
 def _layout(table: Table) -> dict[str, Any]:
-    """One baseline for all is not written: what records had no word for keeps its digest."""
+    """Fields of a table; an empty `against` is left out, so that it does not alter the digest."""
     return _values(table, without=() if table.against else ("against",))
 
 
@@ -128,12 +132,13 @@ def _values(value: Any, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def write_record(store: Store, plan: Plan) -> Path:
-    """Keep the plan of a study as its current one; from then on its stages are kept as well.
+    """Write the record of a plan and return its path; cleaning keeps the stages of records.
 
-    Write it before looking what is done already. ValueError for a name that is no folder name.
+    Write it before looking for finished stages, which another process might remove. ValueError for
+    a study name that is no folder name.
     """
     record = record_of(plan, time.time())
-    path = folder(store, record.name) / f"{record.digest}.json"
+    path = record_folder(store, record.name) / f"{record.digest}.json"
     with store.recording_lock():
         make_folder(store.studies, record.name)
         write_json(path, asdict(record))
@@ -141,15 +146,17 @@ def write_record(store: Store, plan: Plan) -> Path:
     return path
 
 
-def folder(store: Store, study: str) -> Path:
-    """Where the records of a study are; ValueError for a name that is no folder name."""
+def record_folder(store: Store, study: str) -> Path:
+    """Folder of the records of a study; ValueError for a name that is no folder name."""
     if not study or study.startswith(".") or "/" in study or "\0" in study:
-        raise ValueError(f"study {study!r}: its name is a folder's: no '/', no '.' in front")
+        raise ValueError(
+            f"study {study!r}: the name is used for a folder: no '/', and no '.' at its start"
+        )
     return store.studies / study
 
 
 def read_records(store: Store) -> tuple[list[StudyRecord], dict[Path, str]]:
-    """All records, the newest first, and the files that hold none, with the reason."""
+    """All records, newest first, and the unreadable files with the reason."""
     records, faults = [], {}
     for path in sorted(store.studies.glob("*/*.json")):
         try:
@@ -162,9 +169,9 @@ def read_records(store: Store) -> tuple[list[StudyRecord], dict[Path, str]]:
 
 
 def read_record(path: Path) -> StudyRecord:
-    """One record; nothing in it is executed.
+    """Read one record; nothing in the file is executed.
 
-    ValueError where it is damaged, of another version, or not what its name says.
+    ValueError where it is damaged, of another version, or does not match its file name.
     """
     return named_record(path.read_bytes(), path)
 
@@ -177,16 +184,16 @@ def named_record(text: bytes, path: Path) -> StudyRecord:
             raise ValueError(f"its content is study {record.name!r}, plan {record.digest}")
     except ValueError as error:
         raise ValueError(
-            f"{path} is no record that can be read ({error}): restore it, or remove it and run "
-            "the study again"
+            f"{path}: not a readable record ({error}): restore it, or remove it and run the study "
+            "again"
         ) from error
     return record
 
 
 def parse_record(text: bytes, altered: Collection[str] = ()) -> StudyRecord:
-    """Record from JSON; ValueError where stages, arms and runs do not hold together.
+    """Record from JSON; ValueError where stages, arms and runs are inconsistent.
 
-    altered: stages whose recipes are known not to be what their ids name.
+    altered: ids of stages whose recipes were altered, so that they do not match their ids.
     """
     try:
         values = json.loads(text)
@@ -202,15 +209,14 @@ def parse_record(text: bytes, altered: Collection[str] = ()) -> StudyRecord:
 def _check(record: StudyRecord, altered: Collection[str]) -> None:
     if record.format != FORMAT:
         raise ValueError(f"format {record.format!r}, this version reads {FORMAT!r}")
-    known: set[str] = set()
+    stages: set[str] = set()
     for name, identity in record.stages.items():
-        fits = name in altered or name == stage_id(identity)
-        if not STAGE_ID.fullmatch(name) or not fits:
-            raise ValueError(f"stage {name!r} is not what its name says")
-        if missing := set(identity["parents"]) - known:
+        if not STAGE_ID.fullmatch(name) or (name not in altered and name != stage_id(identity)):
+            raise ValueError(f"stage {name!r}: its recipe does not match its id")
+        if missing := set(identity["parents"]) - stages:
             raise ValueError(f"stage {name} comes before its parents {sorted(missing)}")
-        known.add(name)
+        stages.add(name)
     arms = {arm["name"] for arm in record.arms}
     for run in record.runs:
-        if run.arm not in arms or not {run.predict, run.probe or run.predict} <= known:
+        if run.arm not in arms or not {run.predict, run.probe or run.predict} <= stages:
             raise ValueError(f"arm {run.arm!r} seed {run.seed}: its arm or stages are missing")

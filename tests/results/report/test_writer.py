@@ -24,7 +24,7 @@ from ssdet.results.report.viewer import quantised, viewer
 from ssdet.results.report.writer import write_report
 from ssdet.results.tables.result_table import result_table
 from ssdet.studies import Arm, Study, Table, augmented, classification, plan, preset
-from ssdet.studies.changes import from_checkpoint, lasting
+from ssdet.studies.changes import from_checkpoint, scaled_pretraining
 from ssdet.studies.graph.audit import audit
 from ssdet.studies.graph.plan import Plan
 from ssdet.system.safe_files import write_json
@@ -213,7 +213,7 @@ def test_unfair_arms_and_unread_videos_are_warned_of(made, logged) -> None:
 @pytest.fixture(scope="module")
 def sharing(shown) -> Plan:
     """Two arms go on from what a third ends with; a fourth has nothing in common with them."""
-    half = lasting(0.5, augmented("cutmix"))
+    half = scaled_pretraining(0.5, augmented("cutmix"))
     arms = (
         Arm("cls", classification),
         Arm("on", from_checkpoint(classification, half)),

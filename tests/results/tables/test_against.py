@@ -167,7 +167,7 @@ def test_what_cannot_be_compared_is_refused(made) -> None:
             replace(study, table=Table(baseline="cls", against=against))
     layout = Table(against={"pair": "view"})
     assert layout.only({"pair", "view"}) == layout and not layout.only({"cls"}).against
-    with pytest.raises(ValueError, match="'pair' is compared with 'view': ask for that arm"):
+    with pytest.raises(ValueError, match="'pair' is compared with 'view': select that arm"):
         layout.only({"cls", "pair"})
 
 

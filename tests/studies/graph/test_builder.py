@@ -25,13 +25,13 @@ from ssdet.studies import (
     Tuning,
     augmented,
     classification,
-    coarser,
+    every_nth_frame,
     finetuned_as,
     from_checkpoint,
-    lasting,
     on_features,
     plan,
     pretraining,
+    scaled_pretraining,
     scratch,
     two_stream,
 )
@@ -67,10 +67,10 @@ KINDS: Mapping[str, tuple[Change, list[str]]] = {
     "joint": (augmented("joint"), TRAINED),
     "without a probe": (no_probe, TRAINED),
     "from a checkpoint": (
-        from_checkpoint(classification, lasting(0.5, augmented("mixup"))),
+        from_checkpoint(classification, scaled_pretraining(0.5, augmented("mixup"))),
         ["pretrain", "pretrain", "finetune"],
     ),
-    "coarser": (coarser(4, augmented("mixup")), TRAINED),
+    "every_nth_frame": (every_nth_frame(4, augmented("mixup")), TRAINED),
     "validated on test": (on_test_videos, TRAINED),
     "super_events": (on_features("super_events", classification), ON_FEATURES),
     "tgm": (on_features("tgm", classification, hidden=16), ON_FEATURES),
@@ -93,7 +93,7 @@ def searched(smoke: Callable[..., Search]) -> Callable[..., Search]:
     def search(change: Change, space: Any = None, **fields: Any) -> Search:
         base = smoke({}).base
         assert base is not None
-        base = replace(base, kit=replace(base.kit, head_optim=FEW))
+        base = replace(base, second_network=replace(base.second_network, head_optim=FEW))
         space = space or dict.fromkeys(PARAMS, FloatDistribution(1e-4, 1.0, log=True))
         return replace(smoke(space, seed=3, change=change, **fields), base=base)
 

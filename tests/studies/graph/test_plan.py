@@ -13,12 +13,12 @@ from ssdet.studies import (
     Table,
     augmented,
     classification,
-    coarser,
+    every_nth_frame,
     finetuned_as,
     from_checkpoint,
-    lasting,
     plan,
     pretraining,
+    scaled_pretraining,
     scratch,
 )
 from ssdet.studies.graph.record import record_of
@@ -86,7 +86,7 @@ def test_everything_that_decides_a_result_is_in_the_id(study) -> None:
 
 
 def test_a_checkpoint_is_the_stage_of_the_arm_that_trains_it(study) -> None:
-    chained = from_checkpoint(classification, lasting(1 / 2, augmented("mixup")))
+    chained = from_checkpoint(classification, scaled_pretraining(1 / 2, augmented("mixup")))
     arms = (*ARMS, Arm("chain", chained))
     planned = plan(replace(study, arms=arms))
     before = plan(study)
@@ -99,12 +99,12 @@ def test_a_checkpoint_is_the_stage_of_the_arm_that_trains_it(study) -> None:
         assert last.parents == planned.of("cls")[seed].predict.parents[0].parents
     # Its own pretraining, fine-tuning, prediction and probe; the start is there already.
     assert len(planned.stages) == len(before.stages) + 4 * 3
-    alone = lasting(1 / 2, augmented("mixup"))(study.base)
+    alone = scaled_pretraining(1 / 2, augmented("mixup"))(study.base)
     assert chained(study.base) == replace(alone, start=classification(study.base).pretrain)
     assert scratch(chained(study.base)).pretrainings == ()
     recorded = record_of(planned, 0.0).plan().study
     assert recorded.arm("chain").change(recorded.base) == chained(study.base).with_seed(0)
-    with pytest.raises(ValueError, match="give pretrain"):
+    with pytest.raises(ValueError, match="start without pretrain"):
         replace(chained(study.base), pretrain=None)
 
 
@@ -122,13 +122,13 @@ def test_an_arm_that_needs_an_unbuilt_network_has_no_runs(study) -> None:
 
 
 def test_coarser_clips_cover_the_same_stretch(study) -> None:
-    change = coarser(4, augmented("mixup"))
+    change = every_nth_frame(4, augmented("mixup"))
     coarse = change(study.base)
     assert coarse.pretrain == augmented("mixup")(study.base).pretrain
     for recipe in (coarse.finetune, coarse.predict, coarse.probe.predict):
         assert (recipe.clip.frames, recipe.clip.stride) == (4, 4)
     with pytest.raises(ValueError, match="1 frames"):
-        coarser(16)(study.base)
+        every_nth_frame(16)(study.base)
 
 
 def test_where_data_lie_does_not_matter_what_they_hold_does(study, shapes, tmp_path) -> None:
