@@ -214,6 +214,14 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path, shapes, readout) -> Non
     assert torch.equal(*momenta)
 
 
+def test_recipes_without_it_are_what_they_were() -> None:
+    plain = replace(RECIPE, multigrid=False)
+    assert to_json(RECIPE) == {**to_json(plain), "multigrid": True}
+    assert from_json(TrainRecipe, to_json(RECIPE)) == RECIPE
+    with shaped(plain, SubBatchNorm3d(2, splits=3), 0) as now:
+        assert now is plain
+
+
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="for pretraining"):
         TrainRecipe("finetune", multigrid=True)

@@ -34,7 +34,7 @@ def is_published(weights: str) -> bool:
     """Whether this is the name of published weights."""
     from ssdet.models.weights import published
 
-    return weights in published.PUBLISHED
+    return weights in published.available()
 
 
 @lru_cache(maxsize=64)

@@ -87,7 +87,7 @@ def test_157_classes_and_what_is_no_text(tmp_path) -> None:
     with pytest.raises(ValueError, match="line 1: begins"):
         read_submission(path, "A")
     path.write_bytes(b"A 1 " + b"0 " * 158)
-    with pytest.raises(ValueError, match="line 1: 158 scores, expected 157; the script's"):
+    with pytest.raises(ValueError, match="line 1: 158 scores, expected 157; the official script"):
         read_submission(path, "A")
     path.write_bytes(b"")
     empty = read_submission(path, "AB")

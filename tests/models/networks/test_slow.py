@@ -30,7 +30,7 @@ def test_multiply_adds_at_paper_size():
     shape = (1, 3, 64, 224, 224)
     with torch.device("meta"):
         slow, coarse, fast = (create(name, 157) for name in ("slow", "coarse", "fast"))
-    stem, pooled = conv_macs(slow, shape, "begin"), conv_macs(coarse, shape, "begin")
+    stem, pooled = conv_macs(slow, shape, "first_stage"), conv_macs(coarse, shape, "first_stage")
     assert stem == pytest.approx(3.95e9, abs=5e6)
     assert pooled - stem == pytest.approx(0.44e9, abs=5e6)
     assert conv_macs(coarse, shape) - pooled == pytest.approx(3.98e9 + 0.015e9, abs=5e6)

@@ -182,6 +182,12 @@ def test_videos_without_actions_are_left_out_where_asked(features) -> None:
         FeatureBatches(only, features, replace(RECIPE, skip_empty=True))
 
 
+def test_recipes_are_stored_as_json() -> None:
+    values = to_json(STRETCHED)
+    assert (values["crop"], values["heat_map"], values["skip_empty"]) == (5, 0.05, False)
+    assert to_json(from_json(HeadRecipe, values)) == values
+
+
 def trained(features: FeatureSet, folder: Path, recipe: HeadRecipe, **context) -> dict:
     return fit_head(recipe, FeatureBatches(MANIFEST, features, recipe),
                     Context(folder, device=CPU, **context))  # fmt: skip
