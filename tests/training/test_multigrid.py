@@ -15,6 +15,7 @@ from ssdet.data import load_manifest
 from ssdet.data.loading.clips import ClipRecipe, Clips
 from ssdet.data.loading.frame_readers import Decoder
 from ssdet.models.layers.sub_batch_norm import SubBatchNorm3d
+from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import Context, ModelRecipe, OptimRecipe, TrainRecipe, checkpoint, train
 from ssdet.training.loop import clips_per_worker
 from ssdet.training.multigrid import Shape, batches, lr_scale, samples_before, shape_at, shaped

@@ -25,7 +25,7 @@ def table(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
 
 
-SIZES, KINDS = table("Sizes"), table("Which there are")
+SIZES, KINDS = table("Sizes"), table("Available networks")
 
 
 def names(cell: str) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from ssdet.data import Manifest, Segment, Video
 from ssdet.data.features.shards import FeatureSet, FeatureWriter
+from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import Context, ModelRecipe, OptimRecipe, checkpoint
 from ssdet.training.heads.feature_heads import (
     FeatureBatches,
