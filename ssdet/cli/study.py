@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from ssdet.cli.shared import report_errors, wrong_usage
+
 
 def plan(arguments: list[str]) -> int:
     """Print the plan of an experiment file."""
@@ -18,28 +20,23 @@ def run(arguments: list[str]) -> int:
     return _start("run", arguments, [])
 
 
+@report_errors()
 def _start(command: str, arguments: list[str], more: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
-        asked = arguments[:1] in (["-h"], ["--help"])
+        help_wanted = arguments[:1] in (["-h"], ["--help"])
         usage = f"usage: ssdet {command} EXPERIMENT.py [options of the file]"
-        print(usage, file=sys.stdout if asked else sys.stderr)
-        return 0 if asked else 2
+        print(usage, file=sys.stdout if help_wanted else sys.stderr)
+        return 0 if help_wanted else 2
     from ssdet.cli import experiment
 
-    try:
+    with wrong_usage(ValueError, OSError):
         module = load(Path(arguments[0]))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     experiment(module.STUDY, [*arguments[1:], *more], getattr(module, "also", None))
     return 0
 
 
 def load(path: Path) -> ModuleType:
-    """An experiment file as a module; ValueError where it declares no study.
-
-    The file is Python and is executed.
-    """
+    """Execute an experiment file and return its module; ValueError where it declares no study."""
     from ssdet.studies import Study
 
     if not path.is_file():

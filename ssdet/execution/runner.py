@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ssdet.execution.errors import BudgetSpent, StagesFailed
 from ssdet.execution.planning.budget import Budget
 from ssdet.execution.progress import Progress
 from ssdet.execution.session import Resources, Workers, connect, plan_resources
@@ -26,18 +27,6 @@ if TYPE_CHECKING:
     from ssdet.stages.job import Job
 
 TRAINING = ("pretrain", "finetune")
-
-
-class StagesFailed(RuntimeError):
-    """Some stages failed; `errors` maps their ids to what was raised."""
-
-    def __init__(self, errors: Mapping[str, str]) -> None:
-        super().__init__("\n".join(f"{stage}: {error}" for stage, error in errors.items()))
-        self.errors = dict(errors)
-
-
-class BudgetSpent(RuntimeError):
-    """The budget was spent before all stages had run."""
 
 
 def run(

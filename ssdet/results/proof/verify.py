@@ -56,7 +56,7 @@ class Verification:
         return not self.differences
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The outcome in words."""
         if self.holds:
             return (
