@@ -31,14 +31,14 @@ class RayExecutor(Executor):
         job: Job,
         work: Callable[..., Result],
         *arguments: Any,
-        bring: Callable[[], None] = lambda: None,
+        download_results: Callable[[], None] = lambda: None,
     ) -> Result:
         """Run work on Ray Train workers; see `ssdet.execution.workers.run_workers`."""
         from ssdet.execution.workers import WorkerGroup, run_workers
 
         sizes = job.sizes or (job.workers,)
         group = WorkerGroup(sizes, job.worker_resources, job.settle, job.decoders)
-        return run_workers(group, job.folder, work, *arguments, bring=bring)
+        return run_workers(group, job.folder, work, *arguments, download_results=download_results)
 
     def stream_features(
         self, job: Job, writer: FeatureWriter, progress: Callable[[], None]

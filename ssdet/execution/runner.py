@@ -100,7 +100,7 @@ def run(
     return planned
 
 
-def hush(**more: str) -> None:
+def quiet_tune(**more: str) -> None:
     """Switch off Tune's own console and log files, which `Progress` and `metrics.jsonl` take the
     place of, and its warning of every trial that has no such file; set `more` variables."""
     quiet = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -127,7 +127,7 @@ def _run_graph(
     from ray import tune
 
     jobs = _jobs(todo, store, study, resources, settings)
-    hush()
+    quiet_tune()
     name = f"{study.name}-{uuid.uuid4().hex}"
 
     def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from ssdet.execution.executor import RayExecutor
-from ssdet.execution.runner import TRAINING, fill_caches, hush, members
+from ssdet.execution.runner import TRAINING, fill_caches, quiet_tune, members
 from ssdet.execution.searcher import Proposals, Stopping
 from ssdet.execution.session import Resources, connect, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
@@ -180,7 +180,7 @@ def _fit(
     evaluate: Evaluate,
     lines: Lines,
 ) -> None:
-    hush(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
+    quiet_tune(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
     proposals = Proposals(search, ledger)
     asked = tune.PlacementGroupFactory([resources.trial])
     # Tune's notes for a resume that is never asked for; a killed driver leaves its own.

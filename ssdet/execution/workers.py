@@ -150,7 +150,7 @@ def run_workers(
     folder: Path,
     work: Callable[..., dict[str, Any]],
     *arguments: Any,
-    bring: Callable[[], None] = lambda: None,
+    download_results: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Run `work(context, *arguments)` on Ray Train workers; returns what rank 0 returned, and as
     `teams` how many worked each time.
@@ -159,7 +159,7 @@ def run_workers(
     trial's. If one dies or raises, all are started again, at most three times, and go on from the
     last checkpoint: the others wait for it in a collective call and cannot go on without it. They
     are also started again, at most `MAX_PREEMPTION_RESTARTS` times, where `work` returns
-    `preempted`. Each start has as many workers as there is room for then. `bring` is called when
+    `preempted`. Each start has as many workers as there is room for then. `download_results` is called when
     they have ended: it fetches their files where they have another disk. Raises Ray Train's error
     with the worker's when training fails, Preempted where the caller's own node is drained.
     """
@@ -172,7 +172,7 @@ def run_workers(
         teams.append(size_now(team))
         try:
             answer = _fit(team, teams[-1], folder, partial(_work, folder, team, driver, work,
-                                                           arguments), bring)  # fmt: skip
+                                                           arguments), download_results)  # fmt: skip
         except TrainingFailedError:
             if leaves():
                 raise Preempted(leaves()) from None
@@ -190,7 +190,7 @@ def _fit(
     size: int,
     folder: Path,
     worker: Callable[[], None],
-    bring: Callable[[], None],
+    download_results: Callable[[], None],
 ) -> dict[str, Any]:
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -228,5 +228,5 @@ def _fit(
         trainer.fit()
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
-    bring()
+    download_results()
     return json.loads(answer.read_text())

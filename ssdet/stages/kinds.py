@@ -113,8 +113,10 @@ def _train(job: Job, report: Report, role: str) -> Result:
             return train_worker(context, job, role, initial)
     store = Store.open(job.store)
     store.offer(job.stage.id)
-    bring = partial(store.resume, job.stage.id, exactly=True)
-    return job.executor.run_workers(job, train_team, job, role, initial, bring=bring)
+    download_results = partial(store.resume, job.stage.id, exactly=True)
+    return job.executor.run_workers(
+        job, train_team, job, role, initial, download_results=download_results
+    )
 
 
 def _fine_weights(job: Job) -> dict[str, Tensor]:

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ssdet.results.watching.stage_status import Found, place, stamp
+from ssdet.results.watching.stage_status import StageStatus, stamp, status_source
 from ssdet.store.base import Store
 from ssdet.store.remote import RemoteStore
 from ssdet.studies.graph.record import StudyRecord, parse_record, read_record
 
 STATES = ("done", "running", "waiting", "blocked", "gone", "failed")
-"""As in `signs`; a blocked stage waits for one that has failed."""
+"""As in `ssdet.results.watching.stage_status`; a blocked stage waits for one that has failed."""
 FIGURES = ("step", "steps", "loss", "clips_per_second", "validation")
 VALIDATED = ("finetune", "fit_head")
 """Kinds of stages whose validation score is what the arm's own will be."""
@@ -121,7 +121,7 @@ class Watcher:
         self.store = Store.at(store)
         if not self.store.exists():
             raise FileNotFoundError(f"no store in {self.store.uri}: it has no folder 'stages'")
-        self._place = place(self.store)
+        self._source = status_source(self.store)
         self._records: dict[str, tuple[Any, StudyRecord | str]] = {}
         self.study = study or self._newest("")[0].name
         self._newest(self.study)
@@ -129,11 +129,11 @@ class Watcher:
     def look(self) -> StudyNow:
         """The study now. OSError where the store cannot be read."""
         record, problems = self._newest(self.study)
-        self._place.prepare(record.stages)
+        self._source.prepare(record.stages)
         stages = _planned(record)
         for name, now in stages.items():
             try:
-                now = _stage(now, self._place.find(name, record.written), problems)
+                now = _stage(now, self._source.find(name, record.written), problems)
             except OSError as error:
                 problems.append(f"{name} cannot be looked at: {error}")
             needed = (stages[parent].state for parent in record.stages[name]["parents"])
@@ -211,7 +211,7 @@ def _title(arm: Mapping[str, Any]) -> str:
     return clean(str(arm.get("title") or arm["name"]))
 
 
-def _stage(now: StageNow, found: Found, problems: list[str]) -> StageNow:
+def _stage(now: StageNow, found: StageStatus, problems: list[str]) -> StageNow:
     """What the files of a stage say; what is damaged goes to `problems`."""
 
     def of(name: str) -> dict[str, Any]:
@@ -283,7 +283,7 @@ def _latest(log: bytes) -> dict[str, float] | None:
     return found
 
 
-def _reason(found: Found) -> str:
+def _reason(found: StageStatus) -> str:
     """First line of what was raised, behind the frames of the last traceback."""
     text = found.files.get("error.txt", b"").decode(errors="replace")
     last = text.rpartition("Traceback (most recent call last):")[2]

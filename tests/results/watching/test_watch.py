@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ssdet.results.watching import stage_status as signs
+from ssdet.results.watching import stage_status
 from ssdet.results.watching.watch import StageNow, StudyNow, Watcher
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import begin_attempt, run_stage
@@ -205,8 +205,8 @@ def listing(root: Path) -> dict[str, tuple[int, int]]:
 def test_a_dead_attempt_is_asked_about_once(finished, monkeypatch) -> None:
     stage = tuned(finished, "view", 2)
     begin(finished, stage)
-    asked, held = [], signs.held
-    monkeypatch.setattr(signs, "held", lambda lock: asked.append(lock) or held(lock))
+    asked, held = [], stage_status.held
+    monkeypatch.setattr(stage_status, "held", lambda lock: asked.append(lock) or held(lock))
     watcher = Watcher(finished.store.root)
     for _ in range(3):
         assert of(watcher.look(), stage).state == "gone"
@@ -260,7 +260,7 @@ def test_a_half_written_line_and_what_is_not_there_are_no_damage(finished) -> No
 def test_of_a_long_log_the_end_is_read(finished) -> None:
     stage = tuned(finished, "view", 2)
     folder = begin(finished, stage, *({**STEP, "step": step} for step in range(5000)))
-    assert (folder / "metrics.jsonl").stat().st_size > 2 * signs.TAIL
+    assert (folder / "metrics.jsonl").stat().st_size > 2 * stage_status.TAIL
     assert of(look(finished), stage).figures["step"] == 4999
 
 
@@ -372,7 +372,7 @@ def test_a_machine_that_vanished_is_not_at_work(afar, monkeypatch) -> None:
     machine("b")
     watcher = Watcher(bucket.uri("runs"))
     assert of(watcher.look(), stage).state == "running"
-    monkeypatch.setattr(signs, "STALE", -60.0)
+    monkeypatch.setattr(stage_status, "STALE", -60.0)
     assert of(watcher.look(), stage).state == "gone"
 
 
