@@ -1,4 +1,4 @@
-"""The executor of stages that run on Ray."""
+"""Executor that runs stages on Ray."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ class RayExecutor(Executor):
         return (drained(),)
 
     def decoder(self, decoders: int) -> Decode | None:
-        """Decoding by so many tasks; None for 0."""
+        """Decode by so many tasks; None for 0."""
         from ssdet.execution.decoding import decode_batches
 
         return partial(decode_batches, decoders=decoders) if decoders else None

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from ssdet.execution.executor import RayExecutor
-from ssdet.execution.runner import TRAINING, fill_caches, quiet_tune, members
+from ssdet.execution.runner import TRAINING, fill_caches, quiet_tune, worker_options
 from ssdet.execution.searcher import Proposals, Stopping
 from ssdet.execution.session import Resources, connect, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
@@ -119,7 +119,7 @@ def _map(means: Means, stages: Chain, report: Report) -> float:
             stage,
             means.store,
             means.data,
-            **members(stage, means.resources),
+            **worker_options(stage, means.resources),
             loaders=means.loaders,
             checkpoint_every=means.checkpoint_every,
             executor=RayExecutor(),
