@@ -1,4 +1,4 @@
-"""A study while it runs, as its store shows it: what each stage does, scores so far, time left."""
+"""State of a running study, read from its store: stages, scores so far, time left."""
 
 import json
 import math
@@ -19,7 +19,7 @@ STATES = ("done", "running", "waiting", "blocked", "gone", "failed")
 """As in `ssdet.results.watching.stage_status`; a blocked stage waits for one that has failed."""
 FIGURES = ("step", "steps", "loss", "clips_per_second", "validation")
 VALIDATED = ("finetune", "fit_head")
-"""Kinds of stages whose validation score is what the arm's own will be."""
+"""Kinds of stages whose validation score estimates the arm's score."""
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -36,14 +36,14 @@ class StageNow:
     """One of `STATES`."""
     attempts: int = 0
     figures: Mapping[str, float] = field(default_factory=dict)
-    """The latest of `FIGURES` that its last attempt has told."""
+    """Latest values of `FIGURES` from its last attempt."""
     worked: float | None = None
-    """Seconds of work: of a finished stage in all, else until now."""
+    """Seconds of work: total of a finished stage, else until now."""
     seen: float | None = None
     """Epoch seconds of the last sign of life."""
     host: str = ""
     error: str = ""
-    """First line of why it failed."""
+    """First line of the error of a failed stage."""
     note: str = ""
     score: float | None = None
     """Dense mAP of the test videos, of a finished stage that has one."""
@@ -59,11 +59,11 @@ class ArmNow:
     scores: Mapping[int, float]
     """Dense mAP of the test videos by finished seed, a fraction."""
     validation: Mapping[int, float]
-    """Latest score of the validation videos by seed that is being trained."""
+    """Latest score of the validation videos by seed in training."""
 
     @property
     def mean(self) -> float | None:
-        """Mean over finished seeds."""
+        """Mean score of finished seeds; None without any."""
         return math.fsum(self.scores.values()) / len(self.scores) if self.scores else None
 
 
@@ -77,17 +77,17 @@ class StudyNow:
     stages: tuple[StageNow, ...]
     arms: tuple[ArmNow, ...]
     left: float | None
-    """Seconds until all that can run is done; None where nothing runs, or nothing is known."""
+    """Estimated seconds until the end; None where no stage runs or none has finished."""
     uncounted: tuple[str, ...]
-    """Kinds of stages that `left` leaves out: none of them has finished."""
+    """Kinds of stages that `left` excludes, since none of them has finished."""
     problems: tuple[str, ...]
-    """What cannot be read, and why."""
+    """Files that cannot be read, with reasons."""
 
     @property
     def counts(self) -> dict[str, int]:
         """Stages by state."""
-        found = Counter(stage.state for stage in self.stages)
-        return {state: found[state] for state in STATES}
+        counts = Counter(stage.state for stage in self.stages)
+        return {state: counts[state] for state in STATES}
 
     @property
     def retries(self) -> int:
@@ -96,7 +96,7 @@ class StudyNow:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left that could run: all is done, has failed, or needs what failed."""
+        """Whether no stage can still run: all are done, have failed, or need a failed one."""
         return {stage.state for stage in self.stages} <= {"done", "failed", "blocked"}
 
     def of(self, state: str) -> list[StageNow]:
@@ -104,14 +104,14 @@ class StudyNow:
         return [stage for stage in self.stages if stage.state == state]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values, with the time of the look."""
+        """JSON values, with the current time."""
         arms = [{**asdict(arm), "mean": arm.mean} for arm in self.arms]
         more = {"counts": self.counts, "retries": self.retries, "over": self.over}
         return {**asdict(self), "arms": arms, **more, "time": time.time()}
 
 
 class Watcher:
-    """Looks at one study of a store, again and again.
+    """Reads the state of one study of a store repeatedly.
 
     Without a name it is the study that was started last. FileNotFoundError where there is no
     store, ValueError where it has no such study.
@@ -127,7 +127,7 @@ class Watcher:
         self._newest(self.study)
 
     def look(self) -> StudyNow:
-        """The study now. OSError where the store cannot be read."""
+        """Current state of the study. OSError where the store cannot be read."""
         record, problems = self._newest(self.study)
         self._source.prepare(record.stages)
         stages = _planned(record)
@@ -135,38 +135,39 @@ class Watcher:
             try:
                 now = _stage(now, self._source.find(name, record.written), problems)
             except OSError as error:
-                problems.append(f"{name} cannot be looked at: {error}")
-            needed = (stages[parent].state for parent in record.stages[name]["parents"])
-            lost = now.state == "waiting" and {*needed} & {"failed", "blocked"}
-            stages[name] = replace(now, state="blocked") if lost else now
-        left, uncounted = _left(record, stages)
+                problems.append(f"{name} cannot be read: {error}")
+            parents = {stages[parent].state for parent in record.stages[name]["parents"]}
+            blocked = now.state == "waiting" and parents & {"failed", "blocked"}
+            stages[name] = replace(now, state="blocked") if blocked else now
+        left, uncounted = _study_left(record, stages)
         return StudyNow(
             clean(self.study), self.store.uri, record.digest, tuple(stages.values()),
             tuple(_arms(record, stages)), left, uncounted, tuple(map(clean, problems)),
         )  # fmt: skip
 
     def _newest(self, study: str) -> tuple[StudyRecord, list[str]]:
-        """The record that was written last, of a study or of all, and why others are left out."""
-        there = {n: s for n, s in self._there().items() if study in ("", n.split("/")[1])}
-        for name, when in there.items():
-            if name not in self._records or self._records[name][0] != when:
-                self._records[name] = when, self._read(name)
-        found = [self._records[name][1] for name in there]
-        records = [record for record in found if isinstance(record, StudyRecord)]
-        problems = [f"left out: {text}" for text in found if isinstance(text, str)]
+        """The latest record of a study or of all, and reasons why others are left out."""
+        listed = self._listed()
+        names = [name for name in listed if study in ("", name.split("/")[1])]
+        for name in names:
+            if name not in self._records or self._records[name][0] != listed[name]:
+                self._records[name] = listed[name], self._read(name)
+        read = [self._records[name][1] for name in names]
+        records = [record for record in read if isinstance(record, StudyRecord)]
+        problems = [f"left out: {reason}" for reason in read if isinstance(reason, str)]
         if not records:
-            known = ", ".join(sorted({name.split("/")[1] for name in self._there()})) or "none"
-            asked = f"of study {study!r}" if study else "of any study"
-            why = "\n".join([f"no record {asked} in {self.store.uri}; of: {known}", *problems])
-            raise ValueError(clean(why))
+            studies = ", ".join(sorted({name.split("/")[1] for name in listed})) or "none"
+            wanted = f"of study {study!r}" if study else "of any study"
+            error = f"no record {wanted} in {self.store.uri}; of: {studies}"
+            raise ValueError(clean("\n".join([error, *problems])))
         return max(records, key=lambda record: (record.written, record.digest)), problems
 
-    def _there(self) -> dict[str, Any]:
-        """Names of records, each with a stamp."""
+    def _listed(self) -> dict[str, Any]:
+        """Names of records, each with a stamp of its version."""
         if isinstance(self.store, RemoteStore):
-            listed = self.store.remote.list("studies", deep=True)
-            fits = re.compile(r"studies/[^/]+/[^/]+\.json").fullmatch
-            return {name: when for name, when in listed.items() if fits(name)}
+            files = self.store.remote.list("studies", deep=True)
+            is_record = re.compile(r"studies/[^/]+/[^/]+\.json").fullmatch
+            return {name: version for name, version in files.items() if is_record(name)}
         root = self.store.root
         paths = sorted(self.store.studies.glob("*/*.json"))
         return {str(path.relative_to(root)): when for path in paths if (when := stamp(path))}
@@ -181,12 +182,12 @@ class Watcher:
 
 
 def clean(text: str) -> str:
-    """Text without what a terminal would obey."""
+    """Text without control characters."""
     return CONTROL.sub(" ", text)
 
 
 def _planned(record: StudyRecord) -> dict[str, StageNow]:
-    """Every stage, with what the plan says of it."""
+    """All stages of a plan, as waiting."""
     titles = {arm["name"]: _title(arm) for arm in record.arms}
     arms: dict[str, dict[str, None]] = {name: {} for name in record.stages}
     seeds: dict[str, int] = {}
@@ -211,35 +212,35 @@ def _title(arm: Mapping[str, Any]) -> str:
     return clean(str(arm.get("title") or arm["name"]))
 
 
-def _stage(now: StageNow, found: StageStatus, problems: list[str]) -> StageNow:
-    """What the files of a stage say; what is damaged goes to `problems`."""
+def _stage(now: StageNow, status: StageStatus, problems: list[str]) -> StageNow:
+    """State of a stage from its files; damaged files are added to `problems`."""
 
-    def of(name: str) -> dict[str, Any]:
-        values = _object(found.files.get(name, b"{}"))
+    def content(name: str) -> dict[str, Any]:
+        values = _object(status.files.get(name, b"{}"))
         if values is None:
-            problems.append(f"{now.id}/{name} is damaged: it holds no JSON object")
+            problems.append(f"{now.id}/{name} is damaged: expected a JSON object")
         return values or {}
 
-    host, note = clean(found.host), clean(found.note)
-    now = replace(now, state=found.state, seen=found.seen, host=host, note=note)
-    if found.state == "done":
-        return _finished(now, of("provenance.json"), _object(found.files.get("DONE", b"")))
-    attempt, figures = of("attempt.json"), _latest(found.files.get("metrics.jsonl", b""))
+    host, note = clean(status.host), clean(status.note)
+    now = replace(now, state=status.state, seen=status.seen, host=host, note=note)
+    if status.state == "done":
+        return _finished(now, content("provenance.json"), _object(status.files.get("DONE", b"")))
+    attempt, figures = content("attempt.json"), _latest(status.files.get("metrics.jsonl", b""))
     if figures is None:
         problems.append(f"{now.id}/metrics.jsonl is damaged: no line of it can be read")
     started, before = number(attempt.get("started")), number(attempt.get("before")) or 0.0
-    until = time.time() if found.state == "running" else found.seen or 0.0
+    until = time.time() if status.state == "running" else status.seen or 0.0
     return replace(
         now,
         attempts=int(number(attempt.get("number")) or 0),
         figures=figures or {},
         worked=None if started is None else before + max(0.0, until - started),
         host=now.host or clean(str(attempt.get("host", ""))),
-        error=_reason(found) if found.state == "failed" else "",
+        error=_reason(status) if status.state == "failed" else "",
     )
 
 
-def _finished(now: StageNow, how: Mapping[str, Any], result: Any) -> StageNow:
+def _finished(now: StageNow, provenance: Mapping[str, Any], result: Any) -> StageNow:
     if result is None:
         error = f"{now.id}/DONE is damaged: remove the folder, and it runs again"
         return replace(now, state="failed", error=error)
@@ -248,53 +249,52 @@ def _finished(now: StageNow, how: Mapping[str, Any], result: Any) -> StageNow:
         score = score.get(name) if isinstance(score, Mapping) else None
     return replace(
         now,
-        attempts=int(number(how.get("attempts")) or 1),
-        worked=number(how.get("seconds")),
-        host=clean(str(how.get("host", ""))),
+        attempts=int(number(provenance.get("attempts")) or 1),
+        worked=number(provenance.get("seconds")),
+        host=clean(str(provenance.get("host", ""))),
         score=number(score),
     )
 
 
 def _object(text: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def number(value: Any) -> float | None:
     """A finite number as it is, None for anything else."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if fits and abs(value) < 1e300 else None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 else None
 
 
 def _latest(log: bytes) -> dict[str, float] | None:
-    """The last value of each of `FIGURES`; None where no line of several can be read. The last
-    line may be half written."""
+    """The last value of each of `FIGURES`; None where all lines are damaged. The last line may be
+    half written."""
     lines = [_object(line) for line in log.split(b"\n")[:-1] if line]
     if lines and not any(lines):
         return None
-    found: dict[str, float] = {}
-    for line in filter(None, reversed(lines)):
-        for name in FIGURES:
-            if name not in found and (value := number(line.get(name))) is not None:
-                found[name] = value
-    return found
+    latest: dict[str, float] = {}
+    for line in filter(None, lines):
+        values = {name: number(line.get(name)) for name in FIGURES}
+        latest |= {name: value for name, value in values.items() if value is not None}
+    return latest
 
 
-def _reason(found: StageStatus) -> str:
-    """First line of what was raised, behind the frames of the last traceback."""
-    text = found.files.get("error.txt", b"").decode(errors="replace")
+def _reason(status: StageStatus) -> str:
+    """First line of the error, after the frames of the last traceback."""
+    text = status.files.get("error.txt", b"").decode(errors="replace")
     last = text.rpartition("Traceback (most recent call last):")[2]
-    said = [line for line in last.splitlines() if line.strip() and not line.startswith(" ")]
-    return clean(said[0] if said else found.note or "error.txt is empty")[:500]
+    lines = [line for line in last.splitlines() if line.strip() and not line.startswith(" ")]
+    return clean(lines[0] if lines else status.note or "error.txt is empty")[:500]
 
 
 def _arms(record: StudyRecord, stages: Mapping[str, StageNow]) -> Iterator[ArmNow]:
-    """Arms that run: one may wait for a network that is not there."""
-    running = {run.arm for run in record.runs}
-    for arm in (arm for arm in record.arms if arm["name"] in running):
+    """Arms with runs; an arm may need a network that is not implemented."""
+    with_runs = {run.arm for run in record.runs}
+    for arm in (arm for arm in record.arms if arm["name"] in with_runs):
         scores, validation, finals = {}, {}, record.finals(arm["name"])
         for seed, final in finals.items():
             if (score := stages[final].score) is not None:
@@ -306,19 +306,19 @@ def _arms(record: StudyRecord, stages: Mapping[str, StageNow]) -> Iterator[ArmNo
         yield ArmNow(clean(str(arm["name"])), _title(arm), tuple(finals), scores, validation)
 
 
-def _left(
+def _study_left(
     record: StudyRecord, stages: Mapping[str, StageNow]
 ) -> tuple[float | None, tuple[str, ...]]:
-    """Seconds until all that can run is done, with as many stages at once as run now, and kinds
-    that are left out: what none of the finished ones says."""
+    """Seconds until all possible stages are done, with as many at once as run now, and the kinds
+    that are left out because none of them has finished."""
     times: dict[str, list[float]] = {}
     for now in stages.values():
         if now.state == "done" and now.worked is not None:
             times.setdefault(now.kind, []).append(now.worked)
-    typical = {kind: math.fsum(found) / len(found) for kind, found in times.items()}
+    typical = {kind: math.fsum(values) / len(values) for kind, values in times.items()}
     work, ends, unknown = [], dict[str, float](), dict[str, None]()
     for name, now in stages.items():
-        seconds = _rest(now, typical.get(now.kind))
+        seconds = _seconds_left(now, typical.get(now.kind))
         if seconds is None:
             unknown[now.kind] = None
         work.append(seconds or 0.0)
@@ -330,8 +330,8 @@ def _left(
     return max(math.fsum(work) / at_once, *ends.values()), tuple(unknown)
 
 
-def _rest(now: StageNow, typical: float | None) -> float | None:
-    """Seconds of work that a stage still needs; None where nothing says so."""
+def _seconds_left(now: StageNow, typical: float | None) -> float | None:
+    """Seconds of work that a stage still needs; None where unknown."""
     if now.state in ("done", "failed", "blocked"):
         return 0.0
     step, steps = now.figures.get("step", 0.0), now.figures.get("steps", 0.0)

@@ -271,7 +271,7 @@ def test_odd_things_in_the_place_of_files_do_not_end_it(finished) -> None:
     (finished.store.folder(second) / "DONE").unlink()
     (finished.store.folder(second) / "DONE").mkdir()
     now = look(finished)
-    assert any(first in line and "cannot be looked at" in line for line in now.problems)
+    assert any(first in line and "cannot be read" in line for line in now.problems)
     assert of(now, second).state == "failed"
 
 
