@@ -1,7 +1,7 @@
-"""Names that files outside ssdet add: networks, data formats, augmentations and protocols.
+"""Registries of networks, data formats, augmentations and protocols, and plugins that add to them.
 
-A distribution lists modules under the entry points `ssdet.plugins`; importing one registers what
-it holds, of whatever kind (docs/extending.md).
+A distribution lists modules under the entry point group `ssdet.plugins`; importing one registers
+its entries of any kind (docs/extending.md).
 """
 
 import difflib
@@ -22,15 +22,15 @@ T = TypeVar("T")
 
 
 class PluginError(ValueError):
-    """A plugin that may have what was asked for cannot be imported."""
+    """A plugin that may register the requested name cannot be imported."""
 
 
 class UsageError(ValueError):
-    """Options that are missing or exclude each other; commands exit with status 2."""
+    """Options that are missing, wrong or exclude each other; commands exit with status 2."""
 
 
 class Unknown(KeyError, ValueError):
-    """A name that nothing is registered under."""
+    """A name that is not registered."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -49,12 +49,12 @@ class Plugin:
 
 
 class Registry(Mapping[str, T]):
-    """Things of one kind by name: those of ssdet, those registered here, those of plugins.
+    """Entries of one kind by name: ssdet's own, those registered in this process, those of plugins.
 
-    A name that is known is answered as it stands. Any other, and whatever lists all names, imports
-    the installed plugins first. PluginError where one of them fails and the name is not found, or
-    where all are listed; so a broken plugin never stands in the way of a known name. Unknown, a
-    KeyError and a ValueError, for a name that nobody registered.
+    A registered name needs no plugin. Any other name, and listing all names, imports the installed
+    plugins first: PluginError where one of them fails and the name is missing or all are listed, so
+    that a broken plugin does not affect registered names. Unknown, a KeyError and a ValueError, for
+    a name that is not registered.
     """
 
     def __init__(self, kind: str) -> None:
@@ -73,7 +73,7 @@ class Registry(Mapping[str, T]):
         self._entries[name], self._modules[name] = entry, module
 
     def forget(self, module: str) -> None:
-        """Take back what a module, or one inside it, has registered."""
+        """Remove the entries of a module and its submodules."""
         for name, owner in list(self._modules.items()):
             if owner == module or owner.startswith(f"{module}."):
                 del self._entries[name], self._modules[name]
@@ -111,7 +111,7 @@ _LOCK = threading.RLock()
 
 
 def installed() -> list[Plugin]:
-    """The plugins of all distributions that this process can import, imported or not."""
+    """Plugins of all installed distributions, imported or not."""
     from importlib.metadata import entry_points  # slow to load, and seldom needed
 
     found = ((entry.dist, entry.value) for entry in entry_points(group=GROUP))
@@ -119,15 +119,15 @@ def installed() -> list[Plugin]:
 
 
 def load() -> dict[Plugin, Exception]:
-    """Import the installed plugins, each once; returns those that fail, and why.
+    """Import the installed plugins, each once; return those that fail, with their errors.
 
-    What a module registered before it failed is taken back.
+    Entries that a module registered before it failed are removed.
     """
     with _LOCK:
         plugins = installed()
         for plugin in plugins:
             if plugin not in _FAULTS:
-                _FAULTS[plugin] = ImportError("it asks for names while it is being imported")
+                _FAULTS[plugin] = ImportError("it looks up names while it is being imported")
                 _FAULTS[plugin] = _fault(plugin)
         return {plugin: fault for plugin in plugins if (fault := _FAULTS[plugin]) is not None}
 
@@ -142,12 +142,12 @@ def _fault(plugin: Plugin) -> Exception | None:
     return None
 
 
-def _error(found: str, broken: Mapping[Plugin, Exception]) -> PluginError:
-    told = "; ".join(f"{p}: {type(fault).__name__}: {fault}" for p, fault in broken.items())
+def _error(problem: str, broken: Mapping[Plugin, Exception]) -> PluginError:
+    faults = "; ".join(f"{p}: {type(fault).__name__}: {fault}" for p, fault in broken.items())
     names = " ".join(plugin.distribution for plugin in broken)
     error = PluginError(
-        f"{found}{told}. Repair it, or pip uninstall {names}; names of ssdet and of other plugins "
-        "work meanwhile where they are asked for one by one"
+        f"{problem}{faults}. Repair it, or pip uninstall {names}; names of ssdet and of other "
+        "plugins still work if they are looked up one by one"
     )
     error.__cause__ = next(iter(broken.values()))
     return error
@@ -155,9 +155,9 @@ def _error(found: str, broken: Mapping[Plugin, Exception]) -> PluginError:
 
 @contextmanager
 def restored() -> Iterator[None]:
-    """Forget at the end what is registered and which plugins are imported in this block: for tests.
+    """Undo registrations and imports of plugins of this block at its end, for tests.
 
-    Parts of ssdet that are to stay as they are must be imported before.
+    Modules of ssdet whose entries must stay have to be imported before the block.
     """
     faults = dict(_FAULTS)
     before = [(r, dict(r._entries), dict(r._modules)) for r in _REGISTRIES]
@@ -175,9 +175,9 @@ def versions() -> dict[str, str]:
     return {p.distribution: p.version for p, fault in sorted(_FAULTS.items()) if fault is None}
 
 
-def hint(word: str, known: Iterable[str]) -> str:
-    """`: did you mean …?` where some known words are near, else all of them."""
-    words = list(known)
+def hint(word: str, names: Iterable[str]) -> str:
+    """`: did you mean …?` with similar names if there are any, else all names."""
+    words = list(names)
     if close := difflib.get_close_matches(word, words, n=3):
         return f": did you mean {' or '.join(map(repr, close))}?"
     return f": choose from {', '.join(words) or 'none'}."

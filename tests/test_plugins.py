@@ -189,7 +189,7 @@ def test_a_plugin_may_need_another_and_not_itself(install: Install) -> None:
     install("from ssdet.models import create\ncreate('acme_net', 2)\n" + named(mix="acme_mix"))
     assert augment.create("acme_mix")
     lister = install("from ssdet.models import available\navailable()\n", "aa_lister")
-    with pytest.raises(PluginError, match=rf"{lister}.*asks for names while it is being imported"):
+    with pytest.raises(PluginError, match=rf"{lister}.*looks up names while it is being imported"):
         available()
 
 

@@ -1,17 +1,15 @@
-"""`ssdet data stats`: what an annotation holds, per split and per class."""
+"""`ssdet data stats`: videos, instances and labels of an annotation per split and class."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.progress import track
-from rich.table import Table
 
-from ssdet.plugins import Unknown
+from ssdet.cli.shared import AsJson, Name, note, print_json, print_table
 from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
@@ -19,33 +17,20 @@ if TYPE_CHECKING:
     from ssdet.data.datasets.statistics import FrameRule, SplitStatistics
     from ssdet.data.video.clock import Clock
 
-Named = Annotated[str, tyro.conf.Positional]
 SPLITS = ("train", "val", "test")
 MULTITHUMOS_FPS = 10.0
 CHARADES_FPS = 24.0
 
 
-def command(arguments: list[str]) -> int:
-    """Print the statistics; exit status 0 done, 1 failed, 2 wrong usage."""
-    try:
-        tyro.cli(
-            stats, args=arguments, prog="ssdet data stats", config=(tyro.conf.FlagCreatePairsOff,)
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Unknown) else 1
-    return 0
-
-
 def stats(
-    path: Named,
+    path: Name,
     format: str,
     more: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     videos: str | None = None,
     fps: float | None = None,
     times: Literal["frames", "grid"] | None = None,
     min_frames: int = 0,
-    as_json: Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Videos, instances and labels of an annotation: at 25 points of each video and densely.
 
@@ -54,9 +39,9 @@ def stats(
         format: Its format.
         more: Further lists of the same data set.
         videos: Folder of the files; frames are then counted in them, else by the durations.
-        fps: Frames a second where no file tells them (24; MultiTHUMOS 10).
-        times: When a frame is: frames by their share of the duration, or a grid at f / fps
-            (MultiTHUMOS).
+        fps: Frames per second without --videos (24; MultiTHUMOS 10).
+        times: Times of frames: by their share of the duration (frames), or f / fps (grid, by
+            default for MultiTHUMOS).
         min_frames: Leave shorter videos out of the dense counts (published code: 162).
     """
     from ssdet.data.datasets.load import load_manifest
@@ -70,30 +55,29 @@ def stats(
     )
     manifest = load_manifest(format, [path, *more], videos=videos)
     clocks, broken = (None, {}) if videos is None else _clocks(manifest)
-    found = {name: split_statistics(manifest.split(name), rule, clocks) for name in SPLITS}
-    found = {name: part for name, part in found.items() if part.videos or part.missing}
+    every = {name: split_statistics(manifest.split(name), rule, clocks) for name in SPLITS}
+    parts = {name: part for name, part in every.items() if part.videos or part.missing}
     if as_json:
-        print(json.dumps(_json(manifest, rule, found, broken), indent=1))
+        print_json(_json(manifest, rule, parts, broken))
         return
-    _print_classes(manifest, found)
-    _print_splits(manifest, rule, found, in_files=clocks is not None)
+    _print_classes(manifest, parts)
+    _print_splits(manifest, rule, parts, in_files=clocks is not None)
     for text, count in manifest.notes.items():
         print(f"{text}: {count:,}")
     for video, reason in broken.items():
-        print(f"{video}: {reason}", file=sys.stderr)
+        note(f"{video}: {reason}")
 
 
 def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
-    """Clock of each file by video id, and why of those that cannot be read."""
+    """Clocks of the files by video id, and reasons of those that cannot be read."""
     from ssdet.data.loading.frame_readers import Decoder
     from ssdet.data.video.reader import CorruptVideo
 
     clocks: dict[str, Clock] = {}
     broken: dict[str, str] = {}
     reader = Decoder()
-    quiet = not sys.stderr.isatty()
-    console = plain_console(stderr=True)
-    for video in track(manifest.videos, "Counting frames", console=console, disable=quiet):
+    console, disable = plain_console(stderr=True), not sys.stderr.isatty()
+    for video in track(manifest.videos, "Counting frames", console=console, disable=disable):
         try:
             clocks[video.id] = reader.clock(video)
         except CorruptVideo as error:
@@ -104,15 +88,15 @@ def _clocks(manifest: Manifest) -> tuple[dict[str, Clock], dict[str, str]]:
 def _json(
     manifest: Manifest,
     rule: FrameRule,
-    found: Mapping[str, SplitStatistics],
+    parts: Mapping[str, SplitStatistics],
     broken: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "frames": {"fps": rule.fps, "times": rule.times, "min_frames": rule.min_frames},
-        "splits": {name: part.summary() for name, part in found.items()},
+        "splits": {name: part.summary() for name, part in parts.items()},
         "classes": [
-            {"name": name, **{split: _class(part, code) for split, part in found.items()}}
+            {"name": name, **{split: _class_counts(part, code) for split, part in parts.items()}}
             for code, name in enumerate(manifest.classes)
         ],
         "notes": dict(manifest.notes),
@@ -121,59 +105,51 @@ def _json(
     }
 
 
-def _class(part: SplitStatistics, code: int) -> dict[str, int]:
-    counts = {
-        "instances": part.instances_per_class[code],
-        "videos": part.videos_per_class[code],
-    }
+def _class_counts(part: SplitStatistics, code: int) -> dict[str, int]:
+    counts = {"instances": part.instances_per_class[code], "videos": part.videos_per_class[code]}
     if part.points and part.dense:
         counts |= {"points": part.points.positives[code], "frames": part.dense.positives[code]}
     return {name: int(count) for name, count in counts.items()}
 
 
-def _print_classes(manifest: Manifest, found: Mapping[str, SplitStatistics]) -> None:
-    columns = (
-        [(split, _class(part, 0)) for split, part in found.items()] if manifest.classes else []
-    )
-    heads = [f"{split} {name}" for split, counts in columns for name in counts]
-    rows = [
-        [
-            str(code),
-            name,
-            *(f"{n:,}" for part in found.values() for n in _class(part, code).values()),
-        ]
-        for code, name in enumerate(manifest.classes)
-    ]
-    _print_table(["", "class", *heads], rows)
+def _print_classes(manifest: Manifest, parts: Mapping[str, SplitStatistics]) -> None:
+    titles, rows = ["", "class"], []
+    for code, name in enumerate(manifest.classes):
+        counts = {split: _class_counts(part, code) for split, part in parts.items()}
+        if not code:
+            titles += [f"{split} {title}" for split, values in counts.items() for title in values]
+        numbers = [f"{n:,}" for values in counts.values() for n in values.values()]
+        rows.append([str(code), name, *numbers])
+    print_table(titles, rows, left=2)
 
 
 def _print_splits(
-    manifest: Manifest, rule: FrameRule, found: Mapping[str, SplitStatistics], in_files: bool
+    manifest: Manifest, rule: FrameRule, parts: Mapping[str, SplitStatistics], in_files: bool
 ) -> None:
     from ssdet.data.datasets.statistics import POINTS
 
-    told = {split: dict(_flat(part.summary())) for split, part in found.items()}
+    columns = {split: dict(_flat(part.summary())) for split, part in parts.items()}
+    names = dict.fromkeys(name for values in columns.values() for name in values)
     rows = [
-        [name, *(_cell(name, values.get(name)) for values in told.values())]
-        for name in dict.fromkeys(name for values in told.values() for name in values)
+        [name, *(_cell(name, values.get(name)) for values in columns.values())] for name in names
     ]
     rate = f"{rule.fps:g} frames a second of the annotated duration"
     if rule.times == "grid":
         rate = f"{rule.fps:g} points a second"
     elif in_files:
         rate = "every frame of the files"
-    least = f", videos from {rule.min_frames} frames on" if rule.min_frames else ""
+    shortest = f", videos from {rule.min_frames} frames on" if rule.min_frames else ""
     print(f"{manifest.name}: {manifest.num_classes} classes")
-    print(f"points: {POINTS} a video, borders included; dense: {rate}, borders excluded{least}")
-    _print_table(["", *told], rows)
+    print(f"points: {POINTS} a video, borders included; dense: {rate}, borders excluded{shortest}")
+    print_table(["", *columns], rows, left=1)
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} ")
+            yield from _flat(value, f"{prefix}{name} ")
         elif value is not None:
-            yield f"{before}{name}".replace("_", " "), value
+            yield f"{prefix}{name}".replace("_", " "), value
 
 
 def _cell(name: str, value: Any) -> str:
@@ -182,12 +158,3 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{100 * value:.2f} %" if "share" in name else f"{value:.3f}"
-
-
-def _print_table(names: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    table = Table()
-    for place, name in enumerate(names):
-        table.add_column(name, justify="left" if name in ("", "class") and place < 2 else "right")
-    for row in rows:
-        table.add_row(*row)
-    plain_console(200).print(table)

@@ -1,25 +1,32 @@
-"""`ssdet doctor`: whether this machine, or every node of a Ray cluster, is fit to run studies."""
+"""`ssdet doctor`: check this machine, or every node of a Ray cluster, before running studies."""
 
-import json
 import os
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ssdet.cli.shared import (
+    AsJson,
+    StoreOption,
+    default_store,
+    note,
+    parse,
+    print_json,
+    report_errors,
+    wrong_usage,
+)
 from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
     from ssdet.execution.doctor.findings import Finding
 
-COLUMNS = 6
-"""Machines that the table has room for; those with a problem come first."""
+MAX_COLUMNS = 6
+"""Machines in the table; those with a problem come first."""
 
 
 @dataclass(frozen=True)
@@ -31,44 +38,36 @@ class Options:
     """Check every node of the cluster of --address or RAY_ADDRESS, from one of its nodes."""
     address: str | None = None
     """Ray cluster (host:port, or auto on a node of it); implies --cluster."""
-    store: str = os.environ.get("SSDET_STORE", "runs")
-    """Store to read and write, a folder or a URI (SSDET_STORE)."""
+    store: StoreOption = field(default_factory=default_store)
     data: str | None = None
-    """A file or folder of data, or its URI, that all must see and read."""
+    """A file or folder of data, or its URI, that every machine must read."""
     timeout: float = 120.0
-    """Seconds that a node has to answer."""
-    json: bool = False
-    """Print JSON: whether all is well, and every finding."""
+    """Seconds after which a node that has not answered is a problem."""
+    as_json: AsJson = False
 
 
+@report_errors()
 def command(arguments: list[str]) -> int:
-    """Exit status 0 where all is well, 1 where something is not, 2 for wrong usage."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(Options, args=arguments, prog="ssdet doctor", config=config)
+    """Return status 0 where every check passes, 1 where one fails, 2 for wrong usage."""
+    options = parse(Options, arguments, "ssdet doctor")
     try:
-        found = _found(options)
+        findings = _findings(options)
     except ImportError as error:
         way_out = "pip install --constraint constraints.txt --editable . (README.md)"
-        print(f"PROBLEM this machine: {error}\n  way out: {way_out}", file=sys.stderr)
+        note(f"PROBLEM this machine: {error}\n  way out: {way_out}")
         return 1
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    fine = all(finding.ok for finding in found)
-    if options.json:
-        findings = [asdict(finding) for finding in found]
-        print(json.dumps({"ok": fine, "findings": findings}, indent=1))
+    fine = all(finding.ok for finding in findings)
+    if options.as_json:
+        print_json({"ok": fine, "findings": [asdict(finding) for finding in findings]})
     else:
-        show(found, plain_console())
+        show(findings, plain_console())
     return 0 if fine else 1
 
 
-def _found(options: Options) -> "list[Finding]":
-    """ValueError for what cannot be asked, ConnectionError where no cluster answers, ImportError
-    where a package of this machine is missing or broken."""
+@wrong_usage(ValueError)
+def _findings(options: Options) -> "list[Finding]":
+    """UsageError for wrong options, ConnectionError where no cluster answers, ImportError where a
+    package of this machine is missing or broken."""
     from ssdet.data.storage.filesystem import is_remote
     from ssdet.execution.doctor.checks import examine
     from ssdet.execution.session import connect
@@ -84,26 +83,25 @@ def _found(options: Options) -> "list[Finding]":
     if address is None:
         raise ValueError("--cluster: which? give --address host:port (auto on a node of it)")
     with connect(address) as session:
-        print(session.summary(), file=sys.stderr)
+        note(session.summary())
         return examine(options.store, data, cluster=True, limit=options.timeout)
 
 
-def show(found: "Sequence[Finding]", out: Console) -> None:
-    """A table of checks by machine, and below it each problem with its way out."""
-    bad = [finding for finding in found if not finding.ok]
-    nodes = list(dict.fromkeys(f.node for f in [*found[:1], *bad, *found]))
-    made = Table()
-    made.add_column("check")
-    for node in nodes[:COLUMNS]:
-        made.add_column(Text(node), overflow="fold")
-    cells = {(f.check, f.node): Text(f.found, "" if f.ok else "bold red") for f in found}
-    for check in dict.fromkeys(f.check for f in found):
-        made.add_row(check, *(cells.get((check, node), Text("")) for node in nodes[:COLUMNS]))
-    out.print(made)
-    if len(nodes) > COLUMNS:
-        out.print(f"{len(nodes) - COLUMNS} more nodes are in --json and, where need be, below")
-    for f in bad:
+def show(findings: "Sequence[Finding]", out: Console) -> None:
+    """Print a table of checks by machine, and below it each problem with its way out."""
+    problems = [finding for finding in findings if not finding.ok]
+    nodes = list(dict.fromkeys(f.node for f in [*findings[:1], *problems, *findings]))
+    table = Table("check")
+    for node in nodes[:MAX_COLUMNS]:
+        table.add_column(Text(node), overflow="fold")
+    cells = {(f.check, f.node): Text(f.found, "" if f.ok else "bold red") for f in findings}
+    for check in dict.fromkeys(f.check for f in findings):
+        table.add_row(check, *(cells.get((check, node), Text("")) for node in nodes[:MAX_COLUMNS]))
+    out.print(table)
+    if len(nodes) > MAX_COLUMNS:
+        out.print(f"{len(nodes) - MAX_COLUMNS} more nodes are in --json; their problems are below")
+    for f in problems:
         text = f"PROBLEM {f.node}, {f.check}: {f.found}\n  way out: {f.way_out}"
         out.print(text, soft_wrap=True, markup=False)
-    if not bad:
+    if not problems:
         out.print("all is well")

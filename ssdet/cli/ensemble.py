@@ -1,19 +1,24 @@
-"""`ssdet ensemble`: build an ensemble of finished runs, and judge what it is worth."""
+"""`ssdet ensemble`: build and score an ensemble of finished runs."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from ssdet.cli.conditions import conditions
+from ssdet.cli.shared import (
+    AsJson,
+    StoreOption,
+    default_store,
+    parse,
+    parse_values,
+    print_json,
+    report_errors,
+    wrong_usage,
+)
 from ssdet.evaluation.ensembling.choices import Method, Videos
 from ssdet.system.console import plain_console
 
@@ -24,10 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Build an ensemble of finished runs, and judge what it is worth."""
+    """Build an ensemble of finished runs, and compare it with its best member."""
 
-    store: str = os.environ.get("SSDET_STORE", "runs")
-    """Folder or file:// URI of the store (SSDET_STORE)."""
+    store: StoreOption = field(default_factory=default_store)
     where: tuple[str, ...] = ()
     """Only runs with these values: COLUMN=VALUE; see `ssdet results ls --json` for columns."""
     method: Method = "mean_probability"
@@ -35,9 +39,9 @@ class Options:
     fit: Literal["none", "weights", "greedy"] = "none"
     """Fit weights, or select members, on the held-out split."""
     size: int | None = None
-    """Only so many candidates: the best on the held-out split."""
+    """Maximum number of candidates: the best on the held-out split."""
     pool: bool = False
-    """One ensemble of the runs of all seeds, instead of one a seed."""
+    """One ensemble of the runs of all seeds, instead of one per seed."""
     split: str = "test"
     """Split to report."""
     held_out: str = "val"
@@ -46,66 +50,59 @@ class Options:
     """Name or id of the protocol that members are fitted and chosen by, and scores are of; that of
     the study with --where studies=NAME, else dense mAP."""
     videos: Videos = "equal"
-    """common: combine the videos that every member has."""
+    """equal: members must have the same videos; common: use the videos that every member has."""
     resamples: int = 1000
-    """How often videos and seeds are drawn for intervals."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Bootstrap resamples of videos and seeds for intervals."""
+    as_json: AsJson = False
 
 
-def command(arguments: list[str]) -> int:
-    """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(Options, args=arguments, prog="ssdet ensemble", config=config)
+@report_errors()
+def command(arguments: list[str]) -> None:
+    """Print members, weights and comparisons."""
+    options = parse(Options, arguments, "ssdet ensemble")
     from ssdet.results.queries.ensembles import Query, build
     from ssdet.results.queries.results import Results
     from ssdet.results.queries.run_frame import COLUMNS
 
-    try:
-        where = conditions(options.where, COLUMNS)
+    with wrong_usage():
+        where = parse_values(options.where, COLUMNS)
         fit = None if options.fit == "none" else options.fit
         query = Query(
             where, options.size, options.method, fit, not options.pool, options.held_out,
             options.protocol, options.videos,
         )  # fmt: skip
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        found = build(Results.open(options.store), query, options.split, None, options.resamples)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    result = build(Results.open(options.store), query, options.split, None, options.resamples)
     if options.as_json:
-        print(json.dumps(found.to_json(), indent=1, allow_nan=False))
+        print_json(result.to_json())
     else:
         out = plain_console(160)
         out.soft_wrap = not out.is_terminal
-        show(found, out)
-    return 0
+        show(result, out)
 
 
-def show(found: EnsembleResult, out: Console) -> None:
+def show(result: EnsembleResult, out: Console) -> None:
     """Print members and comparisons; scores in percent, differences in points."""
-    for one in found.ensembles:
-        out.print(_members(one, found.query))
-        out.print(_correlations(one))
-    out.print(_comparisons(found))
-    if found.no_control:
-        out.print(f"No control of equal size: {found.no_control}.")
-    for note in _notes(found):
+    for ensemble in result.ensembles:
+        out.print(_members(ensemble, result.query))
+        out.print(_correlations(ensemble))
+    out.print(_comparisons(result))
+    if result.no_control:
+        out.print(f"No control of equal size: {result.no_control}.")
+    for note in _notes(result):
         out.print(note)
 
 
-def _members(one: Ensemble, query: Query) -> Table:
-    seed = "all seeds" if one.seed is None else f"seed {one.seed}"
-    fitted = "" if one.held_out is None else f", {100 * one.held_out:.2f} on {query.held_out}"
-    table = Table(title=f"{seed}: {100 * one.score.number:.2f}{fitted}", title_justify="left")
+def _members(ensemble: Ensemble, query: Query) -> Table:
+    seed = "all seeds" if ensemble.seed is None else f"seed {ensemble.seed}"
+    fitted = (
+        "" if ensemble.held_out is None else f", {100 * ensemble.held_out:.2f} on {query.held_out}"
+    )
+    table = Table(title=f"{seed}: {100 * ensemble.score.number:.2f}{fitted}", title_justify="left")
     for name in ("", "run", "arms", "seed"):
         table.add_column(name)
     for name in ("weight", "alone", "without it", "beside the best"):
         table.add_column(name, justify="right")
-    for position, member in enumerate(one.members, 1):
+    for position, member in enumerate(ensemble.members, 1):
         gain, lost = member.gain, member.gain.leave_one_out
         table.add_row(
             str(position), member.run, ", ".join(member.arms), str(member.seed),
@@ -115,29 +112,29 @@ def _members(one: Ensemble, query: Query) -> Table:
     return table
 
 
-def _correlations(one: Ensemble) -> Table:
+def _correlations(ensemble: Ensemble) -> Table:
     table = Table(title="error correlation", title_justify="left")
     table.add_column("")
-    for position in range(1, len(one.members) + 1):
+    for position in range(1, len(ensemble.members) + 1):
         table.add_column(str(position), justify="right")
-    for position, row in enumerate(one.correlation, 1):
+    for position, row in enumerate(ensemble.correlation, 1):
         table.add_row(str(position), *(f"{value:.2f}" for value in row))
     return table
 
 
-def _comparisons(found: EnsembleResult) -> Table:
-    table = Table(title=f"{_method(found.query)}, {found.split} split", title_justify="left")
+def _comparisons(result: EnsembleResult) -> Table:
+    table = Table(title=f"{_method(result.query)}, {result.split} split", title_justify="left")
     for name in ("", "score", "ensemble's gain", "p"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("ensemble", _mean([one.score.number for one in found.ensembles]))
+    table.add_row("ensemble", _mean([ensemble.score.number for ensemble in result.ensembles]))
     table.add_row(
-        f"best single: {found.best_single}", _mean(found.singles), *_difference(found.gain)
+        f"best single: {result.best_single}", _mean(result.singles), *_difference(result.gain)
     )
-    if found.control is not None:
-        sizes = "/".join(map(str, sorted({len(runs) for runs in found.control.runs})))
-        label = f"control: {sizes} seeds of {found.best_single}"
-        apart = dict(zip(found.control.runs, found.control.scores, strict=True))
-        table.add_row(label, _mean([*apart.values()]), *_difference(found.control.gain))
+    if result.control is not None:
+        sizes = "/".join(map(str, sorted({len(runs) for runs in result.control.runs})))
+        label = f"control: {sizes} seeds of {result.best_single}"
+        apart = dict(zip(result.control.runs, result.control.scores, strict=True))
+        table.add_row(label, _mean([*apart.values()]), *_difference(result.control.gain))
     return table
 
 
@@ -157,16 +154,16 @@ def _difference(gain: BootstrapResult) -> tuple[str, str]:
     return f"{100 * gain.difference:+.2f} [{low:+.2f}, {high:+.2f}]", f"{gain.p_value:.3g}"
 
 
-def _notes(found: EnsembleResult) -> list[str]:
-    score = found.ensembles[0].score
-    left_out = {video for one in found.ensembles for video in one.left_out}
+def _notes(result: EnsembleResult) -> list[str]:
+    score = result.ensembles[0].score
+    left_out = {video for ensemble in result.ensembles for video in ensemble.left_out}
     notes = [
         f"Protocol {score.protocol}: {score.videos_scored} of {score.videos_expected} videos, "
         f"{score.frames} frames. Scores in percent; intervals: paired bootstrap, "
-        f"{found.gain.resamples} resamples of videos and seeds.",
+        f"{result.gain.resamples} resamples of videos and seeds.",
         "“without it”: the score's change when a member is left out; “beside the best”: what it "
         "adds to the best single member. The best single member is chosen in hindsight, on the "
-        f"{found.split} split.",
+        f"{result.split} split.",
     ]
     if left_out:
         notes.append(f"{len(left_out)} videos are left out: some member has no scores of them.")

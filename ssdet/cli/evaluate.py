@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,11 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
-from rich.table import Table
 
-from ssdet.plugins import Unknown
+from ssdet.cli.shared import (
+    AsJson,
+    Name,
+    note,
+    parse,
+    print_json,
+    print_table,
+    report_errors,
+    wrong_usage,
+)
+from ssdet.plugins import UsageError
 from ssdet.studies.data import Source
-from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
     from ssdet.data.datasets.manifest import Manifest
@@ -32,7 +38,7 @@ TITLES = ("protocol", "value", "videos", "frames", "classes", "empty classes", "
 class Options:
     """Score predictions under every protocol that applies, each with its id and coverage."""
 
-    predictions: Annotated[str, tyro.conf.Positional]
+    predictions: Name
     """Folder of a prediction set or of a finished stage; a file, recognised by its content:
     ActivityNet's result JSON, detections (`video start end class score`), Charades' submission
     (`id frame s0 … s156`); or with --store the id of a run."""
@@ -43,7 +49,7 @@ class Options:
     split: str = "test"
     """Split to score."""
     videos: str = ""
-    """Folder of the videos: their frames are counted, and must be the predictions'."""
+    """Folder of the videos, whose numbers of frames must be those of the predictions."""
     store: str = ""
     """Store that has the run."""
     protocol: tuple[str, ...] = ()
@@ -52,8 +58,7 @@ class Options:
     """Number of the first class, for a file whose class numbers can be read both ways."""
     submission: Path | None = None
     """Write the scores at the 25 official points to this file."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON, with every class."""
+    as_json: AsJson = False
     csv: bool = False
     """Print CSV."""
     markdown: bool = False
@@ -62,50 +67,45 @@ class Options:
     @property
     def styles(self) -> list[Style]:
         """Output formats that were given as options; a table where none was."""
-        given: dict[Style, bool] = {
+        options: dict[Style, bool] = {
             "json": self.as_json, "csv": self.csv, "markdown": self.markdown,
         }  # fmt: skip
-        return [style for style, chosen in given.items() if chosen] or ["table"]
+        return [style for style, chosen in options.items() if chosen] or ["table"]
 
 
+@report_errors()
 def command(arguments: list[str]) -> int:
-    """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(Options, args=arguments, prog="ssdet evaluate", config=config)
+    """Print the scores; status 1 where a protocol that was named does not apply, or none does."""
+    options = parse(Options, arguments, "ssdet evaluate")
     from ssdet.evaluation import score_all
     from ssdet.evaluation.files.kinds import UnusableFile
 
-    try:
-        if wrong := _wrong_usage(options):
-            print(f"error: {wrong}", file=sys.stderr)
-            return 2
+    _check_usage(options)
+    with wrong_usage(UnusableFile):
         material = _material(options)
-        if options.submission:
-            _submit(material, options.submission)
-        names = _names(options, material)
-        from_file = material.submitted is not None or material.detections is not None
-        chosen = bool(options.protocol) or from_file
-        readings, refused = score_all(material, names, chosen)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, Unknown | UnusableFile) else 1
+    if options.submission:
+        _write_submission(material, options.submission)
+    from_file = material.submitted is not None or material.detections is not None
+    required = bool(options.protocol) or from_file
+    readings, refused = score_all(material, _protocols(options, material), required)
     show(readings, refused, options.styles[0])
-    return 1 if not readings or (chosen and refused) else 0
+    return 1 if not readings or (required and refused) else 0
 
 
-def _wrong_usage(options: Options) -> str:
+def _check_usage(options: Options) -> None:
     from ssdet.evaluation import PROTOCOLS
 
     unknown = [name for name in options.protocol if name not in PROTOCOLS]
     if unknown:
-        return f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}"
+        raise UsageError(f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}")
     if bool(options.store) == bool(options.annotations):
-        return "give the annotations, or with --store the id of a run, whose annotation is known"
-    return f"--{' and --'.join(options.styles)}: choose one" if len(options.styles) > 1 else ""
+        raise UsageError("give the annotations, or --store with the id of a run of that store")
+    if len(options.styles) > 1:
+        raise UsageError(f"--{' and --'.join(options.styles)}: choose one")
 
 
-def _names(options: Options, material: Material) -> Sequence[str]:
-    """Protocols to score: those that were named, else those of the kind of predictions."""
+def _protocols(options: Options, material: Material) -> Sequence[str]:
+    """Protocols to score: the options', else those of the kind of predictions."""
     if options.protocol:
         return options.protocol
     from ssdet.evaluation import PROTOCOLS
@@ -198,7 +198,7 @@ def _submission(material: Material, path: Path) -> Material:
     read = read_submission(path, truth.hits.keys(), truth.classes)
     notes = {"lines": read.rows, "lines_ignored": read.ignored, "lines_repeated": read.repeated}
     if read.shifted:
-        print(f"note: {path}: frames count from 0 and were shifted by 1", file=sys.stderr)
+        note(f"note: {path}: frames count from 0 and were shifted by 1")
     return replace(
         material, submitted=read.scores, truth=truth, notes=notes, file_kind="submission"
     )
@@ -207,13 +207,13 @@ def _submission(material: Material, path: Path) -> Material:
 def _detections(
     material: Material, path: Path, file: Recognised, whole: Manifest, first_class: int | None
 ) -> Material:
-    """Material with the detections of a file; notes on the error stream say what did not match."""
+    """Material with the detections of a file; prints what did not match to the error stream."""
     from ssdet.evaluation.files.detections import match_detections
 
     manifest, format = material.annotated, material.format
     read = match_detections(path, file, manifest, format, first_class)
     if read.rule.startswith("numbers"):
-        print(f"note: {path}: classes are {read.rule}", file=sys.stderr)
+        note(f"note: {path}: classes are {read.rule}")
     _report_unmatched(path, "videos", read.unknown_videos, _elsewhere(read.unknown_videos, whole))
     _report_unmatched(path, "classes", read.unknown_classes)
     if read.unknown_videos and not read.detections.keys() & {v.id for v in manifest.videos}:
@@ -232,7 +232,7 @@ def _detections(
 
 
 def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
-    """How many videos belong to which other split."""
+    """Number of the videos in each other split, as text."""
     from ssdet.data.datasets.video_names import VideoNames
 
     names = VideoNames(video.id for video in whole.videos)
@@ -244,11 +244,10 @@ def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
 def _report_unmatched(path: Path, what: str, names: Sequence[str], more: str = "") -> None:
     if names:
         listed = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-        print(f"note: {path}: {len(names)} {what} not in the split's annotation ({listed}){more}",
-              file=sys.stderr)  # fmt: skip
+        note(f"note: {path}: {len(names)} {what} not in the split's annotation ({listed}){more}")
 
 
-def _submit(material: Material, path: Path) -> None:
+def _write_submission(material: Material, path: Path) -> None:
     from ssdet.evaluation import official_points, write_submission
     from ssdet.evaluation.protocols.charades_official import truth_of
 
@@ -256,29 +255,25 @@ def _submit(material: Material, path: Path) -> None:
     scores = material.submitted
     if scores is None:
         scores = official_points(material.dense[0], truth)
-    print(f"{path}: {write_submission(path, scores)} lines", file=sys.stderr)
+    note(f"{path}: {write_submission(path, scores)} lines")
 
 
 def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) -> None:
-    """Print readings, values in percent but for JSON and CSV; why others do not apply, to the
-    error stream (in JSON inside)."""
+    """Print readings, values in percent but for JSON and CSV; reasons of protocols that do not
+    apply go to the error stream (in JSON inside)."""
     from ssdet.evaluation.protocols.registry import to_json
 
     if style == "json":
-        output = {"scores": list(map(to_json, readings)), "not_applicable": dict(refused)}
-        print(json.dumps(output, indent=1, allow_nan=False))
+        print_json({"scores": list(map(to_json, readings)), "not_applicable": dict(refused)})
         return
-    for name, why in refused.items():
-        print(f"not applicable: {name}: {why}", file=sys.stderr)
+    for name, reason in refused.items():
+        note(f"not applicable: {name}: {reason}")
     if style == "csv":
         print(_csv(readings), end="")
     elif style == "markdown":
         print("\n".join(_markdown(readings)))
     else:
-        table = Table(*TITLES)
-        for reading in readings:
-            table.add_row(*_cells(reading))
-        plain_console(180).print(table)
+        print_table(TITLES, map(_cells, readings), width=180)
 
 
 def _cells(reading: Reading) -> tuple[str, ...]:

@@ -1,25 +1,28 @@
-"""`ssdet infer`: what any trained network, or several, finds in any videos."""
+"""`ssdet infer`: detect actions in videos with one trained network or several."""
 
-import json
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from ssdet.cli.shared import (
+    AsJson,
+    Progress,
+    StoreOption,
+    default_store,
+    note,
+    parse,
+    print_json,
+    report_errors,
+    wrong_usage,
+)
 from ssdet.cli.streams import standard_streams
 
 if TYPE_CHECKING:
     from ssdet.detection.detector import Detector
     from ssdet.detection.output_files import Findings
     from ssdet.detection.segments import SegmentRule
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclass(frozen=True)
@@ -37,130 +40,93 @@ class Options:
     beside it or in the folder above, or published weights such as i3d-kinetics400."""
     ensemble: str | None = None
     """Several of these, A,B,C: the mean of their probabilities (and of --checkpoint's)."""
-    store: str = os.environ.get("SSDET_STORE", "runs")
-    """Folder or file:// URI of the store (SSDET_STORE)."""
+    store: StoreOption = field(default_factory=default_store)
     out: Path = Path("detections")
     """Folder to write to."""
     threshold: float = 0.5
-    """Least probability that a segment reaches."""
+    """Minimum peak probability of a segment."""
     low: float | None = None
-    """Least probability throughout a segment; the threshold by default."""
+    """Minimum probability of every frame of a segment; the threshold by default."""
     merge: float = 0.0
-    """Seconds: segments of a class that lie closer are made one."""
+    """Seconds: segments of a class with a smaller gap are merged."""
     min_length: float = 0.0
     """Seconds: shorter segments are left out."""
     top: int = 5
-    """Most classes in the timeline, in the overlay and in what is printed."""
+    """Maximum number of classes in the timeline, in the overlay and in the output."""
     overlay: bool = False
     """Write the video with labels drawn on it, too (without sound)."""
     window: int | None = None
-    """Most clip frames in one pass of a network, for less memory; by default as its recipe says."""
+    """Maximum clip frames per pass of a network, for less memory; by default its recipe's."""
     device: str | None = None
-    """Where networks run, such as cpu or cuda:1; the first GPU by default, if there is one."""
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
-    """Print JSON."""
+    """Device of the networks, such as cpu or cuda:1; the first GPU by default, if there is one."""
+    as_json: AsJson = False
 
 
+@report_errors(RuntimeError)
 def command(arguments: list[str]) -> int:
-    """Run the command; exit status 0 done, 1 failed (of several videos: any), 2 wrong usage."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(Options, args=arguments, prog="ssdet infer", config=config)
+    """Write the files of every video; status 1 where one of them fails."""
+    options = parse(Options, arguments, "ssdet infer")
     from ssdet.detection.detector import Detector
     from ssdet.detection.segments import SegmentRule
 
     names = [options.checkpoint or "", *(options.ensemble or "").split(",")]
-    given = [name.strip() for name in names if name.strip()]
-    try:
+    checkpoints = [name.strip() for name in names if name.strip()]
+    with wrong_usage():
         rule = SegmentRule(options.threshold, options.merge, options.min_length, options.low)
-        if not options.videos or not given or options.top < 1:
+        if not options.videos or not checkpoints or options.top < 1:
             raise ValueError("give videos, --checkpoint or --ensemble, and a --top of at least 1")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    try:
-        detector = Detector(given, options.store, options.device, options.window)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for note in detector.notes:
-        print(f"note: {note}", file=sys.stderr)
-    return _all(detector, rule, options)
-
-
-def _all(detector: "Detector", rule: "SegmentRule", options: Options) -> int:
-    """Write the files of every video and print its results; return the exit status."""
-    taken: set[Path] = set()
+    detector = Detector(checkpoints, options.store, options.device, options.window)
+    for text in detector.notes:
+        note(f"note: {text}")
+    used: set[Path] = set()
     with standard_streams():
-        entries = [_one(detector, rule, options, video, taken) for video in options.videos]
+        entries = [_one_video(detector, rule, options, video, used) for video in options.videos]
         failures = sum("error" in entry for entry in entries)
         if options.as_json:
-            print(json.dumps({"videos": entries}, indent=1, allow_nan=False))
+            print_json({"videos": entries})
         elif len(entries) > 1:
             print(f"{len(entries) - failures} of {len(entries)} videos done")
     return 1 if failures else 0
 
 
-def _one(
-    detector: "Detector", rule: "SegmentRule", options: Options, video: str, taken: set[Path]
+def _one_video(
+    detector: "Detector", rule: "SegmentRule", options: Options, video: str, used: set[Path]
 ) -> dict[str, Any]:
     """Write the files of one video; return its entry in the JSON output.
 
-    Without --json the results are printed here. `taken`: folders of the videos before, to which
+    Without --json the results are printed here. `used`: folders of the videos before, to which
     this one's is added.
     """
     from ssdet.data.video.reader import CorruptVideo
     from ssdet.detection.output_files import folder_for, write_findings
 
     try:
-        folder = folder_for(video, options.out, taken)
-        with _progress(Path(video).name) as tell:
-            found = write_findings(
-                detector, video, folder, rule, options.top, options.overlay, tell
+        folder = folder_for(video, options.out, used)
+        with Progress(f"{Path(video).name}:", " s") as progress:
+            findings = write_findings(
+                detector, video, folder, rule, options.top, options.overlay, progress
             )
     except (CorruptVideo, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        note(f"error: {error}")
         return {"video": video, "error": str(error)}
     if options.as_json:
-        return _json(found)
-    _print(found)
+        return _json(findings)
+    _print(findings)
     return {}
 
 
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[float, float], None]]:
-    """Tells how far a video is: a bar on a terminal, a line every ten seconds elsewhere."""
-    from rich.markup import escape
-    from rich.progress import Progress
-
-    from ssdet.system.console import plain_console
-
-    console = plain_console(stderr=True)
-    if console.is_terminal:
-        with Progress(console=console, transient=True) as bars:
-            task = bars.add_task(escape(name), total=None)
-            yield lambda seconds, end: bars.update(task, completed=seconds, total=end)
-        return
-    spoke = time.monotonic()
-
-    def tell(seconds: float, end: float) -> None:
-        nonlocal spoke
-        if time.monotonic() - spoke > SECONDS_BETWEEN_LINES:
-            spoke = time.monotonic()
-            print(f"{name}: {seconds:.0f} of {end:.0f} s", file=sys.stderr, flush=True)
-
-    yield tell
-
-
-def _json(found: "Findings") -> dict[str, Any]:
+def _json(findings: "Findings") -> dict[str, Any]:
     from ssdet.detection.records import plain
 
-    segments = [plain(one) for one in found.segments]
-    return {**vars(found), "folder": str(found.folder), "segments": segments}
+    segments = [plain(segment) for segment in findings.segments]
+    return {**vars(findings), "folder": str(findings.folder), "segments": segments}
 
 
-def _print(found: "Findings") -> None:
-    print(f"{found.video}: {found.frames} frames, {found.seconds:.1f} s, "
-          f"{len(found.segments)} segments; files in {found.folder}")  # fmt: skip
-    for name, peak in found.peaks.items():
-        mine = [one.end - one.start for one in found.segments if one.name == name]
-        print(f"  {name}: at most {peak:.2f}, {len(mine)} segments of {sum(mine):.1f} s in all")
+def _print(findings: "Findings") -> None:
+    print(f"{findings.video}: {findings.frames} frames, {findings.seconds:.1f} s, "
+          f"{len(findings.segments)} segments; files in {findings.folder}")  # fmt: skip
+    for name, peak in findings.peaks.items():
+        lengths = [s.end - s.start for s in findings.segments if s.name == name]
+        print(
+            f"  {name}: at most {peak:.2f}, {len(lengths)} segments of {sum(lengths):.1f} s in all"
+        )

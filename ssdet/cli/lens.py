@@ -1,31 +1,27 @@
-"""`ssdet lens`: look at what a volume augmentation makes of real clips."""
+"""`ssdet lens`: draw real clips before and after a volume augmentation."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from ssdet.cli.conditions import conditions
 from ssdet.cli.experiment import Options as Experiment
 from ssdet.cli.experiment import data_of
+from ssdet.cli.shared import Name, parse, parse_values, report_errors, wrong_usage
 
 
 @dataclass(frozen=True)
 class Options:
     """Draw clips before and after an augmentation, with its masks and labels, as one picture."""
 
-    augment: Annotated[str, tyro.conf.Positional]
+    augment: Name
     """freeze, mixup, cutmix, joint_single or joint."""
     option: tuple[str, ...] = ()
     """Options of the augmentation as NAME=VALUE, such as window=transient or segments=2."""
     seed: int = 0
-    """Of the clips and the draws."""
+    """Seed of the clips and of the draws."""
     batch: int = 8
-    """Clips that are mixed with each other; the one that changes most is shown."""
+    """Clips that are mixed with each other; the one that changes the most is drawn."""
     out: Path = Path("lens.png")
     """Picture to write: png, svg or pdf."""
     data: str = "moving_shapes"
@@ -40,32 +36,28 @@ class Options:
     """Annotation of the untrimmed videos; needed with --data."""
 
 
-def command(arguments: list[str]) -> int:
-    """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
-    options = tyro.cli(Options, args=arguments, prog="ssdet lens")
+@report_errors()
+@wrong_usage(ValueError, TypeError, OSError)
+def command(arguments: list[str]) -> None:
+    """Draw the picture."""
+    options = parse(Options, arguments, "ssdet lens")
     from ssdet.results.figures.augmentation_lens import lens, sample
     from ssdet.studies import preset
 
-    try:
-        chosen = preset(options.preset)
-        named = Experiment(
-            data=options.data,
-            upstream=options.upstream,
-            upstream_videos=options.upstream_videos,
-            downstream=options.downstream,
-        )
-        data = data_of(named, chosen)
-        recipe = chosen.experiment.pretrain
-        assert recipe is not None
-        clips, targets = sample(
-            data.split("upstream", "train"), data.reader("upstream"), recipe.clip, options.batch,
-            options.seed,
-        )  # fmt: skip
-        classes = ("background", *data.manifests["upstream"].classes)
-        given = conditions(options.option, ("segments", "mask", "ramp", "window", "delta", "p"))
-        lens(clips, targets, options.augment, given, options.seed, options.out, classes)
-    except (ValueError, TypeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    chosen = preset(options.preset)
+    source = Experiment(
+        data=options.data,
+        upstream=options.upstream,
+        upstream_videos=options.upstream_videos,
+        downstream=options.downstream,
+    )
+    data, recipe = data_of(source, chosen), chosen.experiment.pretrain
+    assert recipe is not None
+    clips, targets = sample(
+        data.split("upstream", "train"), data.reader("upstream"), recipe.clip, options.batch,
+        options.seed,
+    )  # fmt: skip
+    classes = ("background", *data.manifests["upstream"].classes)
+    values = parse_values(options.option, ("segments", "mask", "ramp", "window", "delta", "p"))
+    lens(clips, targets, options.augment, values, options.seed, options.out, classes)
     print(f"written to {options.out}")
-    return 0

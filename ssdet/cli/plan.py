@@ -1,4 +1,4 @@
-"""The plan of a study as a user reads it, before anything is spent."""
+"""Plan of a study on the console: stages, estimated time and cost, detectable difference."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.tree import Tree
 
 from ssdet.execution.planning.cluster_simulation import (
-    Assumed,
-    figures,
+    DescribedCluster,
     read_nodes,
     repeated,
     schedule,
+    schedule_json,
     speeds,
 )
 from ssdet.execution.planning.estimate import Estimate, detectable, estimate, makespan, slots_here
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trials:
-    """Those of a search, one of which is planned."""
+    """Trials of a search, one of which is planned."""
 
     asked: int
     left: int
     scheduler: str | None
-    """What may stop them early."""
+    """Scheduler that may stop them early."""
 
 
 def show_plan(
-    planned: Plan, store: Store, asked: Options, out: Console, trials: Trials | None = None
+    planned: Plan, store: Store, options: Options, out: Console, trials: Trials | None = None
 ) -> None:
-    """Stages by arm, what is shared and done, and what the rest costs here; of a search, what one
-    trial of its base costs here, and all that are left on a described cluster.
+    """Print stages by arm, and the cost of unfinished ones on this machine; of a search, that
+    of one trial of its base, and of all remaining trials on a described cluster.
 
-    The figures are kept in the store, where a report sets them beside what it took; those of a
-    plan with less done already count more. ValueError for a cluster that --assume describes badly.
+    The estimate is stored, for the report to show beside the actual cost; an estimate with fewer
+    finished stages replaces one with more. ValueError for a wrong description in --assume.
     """
-    described = assumed(asked)
+    described = assumed(options)
     cost = estimate(planned)
-    costs = summary(planned, store, cost, asked)
+    costs = summary(planned, store, cost, options)
     digest = record_of(planned, 0.0).digest
     earlier = store.estimate(digest)
     if earlier is None or costs["done"] <= earlier["done"]:
@@ -59,8 +59,8 @@ def show_plan(
     if trials is not None:
         costs["trials"] = asdict(trials)
     if described is not None:
-        costs["assumed"] = on_cluster(described, planned, store, cost, asked, trials)
-    if asked.json:
+        costs["assumed"] = on_cluster(described, planned, store, cost, options, trials)
+    if options.json:
         out.print_json(json.dumps(costs), ensure_ascii=True)
         return
     out.print(tree(planned, store))
@@ -68,80 +68,79 @@ def show_plan(
         out.print(line, soft_wrap=True)
 
 
-def assumed(asked: Options) -> Assumed | None:
-    """The cluster that --assume describes; ValueError where it is described badly, or holds no
-    stage as it is asked for."""
-    if asked.assume is None:
+def assumed(options: Options) -> DescribedCluster | None:
+    """Cluster of --assume; ValueError for a wrong description, or where no stage fits on it."""
+    if options.assume is None:
         return None
-    if not asked.dry_run:
+    if not options.dry_run:
         raise ValueError("--assume describes a cluster for --dry-run: add that, or leave it out")
-    described = read_nodes(asked.assume)
-    described.fit(asked.workers, asked.gpus_per_worker, asked.concurrent)
+    described = read_nodes(options.assume)
+    described.fit(options.workers, options.gpus_per_worker, options.concurrent)
     return described
 
 
 def on_cluster(
-    described: Assumed,
+    described: DescribedCluster,
     planned: Plan,
     store: Store,
     cost: Estimate,
-    asked: Options,
+    options: Options,
     trials: Trials | None = None,
 ) -> dict[str, Any]:
-    """How what is left would run on a described cluster, as JSON values; times in seconds.
+    """Schedule of the unfinished stages on a described cluster, as JSON values; times in seconds.
 
-    Trials of a search are held to share no stage, to find none done, and to come to their end.
+    Trials of a search are assumed to share no stage and not to be stopped early.
     """
-    assert asked.assume is not None
+    assert options.assume is not None
     left, seconds = [s for n, s in planned.stages.items() if store.result(n) is None], cost.seconds
     if trials is not None:
         left, seconds = repeated(planned.stages.values(), cost.seconds, trials.left)
-    resources = described.fit(asked.workers, asked.gpus_per_worker, asked.concurrent)
-    speed = speeds(described, Path(asked.assume).parent, [asdict(rate) for rate in cost.rates])
-    found = schedule(left, seconds, described, speed, resources)
-    return {"file": asked.assume, "speeds": speed, **figures(described, found)}
+    resources = described.fit(options.workers, options.gpus_per_worker, options.concurrent)
+    speed = speeds(described, Path(options.assume).parent, [asdict(rate) for rate in cost.rates])
+    scheduled = schedule(left, seconds, described, speed, resources)
+    return {"file": options.assume, "speeds": speed, **schedule_json(described, scheduled)}
 
 
 def tree(planned: Plan, store: Store) -> Tree:
-    """Arms, seeds and their stages; what is done, and how many runs share a stage."""
+    """Arms, seeds and stages, marked as done and as shared by several runs."""
     shared: dict[str, int] = {}
     for stage in planned.unshared:
         shared[stage.id] = shared.get(stage.id, 0) + 1
 
-    def told(stage: Stage) -> str:
+    def title(stage: Stage) -> str:
         done = " (done)" if store.result(stage.id) is not None else ""
         return stage.kind + done + (f" (shared by {n})" if (n := shared[stage.id]) > 1 else "")
 
     study = planned.study
     root = Tree(f"{study.name}: {len(study.arms)} arms × {len(study.seeds)} seeds")
     for arm in study.arms:
-        needs = planned.missing(arm)
-        branch = root.add(arm.label + (f": needs {needs}, not built yet" if needs else ""))
-        if missing := planned.missing(arm):
+        missing = planned.missing(arm)
+        branch = root.add(arm.label)
+        if missing:
             branch.add(f"needs {missing}: not built yet")
         for run in planned.of(arm.name):
             stages = [*_chain(run.predict), *([run.probe] if run.probe else [])]
-            branch.add(f"seed {run.seed}: {' → '.join(map(told, stages))}")
+            branch.add(f"seed {run.seed}: {' → '.join(map(title, stages))}")
     return root
 
 
 def _chain(stage: Stage) -> list[Stage]:
-    """A stage after its ancestors, in order."""
+    """A stage's ancestors in order, and the stage."""
     if stage.kind == "ensemble":
         return [*stage.parents, stage]
     return [*(ancestor for parent in stage.parents for ancestor in _chain(parent)), stage]
 
 
-def summary(planned: Plan, store: Store, cost: Estimate, asked: Options) -> dict[str, Any]:
-    """The plan's figures as JSON values; times in seconds."""
+def summary(planned: Plan, store: Store, cost: Estimate, options: Options) -> dict[str, Any]:
+    """Size and cost of the plan as JSON values; times in seconds."""
     left = [s for name, s in planned.stages.items() if store.result(name) is None]
-    workers = Workers.of(asked.workers).high
-    slots = slots_here(workers, asked.concurrent)
+    workers = Workers.of(options.workers).high
+    slots = slots_here(workers, options.concurrent)
     work = sum(cost.seconds[stage.id] for stage in left)
-    unit = asked.gpus_per_worker or 1.0
+    unit = options.gpus_per_worker or 1.0
     hours = work * unit / 3600
-    found = detectable(planned, store)
-    measured = cost.device == "cuda" or not asked.gpus_per_worker
+    difference = detectable(planned, store)
+    measured = cost.device == "cuda" or not options.gpus_per_worker
     return {
         "study": planned.study.name,
         "stages": len(planned.stages),
@@ -154,68 +153,69 @@ def summary(planned: Plan, store: Store, cost: Estimate, asked: Options) -> dict
         "workers": workers,
         "wall_seconds": makespan(left, cost.seconds, slots, workers),
         "device_hours": hours if measured else None,
-        "device_hours_unit": "GPU-hours" if asked.gpus_per_worker else "core-hours",
-        "money": None if asked.price is None or not measured else hours * asked.price,
-        "budget": asked.budget,
+        "device_hours_unit": "GPU-hours" if options.gpus_per_worker else "core-hours",
+        "money": None if options.price is None or not measured else hours * options.price,
+        "budget": options.budget,
         "disk_bytes": sum(cost.bytes[stage.id] for stage in left),
-        "detectable_difference": found and found[0],
-        "noise_from_pairs": found[1] if found else 0,
+        "detectable_difference": difference and difference[0],
+        "noise_from_pairs": difference[1] if difference else 0,
         "seeds": len(planned.study.seeds),
         "measured": [asdict(rate) for rate in cost.rates],
     }
 
 
 def lines(costs: dict[str, Any]) -> list[str]:
-    """The figures in words."""
-    told = [
+    """Text of `summary`."""
+    text = [
         f"{costs['stages']} stages, {costs['done']} done; {costs['unshared']} if every run trained "
         f"its own: sharing saves {costs['unshared'] - costs['stages']}"
     ]
     for rate in costs["measured"]:
-        told.append(
+        text.append(
             f"measured here ({costs['device']}, one process, {rate['steps']} steps): "
             f"{rate['seconds']:.3f} s a step of {rate['label']}"
         )
-    told.append(
+    text.append(
         f"about {duration(costs['work_seconds'])} of work left "
         f"({duration(costs['unshared_seconds'])} without sharing and from nothing), "
         f"{duration(costs['wall_seconds'])} with {costs['at_once']} at once"
         + (f" of {costs['workers']} workers, if they scale" if costs["workers"] > 1 else "")
     )
-    told.append(_devices(costs) + f", {costs['disk_bytes'] / 1e6:.0f} MB of disk")
-    told.append(_trials(costs) if "trials" in costs else _power(costs))
-    return told + (_described(costs["assumed"]) if "assumed" in costs else [])
+    text.append(_devices(costs) + f", {costs['disk_bytes'] / 1e6:.0f} MB of disk")
+    text.append(_trials(costs) if "trials" in costs else _power(costs))
+    return text + (_described(costs["assumed"]) if "assumed" in costs else [])
 
 
 def _trials(costs: dict[str, Any]) -> str:
-    """What the figures are of where a search is planned."""
-    found = costs["trials"]
-    told = f"this is one trial of the base; {found['asked']} are asked for, {found['left']} left"
+    """Which trials of a search the costs are of."""
+    trials = costs["trials"]
+    text = f"this is one trial of the base; {trials['asked']} are asked for, {trials['left']} left"
     if "assumed" not in costs:
-        return told
-    why = [f"{found['scheduler']} may stop some sooner"] if found["scheduler"] else []
-    why += ["stages that they share run once"]
-    return f"{told}; below are these, at the base's cost each: an upper bound ({', '.join(why)})"
+        return text
+    reasons = [f"{trials['scheduler']} may stop some sooner"] if trials["scheduler"] else []
+    reasons += ["stages that they share run once"]
+    bound = f"an upper bound ({', '.join(reasons)})"
+    return f"{text}; below are these, at the base's cost each: {bound}"
 
 
-def _described(found: dict[str, Any]) -> list[str]:
-    """The figures of a described cluster in words."""
+def _described(costs: dict[str, Any]) -> list[str]:
+    """Text of the schedule on a described cluster."""
 
     def money(amount: float | None) -> str:
-        return "unknown" if amount is None else f"{amount:.2f} {found['currency']}".rstrip()
+        return "unknown" if amount is None else f"{amount:.2f} {costs['currency']}".rstrip()
 
-    told = [
-        f"on the cluster of {found['file']}, with its prices and speeds: "
-        f"{duration(found['makespan_seconds'])}; cost {money(found['cost'])} with every node up "
-        f"from beginning to end, {money(found['cost_busy'])} where nodes without work are not paid"
+    text = [
+        f"on the cluster of {costs['file']}, with its prices and speeds: "
+        f"{duration(costs['makespan_seconds'])}; cost {money(costs['cost'])} with every node up "
+        f"from beginning to end, {money(costs['cost_busy'])} where nodes without work are not paid"
     ]
-    for kind in found["kinds"]:
-        told.append(
-            f"  {kind['name']}: {kind['count']} × speed {found['speeds'][kind['name']]:.3g}, "
+    for kind in costs["kinds"]:
+        text.append(
+            f"  {kind['name']}: {kind['count']} × speed {costs['speeds'][kind['name']]:.3g}, "
             f"{kind['workers_at_once']} workers at once, {100 * kind['utilisation']:.0f} % busy, "
             f"{money(kind['cost'])}"
         )
-    return told
+    return text
 
 
 def _devices(costs: dict[str, Any]) -> str:

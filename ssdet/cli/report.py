@@ -1,12 +1,10 @@
-"""`ssdet report`: a finished study as one HTML page."""
+"""`ssdet report`: write a finished study as one HTML page."""
 
-import os
-import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import tyro
+from ssdet.cli.shared import Name, StoreOption, default_store, parse, report_errors
 
 if TYPE_CHECKING:
     from ssdet.results.report.writer import Written
@@ -16,10 +14,9 @@ if TYPE_CHECKING:
 class Options:
     """Write a finished study as one HTML page that needs no network."""
 
-    study: Annotated[str, tyro.conf.Positional]
+    study: Name
     """Name of the study, as `ssdet results ls` lists it."""
-    store: str = os.environ.get("SSDET_STORE", "runs")
-    """Folder or file:// URI of the store (SSDET_STORE)."""
+    store: StoreOption = field(default_factory=default_store)
     out: Path | None = None
     """File to write; STORE/tables/STUDY/report.html by default."""
     videos: int = 12
@@ -27,36 +24,31 @@ class Options:
     megabytes: float = 4.0
     """Size of the page beyond which videos are left out."""
     resamples: int | None = None
-    """How often videos and seeds are drawn for intervals; 1000 by default, more for many arms."""
+    """Bootstrap resamples for intervals; 1000 by default, more for many arms."""
     planned: Path | None = None
-    """What `ssdet plan EXPERIMENT --json` printed before the run, to show beside what it took."""
+    """Output of `ssdet plan EXPERIMENT --json` before the run, shown beside the actual cost."""
 
 
-def command(arguments: list[str]) -> int:
-    """Run the command; exit status 0 done, 1 failed, 2 wrong usage."""
-    config = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(Options, args=arguments, prog="ssdet report", config=config)
+@report_errors()
+def command(arguments: list[str]) -> None:
+    """Write the page."""
+    options = parse(Options, arguments, "ssdet report")
     from ssdet.results.queries.results import Results
     from ssdet.results.report.writer import write_report
 
-    try:
-        results = Results.open(options.store)
-        plan = results.record(options.study).plan()
-        path = options.out or results.store.table_folder(options.study) / "report.html"
-        written = write_report(
-            plan, results.store, path, options.videos, options.megabytes, options.resamples,
-            options.planned,
-        )  # fmt: skip
-        if options.out is None:
-            results.store.publish_files(path)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(_told(written))
-    return 0
+    results = Results.open(options.store)
+    plan = results.record(options.study).plan()
+    path = options.out or results.store.table_folder(options.study) / "report.html"
+    written = write_report(
+        plan, results.store, path, options.videos, options.megabytes, options.resamples,
+        options.planned,
+    )  # fmt: skip
+    if options.out is None:
+        results.store.publish_files(path)
+    print(_summary(written))
 
 
-def _told(written: "Written") -> str:
+def _summary(written: "Written") -> str:
     shown = written.viewer
     text = f"{written.path}: {written.bytes / 1e6:.1f} MB, timelines of {shown.videos} of "
     text += f"{shown.of} test videos"

@@ -1,13 +1,11 @@
-"""`ssdet results`: list, show, compare, pack and remove what a store holds."""
+"""`ssdet results`: list, show, compare, pack and remove results in a store."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,108 +13,99 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ssdet.cli.conditions import conditions
+from ssdet.cli.shared import (
+    AsJson,
+    Name,
+    StoreOption,
+    default_store,
+    note,
+    parse_values,
+    print_json,
+    print_table,
+    report_errors,
+    run_subcommand,
+)
+from ssdet.plugins import UsageError
 from ssdet.store.base import STAGE_ID
 
 if TYPE_CHECKING:
     from ssdet.results.cleaning import Removed
     from ssdet.results.queries.results import Results
-    from ssdet.store.base import Store
 
-Named = Annotated[str, tyro.conf.Positional]
-AsJson = Annotated[bool, tyro.conf.arg(name="json", help="Print JSON.")]
-Where = Annotated[
-    str, tyro.conf.arg(help="Folder or file:// URI of the store (SSDET_STORE, else ./runs).")
-]
 LISTED = 100
 """Runs that `ls` prints by default."""
 SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "finished")
+READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
 
 
+@report_errors()
 def command(arguments: list[str]) -> int:
-    """Run one of the subcommands; exit status 0 done, 1 failed, 2 wrong usage."""
-    commands: dict[str, Callable[..., None]] = {
+    """Run one of the subcommands; return the exit status."""
+    commands = {
         "ls": ls, "show": show, "best": best, "compare": compare, "rescore": rescore,
         "bundle": bundle, "rm": rm, "gc": gc,
     }  # fmt: skip
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
-            args=arguments,
-            prog="ssdet results",
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _store() -> str:
-    return os.environ.get("SSDET_STORE", "runs")
+    return run_subcommand(commands, arguments, "ssdet results", __doc__)
 
 
 def _open(store: str) -> Results:
     from ssdet.results.queries.results import Results
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told here in plain lines
-        results = Results.open(store or _store())
+        warnings.simplefilter("ignore")  # printed below as plain lines
+        results = Results.open(store or default_store())
     if results.index.note:
-        print(f"note: {results.index.note}: the index was made again", file=sys.stderr)
-    for name, why in results.faults.items():
-        print(f"warning: left out {name}: {why}", file=sys.stderr)
+        note(f"note: {results.index.note}: the index was made again")
+    for name, reason in results.faults.items():
+        note(f"warning: left out {name}: {reason}")
     return results
 
 
 def _existing(store: str) -> Store:
+    """The store, with its mirror up to date; the index is not written."""
     from ssdet.store.base import Store
 
-    existing = Store.existing(store or _store())
+    existing = Store.existing(store or default_store())
     existing.refresh()
     return existing
 
 
 def ls(
-    study: str = "", limit: int | None = None, store: Where = "", as_json: AsJson = False
+    study: str = "", limit: int | None = None, store: StoreOption = "", as_json: AsJson = False
 ) -> None:
     """List finished runs, the last one to finish at the end.
 
     Args:
         study: Only runs of this study.
-        limit: Most runs to list, those that finished last; 0 lists all. By default 100, all with
+        limit: Number of runs to list, the last to finish; 0 lists all. By default 100, all with
             --json.
     """
     results = _open(store)
     runs = results.table_of_runs
-    found = runs.matching({"studies": study} if study else {})
-    found.sort(key=runs["finished"].__getitem__)
-    most = (0 if as_json else LISTED) if limit is None else limit
-    rows = runs.take(found[-most:]).rows()
+    matching = runs.matching({"studies": study} if study else {})
+    matching.sort(key=runs["finished"].__getitem__)
+    if limit is None:
+        limit = 0 if as_json else LISTED
+    rows = runs.take(matching[-limit:]).rows()
     if as_json:
         print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
         return
-    _print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
+    print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
     studies = sorted({record.name for record in results.index.records.values()})
-    more = f"the last {len(rows)} of " if len(rows) < len(found) else ""
-    print(f"{more}{len(found)} runs, {len(results.index.finished)} finished stages; studies: "
+    last = f"the last {len(rows)} of " if len(rows) < len(matching) else ""
+    print(f"{last}{len(matching)} runs, {len(results.index.finished)} finished stages; studies: "
           f"{', '.join(studies) or 'none'}")  # fmt: skip
 
 
-def show(name: Named, store: Where = "", as_json: AsJson = False) -> None:
+def show(name: Name, store: StoreOption = "", as_json: AsJson = False) -> None:
     """Show a run or stage by its id, or a study by its name.
 
     Args:
         name: Stage id, or name of a study.
     """
     results = _open(store)
-    told = _stage(results, name) if STAGE_ID.fullmatch(name) else _study(results, name)
-    if as_json:
-        _print_json(told)
-    else:
-        for key, value in told.items():
-            _print_entry(key, value)
+    values = _stage(results, name) if STAGE_ID.fullmatch(name) else _study(results, name)
+    _print_values(values, as_json)
 
 
 def _stage(results: Results, name: str) -> dict[str, Any]:
@@ -165,14 +154,14 @@ def best(
     metric: Annotated[str, tyro.conf.Positional] = "",
     where: tuple[str, ...] = (),
     split: Literal["test", "val"] = "test",
-    store: Where = "",
+    store: StoreOption = "",
     as_json: AsJson = False,
 ) -> None:
-    """The best run. To choose by the test split is not a rule to report scores with.
+    """Print the best run. Scores of a run that was chosen on the test split are optimistic.
 
     Args:
-        metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles; a
-            column of `results rescore` fine-tuned networks by it. By default the protocol of the
+        metric: dense_map ranks fine-tuned networks, probe_map probes, ensemble_map ensembles;
+            columns of `results rescore` rank fine-tuned networks. By default the protocol of the
             study with --where studies=NAME, else dense_map.
         where: Only runs with these values: COLUMN=VALUE.
         split: Split to choose by.
@@ -180,50 +169,45 @@ def best(
     from ssdet.results.queries.results import METRICS
 
     results = _open(store)
-    if metric and metric not in (known := {**METRICS, **dict.fromkeys(results.metrics)}):
-        print(f"error: metric {metric!r}: choose from {', '.join(known)}", file=sys.stderr)
-        raise SystemExit(2)
-    run = results.best(metric, split, **conditions(where, results.columns))
-    told = {**run.row, "folder": str(run.folder)}
+    if metric and metric not in (metrics := {**METRICS, **dict.fromkeys(results.metrics)}):
+        raise UsageError(f"metric {metric!r}: choose from {', '.join(metrics)}")
+    run = results.best(metric, split, **parse_values(where, results.columns))
+    values = {**run.row, "folder": str(run.folder)}
     if run.kind != "ensemble":
         with suppress(FileNotFoundError):  # scores outlive weights
-            told["checkpoint"] = str(run.checkpoint)
-    if as_json:
-        _print_json(told)
-    else:
-        for key, value in told.items():
-            _print_entry(key, value)
+            values["checkpoint"] = str(run.checkpoint)
+    _print_values(values, as_json)
 
 
 def compare(
-    arm_a: Named,
-    arm_b: Named,
+    arm_a: Name,
+    arm_b: Name,
     study: str | None = None,
     readout: Literal["finetuned", "probe"] = "finetuned",
     resamples: int = 1000,
-    store: Where = "",
+    store: StoreOption = "",
     as_json: AsJson = False,
 ) -> None:
-    """Difference of two arms: paired bootstrap over videos and common seeds.
+    """Print the difference of two arms: paired bootstrap over videos and common seeds.
 
     Args:
         arm_a: The arm to compare with.
-        arm_b: The arm whose gain is asked for.
-        study: Their study, where several have them.
+        arm_b: The arm whose gain is printed.
+        study: Their study, if several studies have them.
         readout: Scores to compare.
-        resamples: How often videos and seeds are drawn.
+        resamples: Bootstrap resamples of videos and seeds.
     """
-    found = _open(store).compare(arm_a, arm_b, study, readout, resamples)
+    result = _open(store).compare(arm_a, arm_b, study, readout, resamples)
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(result))
         return
-    d = found.bootstrap
+    d = result.bootstrap
     print(
-        f"{found.arm_b} - {found.arm_a}: {100 * d.difference:+.2f} points "
+        f"{result.arm_b} - {result.arm_a}: {100 * d.difference:+.2f} points "
         f"[{100 * d.low:+.2f}, {100 * d.high:+.2f}], p = {d.p_value:.3g}\n"
-        f"{found.arm_a} {100 * found.mean_a:.2f}, {found.arm_b} {100 * found.mean_b:.2f} "
-        f"({READ[found.readout]}, {found.protocol}, {found.videos_scored} of "
-        f"{found.videos_expected} test videos, seeds {', '.join(map(str, found.seeds))})"
+        f"{result.arm_a} {100 * result.mean_a:.2f}, {result.arm_b} {100 * result.mean_b:.2f} "
+        f"({READOUTS[result.readout]}, {result.protocol}, {result.videos_scored} of "
+        f"{result.videos_expected} test videos, seeds {', '.join(map(str, result.seeds))})"
     )
 
 
@@ -231,10 +215,10 @@ def rescore(
     runs: Annotated[tuple[str, ...], tyro.conf.Positional],
     protocol: tuple[str, ...] = (),
     split: tuple[str, ...] = ("test",),
-    store: Where = "",
+    store: StoreOption = "",
     as_json: AsJson = False,
 ) -> None:
-    """Score finished runs under further protocols; the numbers become columns of their own.
+    """Score finished runs under further protocols, each a new column of the runs.
 
     Args:
         runs: Ids of runs.
@@ -245,26 +229,25 @@ def rescore(
     from ssdet.evaluation.protocols.registry import to_json
     from ssdet.results.queries.rescore import rescore as score_again
 
-    results, told = _open(store), {}
+    results, values = _open(store), {}
     if not runs:
         raise ValueError("name the runs to score: see ssdet results ls")
     for run in runs:
-        found = score_again(results, run, protocol or None, split)
-        told[run] = {name: [to_json(one) for one in of] for name, of in found.readings.items()}
-        for name, readings in () if as_json else found.readings.items():
+        scores = score_again(results, run, protocol or None, split)
+        values[run] = {name: [*map(to_json, scores.readings[name])] for name in scores.readings}
+        for name, readings in () if as_json else scores.readings.items():
             print(f"{run}, split {name}")
             show_readings(readings, {}, "table")
-        for name, why in found.refused.items():
-            print(f"{run}: not applicable: {name}: {why}", file=sys.stderr)
+        for name, reason in scores.refused.items():
+            note(f"{run}: not applicable: {name}: {reason}")
     if as_json:
-        _print_json(told)
+        print_json(values)
 
 
-READ = {"finetuned": "fine-tuned", "probe": "linear probe"}
-
-
-def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Where = "") -> None:
-    """Pack what a study's table follows from into a zip file for `ssdet verify`.
+def bundle(
+    study: Name, out: Annotated[Path, tyro.conf.Positional], store: StoreOption = ""
+) -> None:
+    """Pack the predictions and labels of a study's table into a zip file for `ssdet verify`.
 
     Args:
         study: Name of the study.
@@ -276,26 +259,27 @@ def bundle(study: Named, out: Annotated[Path, tyro.conf.Positional], store: Wher
     print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
 
 
-def rm(name: Named, force: bool = False, store: Where = "", as_json: AsJson = False) -> None:
+def rm(name: Name, force: bool = False, store: StoreOption = "", as_json: AsJson = False) -> None:
     """Remove a study's records and tables (its stages stay until gc), or one stage.
 
     Args:
         name: Name of a study, NAME/PLAN for one of its records, or a stage id.
-        force: Remove a stage that kept results need.
+        force: Remove a stage although other results need it.
     """
     from ssdet.results.cleaning import dependents, remove_stage, remove_study
 
-    place = _existing(store)
+    opened = _existing(store)
     if STAGE_ID.fullmatch(name):
-        children, studies = dependents(place, name)
-        for needing in [*studies, *children]:
-            print(f"{name} is needed by {needing}", file=sys.stderr)
-        _told(remove_stage(place, name, force), "removed", as_json)
+        children, studies = dependents(opened, name)
+        for user in [*studies, *children]:
+            note(f"{name} is needed by {user}")
+        removed = remove_stage(opened, name, force)
     else:
-        _told(remove_study(place, name), "removed", as_json)
+        removed = remove_study(opened, name)
+    _print_removed(removed, "removed", as_json)
 
 
-def gc(dry_run: bool = False, store: Where = "", as_json: AsJson = False) -> None:
+def gc(dry_run: bool = False, store: StoreOption = "", as_json: AsJson = False) -> None:
     """Remove stages that no study and no search needs, stale partial files and locks.
 
     Args:
@@ -304,12 +288,12 @@ def gc(dry_run: bool = False, store: Where = "", as_json: AsJson = False) -> Non
     from ssdet.results.cleaning import collect
 
     done = "would be removed" if dry_run else "removed"
-    _told(collect(_existing(store), dry_run), done, as_json)
+    _print_removed(collect(_existing(store), dry_run), done, as_json)
 
 
-def _told(removed: Removed, done: str, as_json: bool) -> None:
+def _print_removed(removed: Removed, done: str, as_json: bool) -> None:
     if as_json:
-        _print_json({**asdict(removed), "bytes": removed.bytes})
+        print_json({**asdict(removed), "bytes": removed.bytes})
         return
     for path, size in removed.sizes.items():
         print(f"{size:>14,}  {path}")
@@ -318,29 +302,22 @@ def _told(removed: Removed, done: str, as_json: bool) -> None:
     print(f"{removed.bytes:,} bytes in {len(removed.sizes)} places {done}")
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
+def _print_values(values: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(values)
+        return
+    for key, value in values.items():
+        _print_entry(key, value)
 
 
 def _print_entry(key: str, value: Any) -> None:
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         print(f"{key}:")
-        _print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
+        print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
     elif isinstance(value, Mapping | list):
         print(f"{key}: {json.dumps(value)}")
     elif value is not None:
         print(f"{key}: {_cell(key, value)}")
-
-
-def _print_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    from rich.table import Table
-
-    from ssdet.system.console import plain_console
-
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*row)
-    plain_console(200).print(table)
 
 
 def _cell(name: str, value: Any) -> str:

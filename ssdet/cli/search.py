@@ -1,14 +1,10 @@
-"""`ssdet search`: what searches found, arms tuned alike, whether to trust early stopping."""
+"""`ssdet search`: list and show searches, tune arms, check early stopping."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -16,18 +12,31 @@ from rich.table import Table
 
 from ssdet.cli.experiment import Options, main, resolve, store_of
 from ssdet.cli.experiment_files import load, study_of
+from ssdet.cli.shared import (
+    RESUMABLE,
+    AsJson,
+    Name,
+    StoreOption,
+    default_store,
+    parse,
+    print_json,
+    print_table,
+    report_errors,
+    run_subcommand,
+    wrong_usage,
+)
 from ssdet.cli.streams import standard_streams
-from ssdet.system.console import plain_console
+from ssdet.system.console import duration, plain_console
 from ssdet.system.quiet import quiet_dependencies
 
 if TYPE_CHECKING:
     from ssdet.execution.tuning import Choice
     from ssdet.search.trials import SearchResult, Trial
-    from ssdet.studies import Search, Store, Study, Tuning
+    from ssdet.studies import Search, Store, Study
 
 Scheduler = Literal["none", "asha", "median"]
-File = Annotated[Path, tyro.conf.Positional]
-Named = Annotated[str, tyro.conf.Positional]
+MEANS = ("address", "workers", "gpus_per_worker", "concurrent", "loaders", "decoders")
+"""Options on where and how trials run."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +44,13 @@ class SearchOptions(Options):
     """Options of a search."""
 
     name: str | None = None
-    """Name that it goes by in the store, instead of the file's: one name, one declaration."""
+    """Name of the search in the store, instead of the file's; a name belongs to one declaration."""
     trials: int | None = None
-    """Trials in all, instead of the file's number; earlier calls' count."""
+    """Total number of trials, earlier ones included, instead of the file's."""
     scheduler: Scheduler | None = None
-    """Stop trials early by their validations, instead of what the file says."""
+    """Scheduler that stops trials early by their validations, instead of the file's."""
     seed: int | None = None
-    """Of the proposals and of every trial's training, instead of the file's."""
+    """Seed of the proposals and of every trial's training, instead of the file's."""
     seeds: tyro.conf.Suppress[int] = 1
     arms: tyro.conf.Suppress[tuple[str, ...]] = ()
     budget: tyro.conf.Suppress[float | None] = None
@@ -57,11 +66,12 @@ class TuneOptions(Options):
     """Options of tuning: those of the experiment, and:"""
 
     trials: int | None = None
-    """Trials of each arm: 10, or what the file's TUNING says."""
+    """Trials of each arm, instead of 10 or the number in the file's TUNING."""
     scheduler: Scheduler | None = None
-    """Stop trials early by their validations, instead of what the file says."""
+    """Scheduler that stops trials early by their validations, instead of the file's."""
     tuning_seed: int | None = None
-    """Of proposals and of training in the trials, not one of the study's: 1000, or the file's."""
+    """Seed of proposals and of training in the trials, none of the study's, instead of 1000 or the
+    file's."""
     dry_run: tyro.conf.Suppress[bool] = False
     assume: tyro.conf.Suppress[str | None] = None
 
@@ -71,46 +81,38 @@ class TrustOptions(Options):
     """Options of the trust check: those of the experiment, and:"""
 
     short_preset: str | None = None
-    """Compare with the same arms of this preset, whose schedule is shorter; without it, the first
-    with the last validation of fine-tuning."""
+    """Preset with a shorter schedule to compare with; by default the first validation of
+    fine-tuning is compared with the last."""
 
 
+@report_errors()
 def command(arguments: list[str]) -> int:
-    """Run one of the subcommands; exit status 0 done, 1 failed, 2 wrong usage."""
-    files: dict[str, Callable[[list[str]], int]] = {"tune": tune, "trust": check}
-    if arguments and arguments[0] in files:
-        return files[arguments[0]](arguments[1:])
-    try:
-        tyro.extras.subcommand_cli_from_dict(
-            {"ls": ls, "show": show},
-            args=arguments,
-            prog="ssdet search",
-            description=f"{__doc__} Also: tune NAME|FILE.py, trust NAME|FILE.py.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    """Run one of the subcommands; return the exit status."""
+    for name, function in (("tune", tune), ("trust", check)):
+        if arguments[:1] == [name]:
+            return function(arguments[1:])
+    description = f"{__doc__} Also: tune NAME|FILE.py, trust NAME|FILE.py."
+    return run_subcommand({"ls": ls, "show": show}, arguments, "ssdet search", description)
 
 
 def search_experiment(search: Search, arguments: list[str] | None = None) -> None:
-    """Run a search from the command line and exit: 0 done, 1 failed, 2 wrong usage."""
+    """Run a search from the command line and exit: 0 done, 1 failed, 2 wrong usage, 130
+    interrupted."""
     with standard_streams():
-        prog = f"{search.name}.py"
-        options = tyro.cli(SearchOptions, args=arguments, prog=prog, description=search.title)
+        options = parse(SearchOptions, arguments, f"{search.name}.py", search.title)
         sys.exit(main_search(search, options))
 
 
 @quiet_dependencies()
+@report_errors(interrupted=RESUMABLE)
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
-    """Run a search with these options; returns the exit status, 1 where no trial finished."""
+    """Run a search with these options; return the exit status, 1 where no trial finished."""
     from ssdet.cli.plan import Trials, assumed, show_plan
     from ssdet.execution.session import folder_for_ray
     from ssdet.studies import plan
 
-    out = console or _console()
-    try:
+    out = console or plain_console(200)
+    with wrong_usage():
         assumed(options)
         if not options.dry_run:
             folder_for_ray(options.address)
@@ -120,89 +122,87 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
             trials = Trials(search.trials, _left(search, store), search.scheduler)
             show_plan(plan(study), store, options, out, trials)
             return 0
-    except (ValueError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     from ssdet.execution.search_driver import run_search
 
-    means = (options.address, options.workers, options.gpus_per_worker, options.concurrent)
-    try:
-        found = run_search(search, store, *means, options.loaders, decoders=options.decoders)
-        report(found, out)
-        found.best()
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    result = run_search(search, store, **_means(options))
+    report(result, out)
+    result.best()
     return 0
 
 
+def _means(options: Options) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in MEANS}
+
+
 def _resolved(search: Search, options: SearchOptions) -> tuple[Search, Study]:
-    """The search with what was asked for, and a study of its base alone."""
+    """The search with the values of the options, and a study of its base alone."""
     from ssdet.studies import Arm, Study
 
     study = resolve(Study(search.name, (Arm("base", search.change),)), options)
     assert study.base is not None
     study = replace(study, base=replace(study.base, probe=None))
-    asked: dict[str, Any] = {"base": study.base, "data": study.data}
-    asked |= {"change": study.arms[0].change, "name": options.name or search.name}
-    asked["protocol"] = options.protocol or search.protocol
+    search = replace(
+        search,
+        base=study.base,
+        data=study.data,
+        change=study.arms[0].change,
+        name=options.name or search.name,
+        protocol=options.protocol or search.protocol,
+        seed=search.seed if options.seed is None else options.seed,
+    )
+    return _with_trials(search, options), study
+
+
+def _with_trials(declared: Any, options: SearchOptions | TuneOptions) -> Any:
+    """A search or a tuning with the options' number of trials and scheduler, where given."""
     if options.trials is not None:
-        asked["trials"] = options.trials
-    if options.seed is not None:
-        asked["seed"] = options.seed
+        declared = replace(declared, trials=options.trials)
     if options.scheduler is not None:
-        asked["scheduler"] = None if options.scheduler == "none" else options.scheduler
-    return replace(search, **asked), study
+        scheduler = None if options.scheduler == "none" else options.scheduler
+        declared = replace(declared, scheduler=scheduler)
+    return declared
 
 
 def _left(search: Search, store: Store) -> int:
+    """Number of trials still to run."""
     from ssdet.search.trials import ENDED, result, searches
 
-    known = result(store, search.name).trials if search.name in searches(store) else ()
-    return max(0, search.trials - sum(trial.state in ENDED for trial in known))
+    trials = result(store, search.name).trials if search.name in searches(store) else ()
+    return max(0, search.trials - sum(trial.state in ENDED for trial in trials))
 
 
-def ls(store: str = "", as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> None:
+def ls(store: StoreOption = "", as_json: AsJson = False) -> None:
     """List the searches of a store."""
     from ssdet.search.trials import result, searches
 
-    place = _store(store)
-    found = [result(place, name) for name in searches(place)]
+    opened = _open(store)
+    results = [result(opened, name) for name in searches(opened)]
     if as_json:
-        print(json.dumps([{"name": f.name, "trials": f.counts()} for f in found]))
+        print_json([{"name": found.name, "trials": found.counts()} for found in results])
         return
-    table = Table("search", "trials", "protocol", "best map")
-    for item in found:
-        ranked = item.ranked()
+    rows = []
+    for found in results:
+        ranked = found.ranked()
         best = f"{ranked[0].values['map']:.4f}" if ranked else "-"
-        table.add_row(item.name, counted(item), item.protocol, best)
-    _console().print(table)
+        rows.append([found.name, counted(found), found.protocol, best])
+    print_table(("search", "trials", "protocol", "best map"), rows)
 
 
-def show(
-    name: Named,
-    store: str = "",
-    top: int = 10,
-    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
-) -> None:
-    """Show a search: best trials, Pareto set, what failed, which values mattered."""
+def show(name: Name, store: StoreOption = "", top: int = 10, as_json: AsJson = False) -> None:
+    """Show a search: best trials, Pareto set, failures, importance of parameters."""
     from ssdet.search.trials import result
 
-    found = result(_store(store), name)
-    if as_json:
-        values = {
-            "name": found.name,
-            "counts": found.counts(),
-            "trials": [asdict(trial) for trial in found.trials],
-            "pareto": [trial.number for trial in found.pareto()],
-            "importance": found.importance(),
-        }
-        print(json.dumps(values))
+    found = result(_open(store), name)
+    if not as_json:
+        report(found, plain_console(200), top)
         return
-    report(found, _console(), top)
+    print_json({
+        "name": found.name,
+        "counts": found.counts(),
+        "trials": [asdict(trial) for trial in found.trials],
+        "pareto": [trial.number for trial in found.pareto()],
+        "importance": found.importance(),
+    })  # fmt: skip
 
 
 def report(found: SearchResult, out: Console, top: int = 10) -> None:
@@ -218,16 +218,16 @@ def report(found: SearchResult, out: Console, top: int = 10) -> None:
         if trial.state in ("failed", "diverged"):
             out.print(outcome(trial), soft_wrap=True, markup=False)
     if importance := found.importance():
-        told = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
-        out.print(f"share of the variance of map (fANOVA): {told}", soft_wrap=True)
+        shares = ", ".join(f"{name} {share:.2f}" for name, share in importance.items())
+        out.print(f"share of the variance of map (fANOVA): {shares}", soft_wrap=True)
     else:
-        out.print("importance: too few finished trials to say")
+        out.print("importance: too few finished trials")
     finished = [trial for trial in found.ranked() if len(trial.rungs) > 1]
     if len(finished) > 1:
         out.print(f"first validation against result: {trust_of_search(found)}", soft_wrap=True)
-    told = "scores are of the validation split, one seed each: run the best as arms of a study"
+    advice = "scores are of the validation split, one seed each: run the best as arms of a study"
     out.print(f"map: {found.protocol}", soft_wrap=True)
-    out.print(told, soft_wrap=True)
+    out.print(advice, soft_wrap=True)
     out.print(f"optuna-dashboard sqlite:///{found.folder / 'optuna.db'}", soft_wrap=True)
 
 
@@ -250,50 +250,28 @@ def counted(found: SearchResult) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(found.counts().items()))
 
 
+@report_errors(interrupted=RESUMABLE)
 def tune(arguments: list[str]) -> int:
-    """Tune nuisance knobs for each arm of an experiment file, then run its seeds both ways."""
+    """Tune nuisance parameters of each arm of an experiment file, then run its seeds with and
+    without them."""
     from ssdet.execution.session import folder_for_ray
     from ssdet.execution.tuning import Tuning, choices, tuned
 
-    try:
+    with wrong_usage(ValueError, OSError):
         study, module, options = _from_file("tune", arguments, TuneOptions)
-        tuning = _tuning(getattr(module, "TUNING", Tuning()), options)
+        tuning = _with_trials(getattr(module, "TUNING", Tuning()), options)
+        if options.tuning_seed is not None:
+            tuning = replace(tuning, seed=options.tuning_seed)
         folder_for_ray(options.address)
         store, study = store_of(options), resolve(study, options)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    means = {
-        name: getattr(options, name)
-        for name in ("address", "workers", "gpus_per_worker", "concurrent", "loaders", "decoders")
-    }
-    try:
-        both = tuned(study, store, tuning, **means)
-        show_choices(choices(store, study.name), _console())
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    both = tuned(study, store, tuning, **_means(options))
+    show_choices(choices(store, study.name), plain_console(200))
     return main(both, replace(options, arms=()))
 
 
-def _tuning(tuning: Tuning, options: TuneOptions) -> Tuning:
-    if options.trials is not None:
-        tuning = replace(tuning, trials=options.trials)
-    if options.tuning_seed is not None:
-        tuning = replace(tuning, seed=options.tuning_seed)
-    if options.scheduler is not None:
-        scheduler = None if options.scheduler == "none" else options.scheduler
-        tuning = replace(tuning, scheduler=scheduler)
-    return tuning
-
-
 def show_choices(chosen: list[Choice], out: Console) -> None:
-    """What tuning chose for each arm, and its budget."""
+    """Print the values that tuning chose for each arm, and its budget."""
     from ssdet.search.progress import shown
-    from ssdet.system.console import duration
 
     columns = ("arm", "trials", "chosen", "val score untuned", "tuned", "training steps", "time")
     table = Table(*columns, title="nuisance knobs, by the validation split")
@@ -308,41 +286,33 @@ def show_choices(chosen: list[Choice], out: Console) -> None:
     out.print(table)
 
 
-def check(arguments: list[str]) -> int:
-    """Say whether the arms of an experiment file rank early as they do at the end."""
+@report_errors()
+@wrong_usage(ValueError, OSError)
+def check(arguments: list[str]) -> None:
+    """Print whether the arms of an experiment file rank early as they do at the end."""
     from ssdet.search.early_stopping_check import trust_of_studies, trust_of_validations
     from ssdet.studies import plan
 
-    try:
-        study, _, options = _from_file("trust", arguments, TrustOptions)
-        store, full = store_of(options), plan(resolve(study, options))
-        if options.short_preset is None:
-            verdict = trust_of_validations(full, store)
-        else:
-            short = plan(resolve(study, replace(options, preset=options.short_preset)))
-            verdict = trust_of_studies(short, full, store)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(verdict)
-    return 0
+    study, _, options = _from_file("trust", arguments, TrustOptions)
+    store, full = store_of(options), plan(resolve(study, options))
+    if options.short_preset is None:
+        print(trust_of_validations(full, store))
+    else:
+        short = plan(resolve(study, replace(options, preset=options.short_preset)))
+        print(trust_of_studies(short, full, store))
 
 
 def _from_file(name: str, arguments: list[str], kind: type[Any]) -> tuple[Study, Any, Any]:
+    """Study, module and options from an experiment file and its arguments."""
     if not arguments or arguments[0].startswith("-"):
         raise ValueError(f"usage: ssdet search {name} NAME|FILE.py [options]")
     module = load(arguments[0])
     study = study_of(module)
-    options = tyro.cli(kind, args=arguments[1:], prog=f"ssdet search {name} {arguments[0]}")
+    options = parse(kind, arguments[1:], f"ssdet search {name} {arguments[0]}")
     return study, module, options
 
 
-def _store(given: str) -> Store:
+def _open(store: str) -> Store:
     from ssdet.studies import Store
 
-    return Store.at(given or os.environ.get("SSDET_STORE", "runs"))
-
-
-def _console() -> Console:
-    """As wide as the terminal, elsewhere as wide as tables need."""
-    return plain_console(200)
+    return Store.at(store or default_store())

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from ssdet.cli.experiment import experiment
 from ssdet.cli.experiment_files import listing, load, study_of
+from ssdet.cli.shared import note, report_errors, wrong_usage
 
 USAGE = "usage: ssdet {} NAME|FILE.py [options] (NAME|FILE.py --help lists the options)"
 
@@ -21,18 +22,16 @@ def run(arguments: list[str]) -> int:
     return _start("run", arguments)
 
 
+@report_errors()
 def _start(command: str, arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{USAGE.format(command)}\n\n{listing()}")
         return 0
     if arguments[0].startswith("-"):
-        print(USAGE.format(command), file=sys.stderr)
+        note(USAGE.format(command))
         return 2
-    try:
+    with wrong_usage(ValueError, OSError):
         return _run(load(arguments[0]), arguments[1:], planned=command == "plan")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _run(module: ModuleType, arguments: list[str], planned: bool) -> int:

@@ -1,12 +1,12 @@
 """`ssdet verify`: recompute the table of a proof bundle from the predictions in it."""
 
-import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from ssdet.cli.shared import AsJson, note, parse, print_json, report_errors
 
 
 @dataclass(frozen=True)
@@ -15,27 +15,21 @@ class Options:
 
     bundle: Annotated[Path, tyro.conf.Positional]
     """File that `ssdet results bundle` wrote."""
-    json: bool = False
-    """Print JSON."""
+    as_json: AsJson = False
 
 
+@report_errors()
 def command(arguments: list[str]) -> int:
-    """Exit status 0 where the table inside is what its predictions give, 1 where it is not or the
+    """Return status 0 where the table follows from the predictions, 1 where it does not or the
     file is damaged, 2 for wrong usage."""
-    options = tyro.cli(
-        Options, args=arguments, prog="ssdet verify", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    options = parse(Options, arguments, "ssdet verify")
     from ssdet.results.proof.verify import verify
 
-    try:
-        found = verify(options.bundle)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    for warning in found.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    if options.json:
-        print(json.dumps({**asdict(found), "holds": found.holds}, indent=1))
+    verification = verify(options.bundle)
+    for warning in verification.warnings:
+        note(f"warning: {warning}")
+    if options.as_json:
+        print_json({**asdict(verification), "holds": verification.holds})
     else:
-        print(found.told)
-    return 0 if found.holds else 1
+        print(verification.summary)
+    return 0 if verification.holds else 1

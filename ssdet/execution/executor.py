@@ -1,4 +1,4 @@
-"""The executor of stages that run on Ray."""
+"""Executor that runs stages on Ray."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ class RayExecutor(Executor):
         return (drained(),)
 
     def decoder(self, decoders: int) -> Decode | None:
-        """Decoding by so many tasks; None for 0."""
+        """Decode by so many tasks; None for 0."""
         from ssdet.execution.decoding import decode_batches
 
         return partial(decode_batches, decoders=decoders) if decoders else None
@@ -31,14 +31,14 @@ class RayExecutor(Executor):
         job: Job,
         work: Callable[..., Result],
         *arguments: Any,
-        bring: Callable[[], None] = lambda: None,
+        download_results: Callable[[], None] = lambda: None,
     ) -> Result:
         """Run work on Ray Train workers; see `ssdet.execution.workers.run_workers`."""
         from ssdet.execution.workers import WorkerGroup, run_workers
 
         sizes = job.sizes or (job.workers,)
         group = WorkerGroup(sizes, job.worker_resources, job.settle, job.decoders)
-        return run_workers(group, job.folder, work, *arguments, bring=bring)
+        return run_workers(group, job.folder, work, *arguments, download_results=download_results)
 
     def stream_features(
         self, job: Job, writer: FeatureWriter, progress: Callable[[], None]

@@ -1,6 +1,6 @@
-"""Extraction by Ray Data: CPU tasks decode videos for actors that run the network.
+"""Feature extraction by Ray Data: CPU tasks decode videos for actors that run the network.
 
-Rows are passes over videos, in order, so nothing but a few passes is held anywhere at a time.
+Rows are passes over videos, in order, so that memory holds only a few passes at a time.
 """
 
 import json
@@ -30,21 +30,22 @@ if TYPE_CHECKING:
     from ssdet.stages.features import StreamJob
 
 ACTOR_CPU = 0.5
-"""CPUs of an actor: another number than the decoders', or Ray Data makes one step of the two."""
+"""CPUs of an actor: not the decoders' number, with which Ray Data would fuse the two steps."""
 
 BLOCK_BYTES = 1 << 24
-"""Of what passes from step to step at once, unless one pass over a video is larger; Ray Data's own
-128 MiB would not fit the memory of an own Ray on this machine."""
+"""Target size of a block, unless one pass over a video is larger; Ray Data's default of 128 MiB
+does not fit the memory of an own Ray on this machine."""
 
 Batch = dict[str, np.ndarray]
 """One row of Ray Data: columns of one value each."""
 
 
-def stream_features(job: "StreamJob", writer: FeatureWriter, tell: Callable[[], None]) -> None:
-    """Write the features of all videos that the writer has not got yet, in the manifest's order.
+def stream_features(job: "StreamJob", writer: FeatureWriter, progress: Callable[[], None]) -> None:
+    """Write the features of all videos that the writer lacks, in the manifest's order; `progress`
+    is called after each video.
 
     Must be called where Ray is initialised; the files are those of an extraction in one process.
-    Every node must see the store and the videos.
+    Every node must have access to the store and the videos.
     """
     import ray
 
@@ -72,7 +73,7 @@ def stream_features(job: "StreamJob", writer: FeatureWriter, tell: Callable[[], 
         .map_batches(
             Scorer,
             batch_size=1,
-            # Not the network: what is too large for a message is gone when an actor starts again.
+            # Without the network: an object too large for a message is lost when an actor restarts.
             fn_constructor_kwargs={"job": replace(job, data=replace(job.data))},
             compute=ray.data.ActorPoolStrategy(size=job.actors),
             num_cpus=ACTOR_CPU,
@@ -80,33 +81,33 @@ def stream_features(job: "StreamJob", writer: FeatureWriter, tell: Callable[[], 
         )
     )
     for row in passed.iter_rows():
-        _write(row, writer, recipe.predict.clip.stride, tell)
+        _write(row, writer, recipe.predict.clip.stride, progress)
 
 
 def _write(
-    row: Mapping[str, Any], writer: FeatureWriter, stride: int, tell: Callable[[], None]
+    row: Mapping[str, Any], writer: FeatureWriter, stride: int, progress: Callable[[], None]
 ) -> None:
     if row["reason"]:
         writer.leave_out(row["id"], row["reason"])
-        tell()
+        progress()
     elif row["first"]:
         times = json.loads(str(row["times"]))
         timed = Clock.from_json(times) if times else float(row["fps"])
         writer.begin(row["id"], int(row["frames"]), timed, stride)
     elif row["last"]:
         writer.commit()
-        tell()
+        progress()
     else:
         writer.add(_unpacked(row))
 
 
 def decode(batch: Batch, data: Data, recipe: PredictRecipe) -> Iterator[Batch]:
-    """Pictures of the passes over one video, between a row that says what it is and one that ends
-    it; a video that cannot be read ends with the reason instead."""
+    """Rows of one video: first its frames and times, then the pictures of each pass, then the end,
+    or in its place the reason why the video cannot be read."""
     name, path, split = (str(batch[column][0]) for column in ("id", "path", "split"))
     video = Video(name, path, split, duration=float(batch["duration"][0]) or None)
     reader = _reader(data)
-    # Values of 0 to 255, as the network's side normalises them.
+    # Values of 0 to 255, which the actor normalises.
     plain = replace(recipe.clip, mean=(0.0,) * 3, std=(1 / 255,) * 3)
     try:
         timed = timing(reader, video)
@@ -127,7 +128,7 @@ def _reader(data: Data) -> FrameReader:
 
 
 class Scorer:
-    """The network, as an actor that replaces pictures by features."""
+    """Actor that runs the network: replaces pictures by features."""
 
     def __init__(self, job: "StreamJob") -> None:
         from ssdet.stages.features import backbone
@@ -143,8 +144,8 @@ class Scorer:
             return batch
         pictures_THWC = _unpacked(row)["pictures"]
         clips = normalise(pictures_THWC[None], self.clip, self.device)
-        found = named_rows(self.features, clips)
-        return _row(str(row["id"]), {name: value.cpu().numpy() for name, value in found.items()})
+        features = named_rows(self.features, clips)
+        return _row(str(row["id"]), {name: value.cpu().numpy() for name, value in features.items()})
 
 
 def _row(
@@ -173,11 +174,11 @@ def _row(
 
 
 def _unpacked(row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    found, data = {}, memoryview(row["data"])
+    tensors, data = {}, memoryview(row["data"])
     for part in str(row["names"]).split(","):
         name, kind, text = part.split(":")
         shape = tuple(map(int, text.split("x")))
         array = np.frombuffer(data, kind, int(np.prod(shape))).reshape(shape)
-        found[name] = torch.from_numpy(array.copy())
+        tensors[name] = torch.from_numpy(array.copy())
         data = data[array.nbytes :]
-    return found
+    return tensors

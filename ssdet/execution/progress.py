@@ -1,4 +1,4 @@
-"""Progress output of a study: bars on a terminal, plain lines elsewhere."""
+"""Progress of a study on the console: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -15,22 +15,22 @@ from ssdet.system.console import SECONDS_BETWEEN_LINES, duration, plain_console
 
 
 class Progress:
-    """Stage, step, loss and time left of all that runs."""
+    """Stage, step, loss and time left of the running stages."""
 
     def __init__(self, plan: Plan, done: int, console: Console | None = None) -> None:
         self.console = console or plain_console(stderr=True)
         self.total, self.done = len(plan.stages), done
         self._titles = stage_titles(plan)
-        self._started = self._spoke = time.monotonic()
+        self._started = self._printed_at = time.monotonic()
         self._first_done = done
         self._bars: Bars | None = None
         self._tasks: dict[str, Any] = {}
 
     def start(self, where: str, resources: Resources) -> None:
-        """Say where stages run and how many at once."""
-        each = f" of {resources.workers} workers" if resources.workers > 1 else ""
-        many = "stage" if resources.concurrent == 1 else "stages"
-        self.line(f"{where}; {resources.concurrent} {many} at once{each}")
+        """Print where stages run and how many at once."""
+        workers = f" of {resources.workers} workers" if resources.workers > 1 else ""
+        stages = "stage" if resources.concurrent == 1 else "stages"
+        self.line(f"{where}; {resources.concurrent} {stages} at once{workers}")
         self.line(f"{self.done} of {self.total} stages are done already")
         self._started = time.monotonic()
         if self.console.is_terminal:
@@ -58,22 +58,22 @@ class Progress:
         elif metrics.get("finished"):
             self.done += 1
             self._end(stage)
-            self.line(f"[{self.done}/{self.total}] done: {self.name(stage)}{self._left()}")
+            self.line(f"[{self.done}/{self.total}] done: {self.name(stage)}{self._time_left()}")
         elif "loss" in metrics:
             self._step(stage, metrics)
 
     def count(self, what: str, done: int, total: int) -> None:
-        """Preparation that counts files."""
-        if done == total or time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+        """Print the progress of preparing files."""
+        if done == total or time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
             self.line(f"{what}: {done} of {total}")
 
     def name(self, stage: str) -> str:
-        """A stage as the user knows it."""
+        """Title of a stage: kind, arms and seed."""
         return self._titles.get(stage, stage)
 
     def line(self, text: str) -> None:
         """Print one line, above the bars where there are any."""
-        self._spoke = time.monotonic()
+        self._printed_at = time.monotonic()
         self.console.print(text, markup=False, soft_wrap=True)
         sys.stderr.flush()
 
@@ -85,8 +85,8 @@ class Progress:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(self.name(stage), total=steps, note=note)
             self._bars.update(self._tasks[stage], completed=step, note=note)
-        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
-            self.line(f"[{self.done}/{self.total}] {self.name(stage)}: {note}{self._left()}")
+        elif time.monotonic() - self._printed_at > SECONDS_BETWEEN_LINES:
+            self.line(f"[{self.done}/{self.total}] {self.name(stage)}: {note}{self._time_left()}")
 
     def _end(self, stage: str) -> None:
         if self._bars is not None:
@@ -94,9 +94,9 @@ class Progress:
                 self._bars.remove_task(self._tasks.pop(stage))
             self._bars.update(self._tasks["all"], completed=self.done)
 
-    def _left(self) -> str:
-        fresh = self.done - self._first_done
-        if not fresh:
+    def _time_left(self) -> str:
+        newly_done = self.done - self._first_done
+        if not newly_done:
             return ""
-        seconds = (time.monotonic() - self._started) / fresh * (self.total - self.done)
+        seconds = (time.monotonic() - self._started) / newly_done * (self.total - self.done)
         return f", about {duration(seconds)} left"

@@ -1,4 +1,4 @@
-"""Runs a plan's stages with Ray Tune, each as soon as its parents are done."""
+"""Running a study with Ray Tune: each stage as soon as its parents are done."""
 
 import logging
 import os
@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ssdet.execution.planning.budget import Budget
+from ssdet.execution.errors import BudgetSpent, StagesFailed
+from ssdet.execution.planning.budget import TRAINING, Budget
 from ssdet.execution.progress import Progress
 from ssdet.execution.session import Resources, Workers, connect, plan_resources
 from ssdet.store.base import Store, note_error
@@ -24,20 +25,6 @@ from ssdet.training.preemption import Preempted
 if TYPE_CHECKING:
     from ssdet.execution.tuner import GraphSearch
     from ssdet.stages.job import Job
-
-TRAINING = ("pretrain", "finetune")
-
-
-class StagesFailed(RuntimeError):
-    """Some stages failed; `errors` maps their ids to what was raised."""
-
-    def __init__(self, errors: Mapping[str, str]) -> None:
-        super().__init__("\n".join(f"{stage}: {error}" for stage, error in errors.items()))
-        self.errors = dict(errors)
-
-
-class BudgetSpent(RuntimeError):
-    """The budget was spent before all stages had run."""
 
 
 def run(
@@ -54,15 +41,14 @@ def run(
     log: Sequence[str] = (),
     decoders: int = 0,
 ) -> Plan:
-    """Bring every stage of a study to its end, and return the plan whose results are in the store.
+    """Run every stage of a study, and return the plan whose results are in the store.
 
-    Stages that are done are not run again, and stages that were stopped go on, so the same call
-    after a crash finishes what is left. Raises StagesFailed after all that could run has run;
-    BudgetSpent where `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner;
-    ValueError where the cluster cannot hold one stage. With `workers` "2:8" each training has as
-    many as there is room for, and starts again with others when that changes. `decoders` tasks of
-    Ray decode for each worker, in place of `loaders`. `dashboard` is for an own Ray, `log` names
-    trackers that are told of stages as well: "mlflow", "wandb".
+    Finished stages are not run again and stopped stages resume, so the same call after a crash
+    completes the study. Raises StagesFailed after all other stages have run; BudgetSpent where
+    `budget` (GPU-hours of this call, core-hours without GPUs) ended it sooner; ValueError where one
+    stage does not fit on the cluster. With `workers` "2:8" each training has as many as fit, and
+    restarts when that number grows. `decoders`: decoding tasks of Ray per worker, in place of
+    `loaders`. `dashboard` is for an own Ray; `log` names trackers of stages: "mlflow", "wandb".
     """
     store = Store.open(store)
     planned, asked = plan(study), Workers.of(workers)
@@ -98,8 +84,11 @@ def run(
         listeners: list[Listener] = [progress, telemetry]
         if limit is not None:
             listeners.append(limit)
-        callbacks = [ProgressCallback(*listeners), PreemptionRetries(progress.line)]
-        callbacks += trackers(log, study.name)
+        callbacks = [
+            ProgressCallback(*listeners),
+            PreemptionRetries(progress.line),
+            *trackers(log, study.name),
+        ]
         try:
             search = GraphSearch(todo, store, limit, progress)
             errors = _run_graph(search, todo, store, study, resources, settings, callbacks)
@@ -111,17 +100,17 @@ def run(
     return planned
 
 
-def hush(**more: str) -> None:
-    """Switch off Tune's own console and log files, which `Progress` and `metrics.jsonl` take the
-    place of, and its warning of every trial that has no such file; set `more` variables."""
-    quiet = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
-    for name, value in (quiet | more).items():
+def quiet_tune(**more: str) -> None:
+    """Turn off Tune's console output and log files, which `Progress` and `metrics.jsonl` replace,
+    and its warning about each trial without such a file; set `more` environment variables."""
+    variables = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
+    for name, value in (variables | more).items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
 
 
 def fill_caches(data: Data, count: Callable[[str, int, int], None]) -> None:
-    """Decode the videos of both roles, where they are kept decoded; tells what, done and total."""
+    """Decode the videos of both roles if the data are cached; calls count(title, done, total)."""
     for role in ROLES:
         data.reader(role, partial(count, f"decode {role}"))
 
@@ -138,18 +127,18 @@ def _run_graph(
     from ray import tune
 
     jobs = _jobs(todo, store, study, resources, settings)
-    hush()
+    quiet_tune()
     name = f"{study.name}-{uuid.uuid4().hex}"
 
-    def asked(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    def bundles(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([_trial_resources(config, resources)])
 
-    trainable = tune.with_resources(tune.with_parameters(trial, jobs=jobs), asked)
+    trainable = tune.with_resources(tune.with_parameters(trial, jobs=jobs), bundles)
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             search_alg=search,
-            num_samples=-1,  # the searcher says when it is finished
+            num_samples=-1,  # until the searcher is finished
             max_concurrent_trials=resources.concurrent,
             reuse_actors=True,
         ),
@@ -163,7 +152,7 @@ def _run_graph(
     )
     tuner.fit()
     store.refresh()
-    # Tune's notes for a resume that is never asked for.
+    # Studies resume from the store, so Tune's own state is deleted.
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     left = [s for s in todo.keys() - search.errors.keys() if store.result(s) is None]
     if left and search.budget is not None and search.budget.spent():
@@ -172,7 +161,7 @@ def _run_graph(
             "command with another --budget goes on from here"
         )
     if left:
-        raise KeyboardInterrupt  # Tune stops quietly
+        raise KeyboardInterrupt  # which Tune does not pass on
     return search.errors
 
 
@@ -183,7 +172,7 @@ def _jobs(
     resources: Resources,
     settings: Mapping[str, Any],
 ) -> dict[str, "Job"]:
-    """Each stage with all that it needs to run anywhere."""
+    """Jobs by stage, each with all that a node needs to run it."""
     from ssdet.execution.executor import RayExecutor
     from ssdet.stages.job import Job
 
@@ -193,7 +182,7 @@ def _jobs(
             store.uri,
             study.data,
             executor=RayExecutor(),
-            **members(stage, resources),
+            **worker_options(stage, resources),
             **settings,
             protocol=study.protocol,
         )
@@ -201,19 +190,19 @@ def _jobs(
     }
 
 
-def members(stage: Stage, resources: Resources) -> dict[str, Any]:
-    """How many workers a stage's job has, and what each asks for."""
-    found: dict[str, Any] = {"worker_resources": resources.worker}
+def worker_options(stage: Stage, resources: Resources) -> dict[str, Any]:
+    """Fields of a stage's job: number and resources of its workers."""
+    values: dict[str, Any] = {"worker_resources": resources.worker}
     if stage.kind in TRAINING:
-        found |= {"workers": resources.workers, "decoders": resources.decoders}
-        if (asked := resources.elastic) is not None:
-            found["sizes"] = tuple(worker_counts(stage.recipe, asked.low, asked.high))
-    return found
+        values |= {"workers": resources.workers, "decoders": resources.decoders}
+        if (sizes := resources.elastic) is not None:
+            values["sizes"] = tuple(worker_counts(stage.recipe, sizes.low, sizes.high))
+    return values
 
 
 def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[str, float]:
-    """A training stage of several workers only drives them; any other does its work itself, an
-    ensemble without a GPU."""
+    """Resources of a trial's own process: a training of several workers only waits for them, any
+    other stage runs in it, an ensemble without a GPU."""
     if str(config["stage"]).startswith("ensemble"):
         return {"CPU": resources.cpus_per_worker}
     alone = not str(config["stage"]).startswith(TRAINING)
@@ -221,11 +210,10 @@ def _trial_resources(config: Mapping[str, Any], resources: Resources) -> dict[st
 
 
 def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
-    """Ray Tune's trainable: one stage.
+    """Trainable of Ray Tune that runs one stage.
 
-    An exception of the stage's own code is reported, not raised: to run the stage again would
-    raise it again. What Tune tries again is a process that died, also of its own will where it was
-    told to leave its machine.
+    An exception of the stage's code is reported, not raised, since a retry would raise it again.
+    Tune retries processes that died, and those that exit here because of preemption.
     """
     import torch
     from ray import tune
@@ -236,14 +224,14 @@ def trial(config: Mapping[str, Any], jobs: Mapping[str, Any]) -> None:
     try:
         result = run_stage(job, lambda metrics: tune.report(dict(metrics)), wait=False)
     except BlockingIOError:
-        tune.report({"elsewhere": True})  # nobody waits for it holding what it may need
+        tune.report({"elsewhere": True})  # so that its resources are free meanwhile
         return
     except Preempted as error:
         tune.report({"preempted": str(error)})
         os._exit(1)
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"
-        tune.report({"error": f"{told} ({note_error(job.folder, traceback.format_exc())})"})
+        path = note_error(job.folder, traceback.format_exc())
+        tune.report({"error": f"{type(error).__name__}: {error} ({path})"})
         if torch.cuda.is_initialized():
             os._exit(1)  # a broken CUDA context would fail every stage that this process gets next
         return

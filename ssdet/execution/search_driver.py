@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 
 from ssdet.execution.executor import RayExecutor
-from ssdet.execution.runner import TRAINING, fill_caches, hush, members
+from ssdet.execution.runner import TRAINING, fill_caches, quiet_tune, worker_options
 from ssdet.execution.searcher import OptunaSearcher, PrunerScheduler
 from ssdet.execution.session import Resources, connect, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
@@ -125,7 +125,7 @@ def _map(settings: TrialSettings, stages: Chain, report: Report) -> float:
             stage,
             settings.store,
             settings.data,
-            **members(stage, settings.resources),
+            **worker_options(stage, settings.resources),
             loaders=settings.loaders,
             checkpoint_every=settings.checkpoint_every,
             protocol=settings.protocol,
@@ -204,7 +204,7 @@ def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
 
 
 def _fit(record: SearchStudy, resources: Resources, evaluate: Evaluate, lines: Lines) -> None:
-    hush(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
+    quiet_tune(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
     searcher = OptunaSearcher(record, lines)
     asked = tune.PlacementGroupFactory([resources.trial])
     # Tune's notes for a resume that is never asked for; a killed driver leaves its own.

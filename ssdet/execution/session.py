@@ -1,4 +1,4 @@
-"""Ray sessions: starting or joining Ray, and the share of it that a study may use."""
+"""Ray sessions: starting or joining Ray, and planning the resources of stages."""
 
 import json
 import logging
@@ -16,47 +16,47 @@ from typing import Any
 from ssdet.system.sockets import ray_folder
 
 Node = Mapping[str, float]
-"""What one machine has, or may offer: `CPU` and `GPU`."""
+"""Resources of one machine: `CPU` and `GPU`."""
 
 DRIVER_CPU = 0.001
-"""CPUs of a process that only waits for its workers; Ray refuses a trial that asks for none."""
+"""CPUs of a process that only waits for its workers; Ray refuses a trial without resources."""
 
 WORKER_CPU = 0.99
-"""CPUs of such a worker: with a whole one, a full node has no room for the driver beside it."""
+"""CPUs of a worker that has a driver: with a whole one, a full node has no room for the driver."""
 
 LOCAL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-"""Inherited by the workers of an own Ray; what the user has set already is left as it is."""
+"""Environment of the workers of an own Ray; variables that the user has set keep their values."""
 
 OBJECT_STORE_BYTES = 300_000_000
 CLUSTER_FILE_ON_HEAD = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` leaves the resolved cluster file, as JSON."""
+"""Resolved cluster file that `ray up` writes, as JSON."""
 KUBERNETES_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-"""Where Kubernetes tells a pod, beside the account that it may ask the API server with."""
+"""Namespace of a pod, beside the credentials of its service account."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers may share a training stage."""
+    """Range of the number of workers of a training stage."""
 
     low: int
     high: int
 
     @classmethod
     def of(cls, workers: int | str) -> "Workers":
-        """From a number, or a range "2:8". ValueError for anything else."""
+        """Parse a number, or a range "2:8". ValueError for anything else."""
         low, colon, high = str(workers).partition(":")
         if not (low.isdecimal() and (high.isdecimal() if colon else True)):
             raise ValueError(f"workers={workers}: expected a number, or a range such as 2:8")
-        found = cls(int(low), int(high or low))
-        if not 1 <= found.low <= found.high:
+        parsed = cls(int(low), int(high or low))
+        if not 1 <= parsed.low <= parsed.high:
             raise ValueError(
                 f"workers={workers}: expected 1 or more, and the smaller number of a range first"
             )
-        return found
+        return parsed
 
     @property
     def elastic(self) -> bool:
@@ -65,38 +65,38 @@ class Workers:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one stage asks of Ray, and how many stages may ask at once."""
+    """Ray resources of one stage, and number of stages at once."""
 
     workers: int
-    """As many as there is room for, of those that a stage may have."""
+    """Number that fits on the cluster, within the requested range."""
     cpus_per_worker: float
     gpus_per_worker: float
     concurrent: int
     elastic: Workers | None = None
-    """The range, where each stage has as many workers of it as there is room for when it starts."""
+    """The range, if each start of a stage uses as many workers as fit then."""
     decoders: int = 0
-    """Tasks beside each worker of a training that decode for it, each on a core."""
+    """Decoding tasks per training worker, each on a core."""
 
     @property
     def drives(self) -> bool:
-        """Whether a trial's process only drives workers, which train."""
+        """Whether a trial's process only waits for workers that train."""
         return self.workers > 1 or self.elastic is not None
 
     @property
     def worker(self) -> dict[str, float]:
-        """What each training worker asks for: `ScalingConfig(resources_per_worker=)`."""
+        """Resources of each training worker: `ScalingConfig(resources_per_worker=)`."""
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
         return {"CPU": self.cpus_per_worker, **gpus}
 
     @property
     def trial(self) -> dict[str, float]:
-        """What the trial's own process asks for: it runs the loop, or drives several workers."""
+        """Resources of the trial's own process: it trains, or waits for several workers."""
         return {"CPU": DRIVER_CPU} if self.drives else self.worker
 
 
 @dataclass(frozen=True)
 class Session:
-    """A Ray in use: the nodes that run, and those that its autoscaler may add (`growth`)."""
+    """A Ray instance in use: running nodes, and those that its autoscaler may add (`growth`)."""
 
     address: str
     owned: bool
@@ -104,15 +104,15 @@ class Session:
     growth: tuple[Node, ...] = ()
     dashboard: str = ""
     folder: Path | None = None
-    """Where an own Ray has its files, if TMPDIR is too long for its sockets."""
+    """Folder of an own Ray's files, if TMPDIR is too long for its sockets."""
 
     @property
     def capacity(self) -> tuple[Node, ...]:
-        """Every node that a study may count on."""
+        """Running nodes and those that the autoscaler may add."""
         return self.nodes + self.growth
 
     def summary(self) -> str:
-        """One line for the user: whose Ray this is, and how large."""
+        """One line for the user: own Ray or cluster, and its size."""
         where = "own Ray on this machine" if self.owned else f"Ray cluster {self.address}"
         grown = f", may grow to {_size(self.capacity)}" if self.growth else ""
         shown = f", dashboard http://{self.dashboard}" if self.dashboard else ""
@@ -122,10 +122,10 @@ class Session:
 
 @contextmanager
 def connect(address: str | None = None, *, dashboard: bool = False) -> Iterator[Session]:
-    """Join the Ray at `address`, else at RAY_ADDRESS, else run an own one while the block lasts.
+    """Join the Ray at `address`, else at RAY_ADDRESS, else run an own one during the block.
 
-    A cluster that merely runs on this machine is never joined. One that was joined keeps running
-    afterwards; a Ray that this process uses already is used on, and left as it is. Nothing is
+    A cluster on this machine is not joined without an address. A joined cluster keeps running
+    afterwards; a Ray that this process has already initialised is used and kept. Nothing is
     shipped to the nodes: ssdet is installed on each (cluster.yaml), or comes with the job
     (`ray job submit --working-dir`). `dashboard` is for an own Ray. Raises ValueError for an
     address that is not host:port, "auto" or "local", and as `folder_for_ray`; ConnectionError where
@@ -145,10 +145,10 @@ def connect(address: str | None = None, *, dashboard: bool = False) -> Iterator[
 
 
 def folder_for_ray(address: str | None = None) -> Path | None:
-    """Folder that `connect` starts an own Ray in; None for Ray's choice, or a cluster to join.
+    """Folder that `connect` starts an own Ray in; None for Ray's default, or a cluster to join.
 
-    Commands call this before they spend time on data. Raises ValueError where TMPDIR is too long
-    for the sockets of Ray and nothing can take its place.
+    Commands call this before they prepare data. Raises ValueError where TMPDIR is too long for the
+    sockets of Ray and cannot be replaced.
     """
     return ray_folder() if _target(address) == "local" else None
 
@@ -165,33 +165,33 @@ def plan_resources(
     cluster: Node | Sequence[Node],
     decoders: int = 0,
 ) -> Resources:
-    """What each stage asks for so that `concurrent` of them (default: all that fit) never starve.
+    """Resources of each stage such that `concurrent` stages (default: all that fit) run at once.
 
-    workers: a number, or a range "2:8": planned is the largest of it that fits.
+    workers: a number, or a range "2:8", of which the largest that fits is planned.
     `cluster`: CPUs and GPUs of each node; a single mapping is a single node. A worker needs one
     core, and its GPUs from one node. One worker is the trial itself; several have a driver beside
     them, and all drivers and workers of the running trials must fit at once, even with every
     driver on the fullest node: otherwise drivers wait for workers that wait for drivers. So must
     the `decoders` of every worker, one core each: of nodes without GPUs where workers have GPUs.
-    Raises ValueError with what was asked, what there is, and the way out.
+    Raises ValueError with the request, the cluster's size, and the way out.
     """
-    asked = Workers.of(workers)
+    sizes = Workers.of(workers)
     _check_request(gpus_per_worker, concurrent, decoders)
     nodes = [cluster] if isinstance(cluster, Mapping) else list(cluster)
     hosts = [(node, slots) for node in nodes if (slots := _slots(node, gpus_per_worker))]
-    room, at_least = sum(slots for _, slots in hosts), concurrent or 1
+    total, required = sum(slots for _, slots in hosts), concurrent or 1
     if decoders:
-        room = min(room, _decoded_for(nodes, gpus_per_worker, decoders))
+        total = min(total, _workers_with_decoders(nodes, gpus_per_worker, decoders))
         hosts += [(n, cores) for n in nodes if not n.get("GPU") and (cores := int(n["CPU"]))]
-    team = max(asked.low, min(asked.high, room // at_least))
-    most = room // team
-    if asked.high > 1:
-        most = min([most, *(_drivers_beside(node, slots) for node, slots in hosts)])
-    if most < at_least:
-        raise ValueError(_shortage(team, gpus_per_worker, concurrent, most, nodes, decoders))
-    cpus = 1.0 if asked.high == 1 else WORKER_CPU
-    elastic = asked if asked.elastic else None
-    return Resources(team, cpus, gpus_per_worker, concurrent or most, elastic, decoders)
+    size = max(sizes.low, min(sizes.high, total // required))
+    trials = total // size
+    if sizes.high > 1:
+        trials = min([trials, *(_drivers_beside(node, slots) for node, slots in hosts)])
+    if trials < required:
+        raise ValueError(_shortage(size, gpus_per_worker, concurrent, trials, nodes, decoders))
+    cpus = 1.0 if sizes.high == 1 else WORKER_CPU
+    elastic = sizes if sizes.elastic else None
+    return Resources(size, cpus, gpus_per_worker, concurrent or trials, elastic, decoders)
 
 
 def _start(dashboard: bool, folder: Path | None) -> str:
@@ -230,7 +230,7 @@ def _join(target: str) -> str:
 
 
 def _probe(target: str) -> None:
-    """Fail in seconds; a Ray driver retries a dead address for minutes before it gives up."""
+    """Fail within seconds; a Ray driver retries a dead address for minutes."""
     host, _, port = target.rpartition(":")
     if "://" in target or not host or not port.isdigit():
         raise ValueError(
@@ -242,7 +242,7 @@ def _probe(target: str) -> None:
 
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables while the block lasts, for the processes that it starts."""
+    """Set environment variables during the block, for the processes that it starts."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -263,8 +263,7 @@ def _cores() -> int:
 def _session(owned: bool = False, dashboard: str = "") -> Session:
     import ray
 
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = tuple(_node(resources) for resources in found)
+    nodes = tuple(_node(node["Resources"]) for node in ray.nodes() if node["Alive"])
     address = ray.get_runtime_context().gcs_address
     on_head = not owned and address.rsplit(":", 1)[0] == ray.util.get_node_ip_address()
     limits = _autoscaler_limits() if on_head else None
@@ -272,9 +271,9 @@ def _session(owned: bool = False, dashboard: str = "") -> Session:
 
 
 def _autoscaler_limits() -> Mapping[str, Any] | None:
-    """The cluster file that the autoscaler beside this head follows; None where there is none.
+    """Cluster file of the autoscaler on this head node; None where there is none.
 
-    Ray's own place for it, `ClusterConfig` in the GCS, is filled by no autoscaler of Ray 2.60.
+    No autoscaler of Ray 2.60 fills `ClusterConfig` in the GCS, where Ray would keep it.
     """
     if (file := CLUSTER_FILE_ON_HEAD.expanduser()).exists():
         limits: Mapping[str, Any] = json.loads(file.read_text())
@@ -285,25 +284,25 @@ def _autoscaler_limits() -> Mapping[str, Any] | None:
 
 def _kuberay_limits(name: str) -> Mapping[str, Any] | None:
     """The same from a RayCluster. KubeRay's autoscaler runs in the head's pod and reads it with
-    the account of that pod, so where this is forbidden there is no autoscaler either."""
+    the pod's service account, so where reading is forbidden there is no autoscaler either."""
     import requests
     from ray.autoscaler._private.kuberay import autoscaling_config, node_provider
 
     client = node_provider.KubernetesHttpApiClient(KUBERNETES_NAMESPACE.read_text().strip())
     try:
-        found = client.get(f"rayclusters/{name}")
+        cluster = client.get(f"rayclusters/{name}")
     except requests.RequestException as error:
         if error.response is None or error.response.status_code not in (401, 403, 404):
-            told = "only nodes that run are counted, not what KubeRay's autoscaler may add"
-            warnings.warn(f"RayCluster {name!r} cannot be read ({error}): {told}", stacklevel=2)
+            effect = "only running nodes are counted, not those that KubeRay's autoscaler may add"
+            warnings.warn(f"RayCluster {name!r} cannot be read ({error}): {effect}", stacklevel=2)
         return None
-    if not found["spec"].get("enableInTreeAutoscaling"):
+    if not cluster["spec"].get("enableInTreeAutoscaling"):
         return None
-    return autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
+    return autoscaling_config._derive_autoscaling_config_from_ray_cr(cluster)
 
 
 def _growth(cluster_file: Mapping[str, Any], running: Sequence[Node]) -> tuple[Node, ...]:
-    """Nodes that a cluster file allows beyond the running ones; none where it names no sizes."""
+    """Nodes that a cluster file allows beyond the running ones, if it gives their resources."""
     kinds, head = cluster_file["available_node_types"], cluster_file["head_node_type"]
     workers = [
         _node(kind["resources"])
@@ -345,13 +344,13 @@ def _check_request(gpus_per_worker: float, concurrent: int | None, decoders: int
 
 
 def _slots(node: Node, gpus_per_worker: float) -> int:
-    """Workers that a node holds."""
+    """Workers that fit on a node."""
     gpus = node.get("GPU", 0) / gpus_per_worker if gpus_per_worker else inf
     return int(min(node.get("CPU", 0), gpus + 1e-9))
 
 
-def _decoded_for(nodes: Sequence[Node], gpus_per_worker: float, decoders: int) -> int:
-    """Workers whose decoders have a core each, beside those of the workers themselves."""
+def _workers_with_decoders(nodes: Sequence[Node], gpus_per_worker: float, decoders: int) -> int:
+    """Workers for whose decoders, and themselves, the nodes have a core each."""
     if gpus_per_worker:
         return sum(int(n.get("CPU", 0)) for n in nodes if not n.get("GPU")) // decoders
     return sum(int(n.get("CPU", 0)) for n in nodes) // (1 + decoders)
@@ -365,24 +364,24 @@ def _shortage(
     workers: int,
     gpus_per_worker: float,
     concurrent: int | None,
-    most: int,
+    fitting: int,
     nodes: Sequence[Node],
     decoders: int,
 ) -> str:
-    trials, team = _count(concurrent or 1, "trial"), _count(workers, "worker")
-    asked = f"{trials} at once, each of {team} with 1 CPU and {gpus_per_worker:g} GPUs"
+    trials, group = _count(concurrent or 1, "trial"), _count(workers, "worker")
+    request = f"{trials} at once, each of {group} with 1 CPU and {gpus_per_worker:g} GPUs"
     if decoders:
         where = " on nodes without GPUs" if gpus_per_worker else ""
-        asked += f", and for each {_count(decoders, 'decoder')} with 1 CPU{where}"
+        request += f", and for each {_count(decoders, 'decoder')} with 1 CPU{where}"
     largest = max((node.get("GPU", 0) for node in nodes), default=0)
     if gpus_per_worker > largest:
         return (
-            f"{asked}: the largest of {_count(len(nodes), 'node')} has {largest:g} GPUs, and the"
+            f"{request}: the largest of {_count(len(nodes), 'node')} has {largest:g} GPUs, and the"
             f" GPUs of a worker come from one node: use gpus_per_worker={largest:g} or a cluster"
             " with larger nodes"
         )
-    fewer = f"concurrent={most} or less" if most else "a smaller gpus_per_worker"
+    fewer = f"concurrent={fitting} or less" if fitting else "a smaller gpus_per_worker"
     return (
-        f"{asked}: the cluster has {_size(nodes)}, room for {_count(most, 'trial')}:"
+        f"{request}: the cluster has {_size(nodes)}, room for {_count(fitting, 'trial')}:"
         f" use {fewer}, fewer workers{' or decoders' if decoders else ''}, or more nodes"
     )

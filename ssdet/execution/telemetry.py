@@ -1,4 +1,4 @@
-"""Stages for those who watch from outside: gauges, TensorBoard, an actor by each stage's name."""
+"""Telemetry of running stages: Ray metrics, TensorBoard files, actors in Ray's dashboard."""
 
 import logging
 import time
@@ -15,13 +15,13 @@ from ssdet.studies.graph.plan import Plan, stage_labels
 
 NAMESPACE = "ssdet"
 GAUGES = {
-    "loss": "training loss, mean over the last stretch of steps",
+    "loss": "training loss, mean over the steps since the last report",
     "lr": "learning rate",
     "clips_per_second": "clips trained on per second",
     "validation": "score of the validation split, a fraction",
-    "gpu_memory_bytes": "most memory held on the GPU",
+    "gpu_memory_bytes": "peak memory allocated on the GPU",
     "step": "optimiser steps done",
-    "steps": "optimiser steps in all",
+    "steps": "optimiser steps of the whole training",
 }
 """Exported by Ray's metrics agents as `ray_ssdet_NAME`."""
 
@@ -33,8 +33,8 @@ log = logging.getLogger(__name__)
 
 
 class Telemetry:
-    """Passes on what stages report: to Ray's metrics, to event files in `STORE/tensorboard`, and,
-    where there is a dashboard, to one named actor for each stage that runs."""
+    """Exports the reports of stages to Ray's metrics, to event files in `STORE/tensorboard`, and,
+    if `actors`, to one named actor per running stage in Ray's dashboard."""
 
     def __init__(self, plan: Plan, folder: Path, actors: bool) -> None:
         from ray.util.metrics import Gauge
@@ -62,18 +62,18 @@ class Telemetry:
         if "error" in metrics or metrics.get("finished") or metrics.get("elsewhere"):
             self._end(stage)
             return
-        found = {name: float(metrics[name]) for name in GAUGES if name in metrics}
+        values = {name: float(metrics[name]) for name in GAUGES if name in metrics}
         with self._lock:
             latest = self._latest.setdefault(stage, {"running": 1.0})
-            latest.update(found)
+            latest.update(values)
             self._set(stage)
-        if found:
-            self._write(stage, found)
+        if values:
+            self._write(stage, values)
         if self._with_actors:
-            self._tell_actor(stage, {**self.tags(stage), **latest})
+            self._update_actor(stage, {**self.tags(stage), **latest})
 
     def tags(self, stage: str) -> dict[str, str]:
-        """What a stage is, as labels; all arms that share it are named."""
+        """Labels of a stage, with all arms that share it."""
         kind, arms, seed = self._names[stage]
         values = self._study, kind, "+".join(arms), str(seed), stage
         return dict(zip(TAGS, values, strict=True))
@@ -97,19 +97,19 @@ class Telemetry:
                 for stage in self._latest:
                     self._set(stage)
 
-    def _write(self, stage: str, found: Mapping[str, float]) -> None:
-        """Append to a stage's event file, in this thread: that of tensorboardX's own writer would
-        die of a full disk and take the study along. Curves may be lost, results not."""
+    def _write(self, stage: str, values: Mapping[str, float]) -> None:
+        """Append to a stage's event file, in this thread: a full disk would end the thread of
+        tensorboardX's own writer and with it the study. Losing curves is acceptable."""
         if self._full:
             return
         try:
             if stage not in self._writers:
                 self._writers[stage] = self._open(stage)
-            for name, value in found.items():
+            for name, value in values.items():
                 if name not in ("step", "steps"):
                     event = event_pb2.Event(
                         wall_time=time.time(),
-                        step=int(found.get("step", 0)),
+                        step=int(values.get("step", 0)),
                         summary=scalar(name, value),
                     )
                     self._writers[stage].write_event(event)
@@ -122,7 +122,7 @@ class Telemetry:
 
     def _open(self, stage: str) -> EventsWriter:
         tags = self.tags(stage)
-        # An arm's name may hold what is no folder name.
+        # An arm's name may contain a slash.
         safe = tags["arm"].replace("/", "_")
         path = self._folder / f"{tags['kind']}-{safe}-seed{tags['seed']}-{stage[-6:]}"
         path.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ class Telemetry:
         if (actor := self._actors.pop(stage, None)) is not None:
             ray.kill(actor)
 
-    def _tell_actor(self, stage: str, state: Mapping[str, Any]) -> None:
+    def _update_actor(self, stage: str, state: Mapping[str, Any]) -> None:
         import ray
 
         if stage not in self._actors:
@@ -161,11 +161,11 @@ class Telemetry:
 
 
 def running_class() -> type:
-    """Class of the actor that stands for a running stage in the dashboard and knows its latest
-    figures: `ray.get_actor(NAME, namespace="ssdet").get.remote()`.
+    """Class of the actor that represents a running stage in the dashboard, with its latest metrics:
+    `ray.get_actor(NAME, namespace="ssdet").get.remote()`.
 
-    Made in a function, so that Ray ships it by value: found by its name, it would have the actor's
-    process import all that this package imports, hundreds of megabytes for a few figures.
+    Defined in a function, so that Ray ships it by value: a module-level class would make the
+    actor's process import this package, hundreds of megabytes for a few numbers.
     """
 
     class Running:

@@ -1,4 +1,4 @@
-"""A plan's stages as trials of Ray Tune: a searcher that proposes what is ready."""
+"""Ray Tune searcher that runs the stages of a plan as trials, and callbacks for their reports."""
 
 import time
 from collections import Counter
@@ -14,12 +14,12 @@ from ssdet.execution.workers import MAX_PREEMPTION_RESTARTS
 from ssdet.store.base import Store, note_error
 from ssdet.studies.graph.identity import Stage
 
-LOOK_AGAIN = 2.0
-"""Seconds between two looks at a stage that another process works on."""
+POLL_SECONDS = 2.0
+"""Seconds between two checks of a stage that another process runs."""
 
 
 class Listener(Protocol):
-    """Who wants to know what stages report."""
+    """Receiver of the reports of stages."""
 
     def update(self, stage: str, metrics: Mapping[str, Any]) -> None:
         """A stage reported: its end ("finished"), an error, or a step."""
@@ -28,10 +28,10 @@ class Listener(Protocol):
 class GraphSearch(Searcher):
     """Proposes stages whose parents are done, in the plan's order.
 
-    A stage that another process works on is looked at again later, and not run if that one
-    finishes it. `errors` maps stages to why they failed; what depends on them is not run.
-    `budget`: device hours after which nothing more is started; what runs comes to its end.
-    `listener` is told of what others finished.
+    A stage that another process runs is checked again later, and skipped if that process finishes
+    it. `errors` maps failed stages to the reasons; stages that depend on them are not run.
+    `budget`: device hours after which no stage is started; running ones are finished. `listener`
+    also gets the stages that other processes finished.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class GraphSearch(Searcher):
         self._stages = dict(stages)
         self._waiting = dict(stages)
         self._running: dict[str, str] = {}
-        self._looked: dict[str, float] = {}
+        self._checked: dict[str, float] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        """Next stage as a trial's configuration; None while all that is left has to wait."""
+        """Next stage as a trial's configuration; None while all remaining stages have to wait."""
         if self.budget is not None and self.budget.spent():
             return None if self._running else Searcher.FINISHED
         for name, stage in list(self._waiting.items()):
@@ -66,42 +66,42 @@ class GraphSearch(Searcher):
         return None if self._running or self._waiting else Searcher.FINISHED
 
     def _elsewhere(self, name: str) -> bool:
-        """Whether another process runs the stage, looked up every few seconds at most; what it
-        has finished is waited for no more."""
+        """Whether another process runs the stage, or has finished it; checked every
+        `POLL_SECONDS` at most."""
         now = time.monotonic()
-        if now - self._looked.get(name, -LOOK_AGAIN) < LOOK_AGAIN:
-            return name in self._looked
+        if now - self._checked.get(name, -POLL_SECONDS) < POLL_SECONDS:
+            return name in self._checked
         if self._store.result(name) is not None:
             del self._waiting[name]
             if self._listener is not None:
                 self._listener.update(name, {"finished": True})
             return True
         if self._store.busy(name):
-            self._looked[name] = now
+            self._checked[name] = now
             return True
-        self._looked.pop(name, None)
+        self._checked.pop(name, None)
         return False
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take note of a stage's end; a failed one takes along what depends on it."""
+        """Record the end of a stage; the stages that depend on a failed one fail too."""
         name = self._running.pop(trial_id)
         if self.budget is not None:
             self.budget.stop(name)
         if (result or {}).get("elsewhere"):
-            self._looked[name] = time.monotonic()
+            self._checked[name] = time.monotonic()
             self._waiting[name] = self._stages[name]
             return
         reason = (result or {}).get("error")
         if error or result is None or reason:
-            self._fail(name, reason or self._dead(name))
+            self._fail(name, reason or self._record_death(name))
 
-    def _dead(self, name: str) -> str:
-        """Note what nobody was left to note: that Ray gave a stage up."""
-        why = "its process died again and again: killed, out of memory, or its machine went away"
-        note_error(self._store.folder(name), why + "\n")
-        return why
+    def _record_death(self, name: str) -> str:
+        """Write the reason to the folder of a stage whose process died for good; return it."""
+        reason = "its process died again and again: killed, out of memory, or its machine went away"
+        note_error(self._store.folder(name), reason + "\n")
+        return reason
 
     def _fail(self, name: str, reason: str) -> None:
         self.errors[name] = reason
@@ -111,91 +111,88 @@ class GraphSearch(Searcher):
                 self._fail(child, f"needs {name}, which failed")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its searcher to a file for restoring, which is never done: see the store."""
+        """Empty: Tune pickles its searcher, but a study resumes from its store."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep: the store says what is done."""
+        """Nothing to save: a study resumes from its store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: a study is resumed from its store."""
+        """Never called: a study resumes from its store."""
 
 
-class ProgressCallback(tune.Callback):
-    """Passes on what trials report."""
+class StatelessCallback(tune.Callback):
+    """A callback without state: Tune pickles its callbacks, but a study resumes from its store."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class ProgressCallback(StatelessCallback):
+    """Passes the reports of trials to listeners."""
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks to a file for restoring, which is never done: see the store."""
-        return {}
+    def _update(self, trial: Any, metrics: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener.update(trial.config["stage"], metrics)
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A stage begins; scoring reports nothing before its end."""
-        for listener in self.listeners:
-            listener.update(trial.config["stage"], {})
+        self._update(trial, {})
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
         """A stage reported progress, its end, or its failure."""
-        for listener in self.listeners:
-            listener.update(trial.config["stage"], result)
+        self._update(trial, result)
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A stage's process died for good."""
-        for listener in self.listeners:
-            listener.update(trial.config["stage"], {"error": "its process died"})
+        self._update(trial, {"error": "its process died"})
 
 
-class PreemptionRetries(tune.Callback):
-    """Retry preempted trials without counting a failure; at most
-    `MAX_PREEMPTION_RESTARTS` times."""
+class PreemptionRetries(StatelessCallback):
+    """Retry preempted trials without counting a failure; at most `MAX_PREEMPTION_RESTARTS` times.
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
-        self._moves: Counter[str] = Counter()
+    log: called with the reason of each preemption.
+    """
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks to a file for restoring, which is never done: see the store."""
-        return {}
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self.log = log
+        self._retries: Counter[str] = Counter()
 
     def on_trial_result(
         self, iteration: int, trials: list, trial: Any, result: dict, **info: Any
     ) -> None:
-        """A trial reported, perhaps that its process ends now."""
+        """A trial reported, perhaps that its process ends because of preemption."""
         if "preempted" not in result:
             return
-        self.tell(f"{trial.config.get('stage', trial.trial_id)}: {result['preempted']}")
-        self._moves[trial.trial_id] += 1
-        if self._moves[trial.trial_id] <= MAX_PREEMPTION_RESTARTS:
+        self.log(f"{trial.config.get('stage', trial.trial_id)}: {result['preempted']}")
+        self._retries[trial.trial_id] += 1
+        if self._retries[trial.trial_id] <= MAX_PREEMPTION_RESTARTS:
             trial.max_failures += 1
 
 
 def trackers(names: Sequence[str], study: str) -> list[tune.Callback]:
-    """Ray's own loggers for MLflow and Weights & Biases; each stage becomes a run of theirs.
+    """Ray's own loggers for MLflow and Weights & Biases, with one run per stage.
 
     They read their usual environment variables. ValueError for an unknown name, ImportError with
     the way out where the tracker's package is not installed.
     """
-    made: list[tune.Callback] = []
+    callbacks: list[tune.Callback] = []
     for name in names:
+        if name not in ("mlflow", "wandb"):
+            raise ValueError(f"log {name!r}: choose mlflow or wandb")
+        if find_spec(name) is None:
+            raise ImportError(f"log {name!r} needs its package: pip install {name}")
         if name == "mlflow":
-            _demand("mlflow", name)
             from ray.air.integrations.mlflow import MLflowLoggerCallback
 
-            made.append(MLflowLoggerCallback(experiment_name=study))
-        elif name == "wandb":
-            _demand("wandb", name)
+            callbacks.append(MLflowLoggerCallback(experiment_name=study))
+        else:
             from ray.air.integrations.wandb import WandbLoggerCallback
 
-            made.append(WandbLoggerCallback(project="ssdet", group=study))
-        else:
-            raise ValueError(f"log {name!r}: choose mlflow or wandb")
-    return made
-
-
-def _demand(package: str, name: str) -> None:
-    if find_spec(package) is None:
-        raise ImportError(f"log {name!r} needs its package: pip install {package}")
+            callbacks.append(WandbLoggerCallback(project="ssdet", group=study))
+    return callbacks

@@ -1,4 +1,4 @@
-"""Training on several Ray Train workers: start, restart after failures and preemption, resizing."""
+"""Training on several Ray Train workers: start, restart after failure or preemption, resizing."""
 
 import json
 import os
@@ -15,18 +15,17 @@ from ssdet.execution.decoding import DECODER_CPU
 from ssdet.training.context import WORKERS_RESULT, Context
 from ssdet.training.preemption import Preempted, StopReason, watch_preemption
 
-WAIT_SECONDS = 24 * 3600
-"""Longest wait for another worker: rank 0 scores the validation split while the others wait."""
-
-FAILURES = 3
-"""Deaths and errors of workers after which the team is started again."""
+COLLECTIVE_TIMEOUT = 24 * 3600
+"""Seconds that a worker waits for the others: rank 0 scores the validation split meanwhile."""
+MAX_FAILURES = 3
+"""Maximum restarts per call after a worker's death or error."""
 MAX_PREEMPTION_RESTARTS = 20
 """Maximum restarts per call after preemption or scale-up."""
-LOOK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
-"""Seconds between two looks of Ray Train at its workers. A worker that reports waits for the next;
+HEALTH_CHECK = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1"}
+"""Seconds between Ray Train's polls of its workers. A worker that reports waits for the next poll:
 with Ray's 2 seconds, a hundred reports are three minutes of waiting."""
-PATIENCE = 3.0
-"""Seconds in which Ray finds places that are free."""
+PLACEMENT_TIMEOUT = 3.0
+"""Seconds after which Ray has no room for a placement group."""
 
 
 def drained(node: str = "") -> StopReason:
@@ -39,7 +38,7 @@ def drained(node: str = "") -> StopReason:
     node = node or ray.get_runtime_context().get_node_id()
 
     def sign() -> str:
-        # The public call works in Ray Train's workers only, not in a trial of Ray Tune.
+        # The public function works in Ray Train's workers only, not in a trial of Ray Tune.
         draining = ray._private.state.state.get_draining_nodes()
         return f"node {node} is being drained" if node in draining else ""
 
@@ -48,89 +47,95 @@ def drained(node: str = "") -> StopReason:
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """How many Ray Train workers share a training, and what each of them asks of Ray."""
+    """Sizes and resources of the Ray Train workers that share a training."""
 
     sizes: Sequence[int]
-    """Numbers of workers that it may have; as many as there is room for."""
+    """Possible numbers of workers; each start uses the largest that fits."""
     resources: Mapping[str, float]
-    settle: float = 60.0
-    """Seconds that it trains before it is stopped for a larger one."""
+    """Ray resources of one worker."""
+    min_seconds_between_restarts: float = 60.0
+    """Training time before the group is restarted with more workers."""
     decoders: int = 0
-    """Tasks that decode for each worker, on a core each, wherever there is one."""
+    """Decoding tasks per worker, each on a core of any node."""
 
     @property
     def elastic(self) -> bool:
         return len(self.sizes) > 1
 
-    def places(self, workers: int) -> list[dict[str, float]]:
-        """What so many workers ask of Ray, their decoders with them."""
+    def bundles(self, workers: int) -> list[dict[str, float]]:
+        """Placement group bundles of so many workers and their decoders."""
         decoders = [{"CPU": DECODER_CPU}] * (workers * self.decoders)
         return [dict(self.resources)] * workers + decoders
 
 
 class UpscaleRequest:
-    """A request for the workers that a team lacks, open while it trains, so that an autoscaler sees
-    it: a sign to stop, and to start again with them, once they have a place."""
+    """A stop sign that is set once Ray has room for the next larger group of workers.
 
-    def __init__(self, team: WorkerGroup, size: int, asks: bool) -> None:
-        self.team, self.since = team, time.monotonic()
-        self.more = min((s - size for s in team.sizes if s > size), default=0) if asks else 0
-        self.place: Any = None
+    The placement group of the missing workers stays requested while the group trains, so that an
+    autoscaler adds nodes for it. Only the worker with `requests` (rank 0) makes the request.
+    """
+
+    def __init__(self, group: WorkerGroup, size: int, requests: bool) -> None:
+        self.group, self.since = group, time.monotonic()
+        larger = [s - size for s in group.sizes if s > size]
+        self.missing = min(larger, default=0) if requests else 0
+        self.placement: Any = None
 
     def __call__(self) -> str:
         from ray.util import placement_group
 
-        if not self.more or time.monotonic() - self.since < self.team.settle:
+        trained = time.monotonic() - self.since
+        if not self.missing or trained < self.group.min_seconds_between_restarts:
             return ""
-        if self.place is None:
-            self.place = placement_group(self.team.places(self.more))
-        return f"room for {self.more} more workers" if self.place.wait(1) else ""
+        if self.placement is None:
+            self.placement = placement_group(self.group.bundles(self.missing))
+        return f"room for {self.missing} more workers" if self.placement.wait(1) else ""
 
     def close(self) -> None:
         """Withdraw the request."""
         from ray.util import remove_placement_group
 
-        if self.place is not None:
-            remove_placement_group(self.place)
+        if self.placement is not None:
+            remove_placement_group(self.placement)
 
 
-def size_now(team: WorkerGroup) -> int:
-    """The largest size that there is room for; waits for the smallest where there is none.
+def size_now(group: WorkerGroup) -> int:
+    """The largest size that Ray has room for; waits for the smallest where there is no room.
 
-    Asks Ray for the places and gives them back: what is free in all may lie on nodes that cannot
-    hold one worker, or on one that is being drained.
+    Tries placement groups and removes them again: free resources may be scattered over nodes that
+    cannot host one worker, or be on a node that is being drained.
     """
     from ray.util import placement_group, remove_placement_group
 
-    sizes = sorted(team.sizes, reverse=True)
-    if not team.elastic:
+    sizes = sorted(group.sizes, reverse=True)
+    if not group.elastic:
         return sizes[0]
     for size in sizes:
-        place = placement_group(team.places(size))
+        placement = placement_group(group.bundles(size))
         try:
-            while not place.wait(PATIENCE):
+            while not placement.wait(PLACEMENT_TIMEOUT):
                 if size > sizes[-1]:
                     break
             else:
                 return size
         finally:
-            remove_placement_group(place)
+            remove_placement_group(placement)
     raise AssertionError("the smallest size is waited for")
 
 
 def _work(
     folder: Path,
-    team: WorkerGroup,
+    group: WorkerGroup,
     driver: str,
     work: Callable[..., dict[str, Any]],
     arguments: tuple[Any, ...],
 ) -> None:
-    """What each Ray Train worker runs; rank 0 leaves the result in its folder."""
+    """Run `work` in a Ray Train worker; rank 0 writes the result to `folder`."""
     from ray import train
 
     place = train.get_context()
     rank, world = place.get_world_rank(), place.get_world_size()
-    upscale = UpscaleRequest(team, world, asks=rank == 0)
+    upscale = UpscaleRequest(group, world, requests=rank == 0)
     with closing(upscale), watch_preemption(drained(), drained(driver), upscale) as stop_reason:
         context = Context(
             folder,
@@ -142,84 +147,85 @@ def _work(
         )
         result = work(context, *arguments)
     if rank == 0:
-        (context.folder / WORKERS_RESULT).write_text(json.dumps(result))
+        (folder / WORKERS_RESULT).write_text(json.dumps(result))
 
 
 def run_workers(
-    team: WorkerGroup,
+    group: WorkerGroup,
     folder: Path,
     work: Callable[..., dict[str, Any]],
     *arguments: Any,
-    bring: Callable[[], None] = lambda: None,
+    download_results: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run `work(context, *arguments)` on Ray Train workers; returns what rank 0 returned, and as
-    `teams` how many worked each time.
+    """Run `work(context, *arguments)` on Ray Train workers; return the result of rank 0, and as
+    `teams` the number of workers of each start.
 
     Must be called where Ray is initialised; inside a Tune trial the workers' reports become the
-    trial's. If one dies or raises, all are started again, at most three times, and go on from the
-    last checkpoint: the others wait for it in a collective call and cannot go on without it. They
-    are also started again, at most `MAX_PREEMPTION_RESTARTS` times, where `work` returns
-    `preempted`. Each start has as many workers as there is room for then. `bring` is called when
-    they have ended: it fetches their files where they have another disk. Raises Ray Train's error
-    with the worker's when training fails, Preempted where the caller's own node is drained.
+    trial's. If a worker dies or raises, all are restarted from the last checkpoint, at most
+    `MAX_FAILURES` times, since the others wait for it in a collective call. They are also
+    restarted, at most `MAX_PREEMPTION_RESTARTS` times, where `work` returns `preempted`. Each start
+    has as many workers as Ray has room for then. `download_results` is called when the workers have
+    ended, to fetch their files from another disk. Raises Ray Train's error with the worker's when
+    training fails, Preempted where the caller's own node is drained.
     """
     from ray import get_runtime_context
     from ray.train import TrainingFailedError
 
-    driver, teams, failures = get_runtime_context().get_node_id(), list[int](), 0
-    leaves = drained()
+    driver, sizes, failures = get_runtime_context().get_node_id(), list[int](), 0
+    own_node_drained = drained()
     while True:
-        teams.append(size_now(team))
+        sizes.append(size_now(group))
+        worker = partial(_work, folder, group, driver, work, arguments)
         try:
-            answer = _fit(team, teams[-1], folder, partial(_work, folder, team, driver, work,
-                                                           arguments), bring)  # fmt: skip
+            result = _train(group, sizes[-1], folder, worker, download_results)
         except TrainingFailedError:
-            if leaves():
-                raise Preempted(leaves()) from None
-            if (failures := failures + 1) > FAILURES:
+            if own_node_drained():
+                raise Preempted(own_node_drained()) from None
+            if (failures := failures + 1) > MAX_FAILURES:
                 raise
             continue
-        if "preempted" not in answer:
-            return {**answer, "teams": teams}
-        if leaves() or len(teams) - failures > MAX_PREEMPTION_RESTARTS:
-            raise Preempted(answer["preempted"])
+        if "preempted" not in result:
+            return {**result, "teams": sizes}
+        if own_node_drained() or len(sizes) - failures > MAX_PREEMPTION_RESTARTS:
+            raise Preempted(result["preempted"])
 
 
-def _fit(
-    team: WorkerGroup,
+def _train(
+    group: WorkerGroup,
     size: int,
     folder: Path,
     worker: Callable[[], None],
-    bring: Callable[[], None],
+    download_results: Callable[[], None],
 ) -> dict[str, Any]:
+    """One start of the workers; the result that rank 0 wrote."""
     from ray import train
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    answer = folder / WORKERS_RESULT
-    answer.unlink(missing_ok=True)
+    result = folder / WORKERS_RESULT
+    result.unlink(missing_ok=True)
 
     callbacks: list[Any] = []
-    with suppress(RuntimeError):  # refuses to exist outside a Tune trial, where none listens
+    with suppress(RuntimeError):  # raised outside a Tune trial, which needs no callback
         callbacks.append(TuneReportCallback())
-    for name, value in LOOK.items():
+    for name, value in HEALTH_CHECK.items():
         os.environ.setdefault(name, value)  # Ray Train passes it on
     trainer = TorchTrainer(
         worker,
-        torch_config=TorchConfig(timeout_s=WAIT_SECONDS),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT),
         scaling_config=train.ScalingConfig(
             num_workers=size,
-            use_gpu=bool(team.resources.get("GPU")),
-            resources_per_worker=dict(team.resources),
+            use_gpu=bool(group.resources.get("GPU")),
+            resources_per_worker=dict(group.resources),
         ),
         run_config=train.RunConfig(
             name=f"workers-{time.time_ns()}",
             storage_path=str(folder / "ray"),
-            # Ray would start the same number again; `run_workers` looks how many there can be.
+            # Ray would restart the same number; `run_workers` finds the number that fits.
             failure_config=train.FailureConfig(  # type: ignore[call-arg]
                 max_failures=0,
                 max_preemption_failures=0,
-                controller_failure_limit=0 if team.elastic else 3,
+                controller_failure_limit=0 if group.elastic else 3,
             ),
             callbacks=callbacks,
         ),
@@ -228,5 +234,5 @@ def _fit(
         trainer.fit()
     finally:
         shutil.rmtree(folder / "ray", ignore_errors=True)
-    bring()
-    return json.loads(answer.read_text())
+    download_results()
+    return json.loads(result.read_text())

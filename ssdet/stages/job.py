@@ -46,11 +46,11 @@ class Executor:
         job: "Job",
         work: Callable[..., Result],
         *arguments: Any,
-        bring: Callable[[], None] = lambda: None,
+        download_results: Callable[[], None] = lambda: None,
     ) -> Result:
         """Run `work(context, *arguments)` on the job's workers; returns the result of the first,
-        and as `teams` how many worked at each start. `bring` fetches their files when they have
-        ended."""
+        and as `teams` how many worked at each start. `download_results` fetches their files when
+        they have ended."""
         raise ValueError(f"{job.stage.id}: {job.workers} workers need Ray")
 
     def stream_features(

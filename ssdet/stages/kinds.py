@@ -119,8 +119,8 @@ def _train(job: Job, report: Report, role: str) -> Result:
             return train_worker(context, job, role, initial)
     store = Store.open(job.store)
     store.publish_progress(job.stage.id)
-    bring = partial(store.fetch_progress, job.stage.id, exactly=True)
-    return job.executor.run_workers(job, train_team, job, role, initial, bring=bring)
+    download = partial(store.fetch_progress, job.stage.id, exactly=True)
+    return job.executor.run_workers(job, train_team, job, role, initial, download_results=download)
 
 
 def _fine_weights(job: Job) -> dict[str, Tensor]:

@@ -1,17 +1,17 @@
-"""The consoles of this package: names are shown as they are, whatever brackets they have."""
+"""Console output without markup, and durations as text."""
 
 from typing import Any
 
 from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Between two lines of progress where there is no terminal."""
+"""Interval between lines of progress without a terminal."""
 
 
 def plain_console(width: int | None = None, **options: Any) -> Console:
-    """A console without rich's markup, emoji codes and highlighting.
+    """A console without rich's markup, emoji codes and highlighting, which would alter names.
 
-    It is as wide as the terminal; elsewhere `width` columns, or as rich finds them. `options` are
+    Its width is that of the terminal; elsewhere `width` columns, or rich's default. `options` are
     those of rich's Console, such as `stderr=True`.
     """
     plain = {"highlight": False, "markup": False, "emoji": False, **options}

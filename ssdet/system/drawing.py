@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-"""Told apart by colour-blind readers (Okabe and Ito)."""
+"""Distinguishable for colour-blind readers (Okabe and Ito)."""
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
 MARKERS = "os^Dv"
 GREY = "#9aa0a8"
 
 
 def save(figure: "Figure", path: Path) -> Path:
-    """Write without date or version, with the one back end that every machine has.
+    """Write a figure reproducibly: without date or version, with a back end that needs no display.
 
-    Text is shown as it is: names with dollar signs are no formulas.
+    Dollar signs in text are not formulas. ValueError for a format other than PNG, SVG or PDF.
     """
     import matplotlib
     from matplotlib.text import Text

@@ -1,4 +1,4 @@
-"""Packages whose public names are imported when they are first used."""
+"""Packages that import their public names on first use."""
 
 import sys
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Recipes (frozen dataclasses) as JSON values, from which ids of stages are made."""
+"""Conversion of recipes (frozen dataclasses) to and from JSON values, the source of stage ids."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, is_dataclass
@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 ADDED_LATER = {"added_later": True}
-"""Metadata of a field that a recipe gains after a release: at its default it is left out of the
-JSON, so that ids of finished stages stay."""
+"""Metadata of a field that was added after a release: at its default it is left out of the JSON, so
+that ids of finished stages do not change."""
 EXCLUDED_FROM_ID = {"excluded_from_id": True}
 """Metadata of a field that does not change results: it is left out of the JSON."""
 
 
 def named_by(name_of: Callable[[str], str]) -> dict[str, Any]:
-    """Metadata of a field that may name a file: its JSON is `name_of(value)`, which is the same
-    wherever the file lies."""
+    """Metadata of a field that may be a path: its JSON is `name_of(value)`, which does not depend
+    on the file's folder."""
     return {"named_by": name_of}
 
 
@@ -25,11 +25,11 @@ _ADAPTERS: dict[type, "TypeAdapter[Any]"] = {}
 
 
 def to_json(recipe: Any) -> dict[str, Any]:
-    """Recipe as plain JSON values, without fields that are `ADDED_LATER` and at their default, or
+    """Recipe as JSON values, without fields that are `ADDED_LATER` and at their default, or
     `EXCLUDED_FROM_ID`.
 
-    A file is named by what it holds, wherever it lies (`named_by`). FileNotFoundError where it is
-    not there.
+    A file is identified by its content, not by its path (`named_by`); FileNotFoundError where it
+    is missing.
     """
     values = _adapter(type(recipe)).dump_python(recipe, mode="json")
     _reduce(recipe, values)
@@ -37,7 +37,7 @@ def to_json(recipe: Any) -> dict[str, Any]:
 
 
 def _adapter(kind: type) -> "TypeAdapter[Any]":
-    """Building one takes longer than using it: a plan has thousands of recipes of few kinds."""
+    """Cached: a plan has thousands of recipes of few types, and building an adapter is slow."""
     from pydantic import TypeAdapter
 
     if kind not in _ADAPTERS:
@@ -58,7 +58,7 @@ def _reduce(recipe: Any, values: dict[str, Any]) -> None:
 
 
 def from_json(kind: type[Recipe], values: Mapping[str, Any]) -> Recipe:
-    """Recipe from `to_json` values; unknown or ill-typed fields raise ValueError naming them."""
+    """Recipe from `to_json` values; ValueError names unknown or ill-typed fields."""
     recipe: Recipe = _adapter(kind).validate_python(values)
     if unknown := _unknown(asdict(recipe), values):  # type: ignore[call-overload]
         raise ValueError(f"{kind.__name__} has no field {', '.join(unknown)}")

@@ -1,18 +1,14 @@
 """`ssdet data`: what it prints and returns, and the way from a check to a training's data."""
 
-import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 import ssdet.data.maintenance.check
 from ssdet.cli.__main__ import main
-from ssdet.cli.data import Counter
 from ssdet.data import load_manifest
 from ssdet.data.datasets.moving_shapes import write_video
 from ssdet.studies.data import Data, Source
@@ -120,23 +116,3 @@ def test_convert_fails_where_nothing_can_be_written(dataset, run, capsys) -> Non
     assert "Not a directory" in capsys.readouterr().err
     assert run("convert", "--out", str(dataset.with_name("out")), "--crf", "70") == 1
     assert "CRF 70" in capsys.readouterr().err
-
-
-def shown(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> str:
-    clock = iter(range(0, 1000, 6))
-    monkeypatch.setattr("ssdet.cli.data.time.monotonic", lambda: next(clock))
-    file = io.StringIO()
-    with Counter("checked", Console(file=file, force_terminal=terminal, width=80)) as counter:
-        for done in range(2, 11):
-            counter(done, 10)
-    return file.getvalue()
-
-
-def test_progress_is_lines_where_there_is_no_terminal(monkeypatch) -> None:
-    lines = shown(False, monkeypatch).splitlines()
-    assert lines[0] == "2 of 10 checked before" and lines[-1] == "checked 10 of 10"
-    assert 3 < len(lines) < 9 and any(re.search(r"of 10, about \d min left", x) for x in lines)
-
-
-def test_progress_is_a_bar_on_a_terminal(monkeypatch) -> None:
-    assert "10/10" in shown(True, monkeypatch)

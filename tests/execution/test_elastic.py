@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ssdet.cli.experiment import Options, resolve
-from ssdet.execution.runner import members
+from ssdet.execution.runner import worker_options
 from ssdet.execution.session import Workers, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
 from ssdet.execution.workers import MAX_PREEMPTION_RESTARTS, WorkerGroup, run_workers, size_now
@@ -105,9 +105,9 @@ def test_a_range_is_of_trainings_alone() -> None:
     recipe = TrainRecipe("pretrain", optim=OptimRecipe(batch=32))
     planned = plan_resources("1:3", cluster={"CPU": 8})
     training, scoring = Stage("pretrain", recipe, (), "a"), Stage("predict", recipe, (), "a")
-    job = Job(training, "", None, **members(training, planned))
+    job = Job(training, "", None, **worker_options(training, planned))
     assert job.sizes == (1, 2) and not job.alone
-    assert Job(scoring, "", None, **members(scoring, planned)).alone
+    assert Job(scoring, "", None, **worker_options(scoring, planned)).alone
     assert job.stage.id == training.id
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from ssdet.cli.experiment import Options, _count, resolve
+from ssdet.cli.experiment import Options, resolve
 from ssdet.execution import progress
 from ssdet.execution.progress import Progress
 from ssdet.execution.session import Resources
@@ -112,13 +112,6 @@ def test_a_terminal_has_bars(planned) -> None:
     console = Console(file=out, force_terminal=True, width=120, highlight=False)
     tell(planned, Progress(planned, done=0, console=console))
     assert "\x1b[" in out.getvalue() and "all stages" in out.getvalue()
-
-
-def test_rendering_tells_a_pipe_ten_times(capsys) -> None:
-    for done in range(1, 201):
-        _count(done, 200)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"rendering Moving Shapes: {20 * n} of 200 files" for n in range(1, 11)]
 
 
 @pytest.mark.parametrize(

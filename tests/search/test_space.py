@@ -476,7 +476,7 @@ def load_search(path: Path) -> Search:
         tune.uniform(0, 1), tune.quniform(0, 1, 0.25), tune.loguniform(1e-4, 1), tune.randint(1, 9),
         tune.qrandint(2, 10, 2), tune.lograndint(1, 9), tune.choice(["a", "b"]),
     ],
-    ids=str,
+    ids=lambda domain: type(domain).__name__,
 )  # fmt: skip
 def test_domains_of_ray_tune_become_what_rays_own_searcher_makes_of_them(domain, smoke) -> None:
     from ray.tune.search.optuna import OptunaSearch

@@ -45,13 +45,13 @@ def binds(path: str) -> bool:
 
 
 def test_the_limit_is_the_systems(short) -> None:
-    assert binds(str(short / "a").ljust(sockets.LONGEST, "b"))
-    assert not binds(str(short / "a").ljust(sockets.LONGEST + 1, "b"))
+    assert binds(str(short / "a").ljust(sockets.MAX_PATH_BYTES, "b"))
+    assert not binds(str(short / "a").ljust(sockets.MAX_PATH_BYTES + 1, "b"))
 
 
 def test_a_short_folder_is_left_to_ray(short, monkeypatch) -> None:
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setenv("TMPDIR", str(folder_of(sockets.LONGEST - sockets.RAY, short)))
+    monkeypatch.setenv("TMPDIR", str(folder_of(sockets.MAX_PATH_BYTES - sockets.RAY_BYTES, short)))
     assert sockets.ray_folder() is None
     monkeypatch.delenv("TMPDIR")
     assert sockets.ray_folder() is None
@@ -137,14 +137,16 @@ def run(code: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("length", [sockets.LONGEST - sockets.WORKERS, 76, 150])
+@pytest.mark.parametrize(
+    "length", [sockets.MAX_PATH_BYTES - sockets.MULTIPROCESSING_BYTES, 76, 150]
+)
 def test_workers_send_tensors_whatever_the_folder(short, length) -> None:
     folder = folder_of(length, short)
     assert run(LOADED, folder) == f"[0, 1, 2, 3] {folder}"
     assert not list(folder.iterdir())  # and leave nothing
 
 
-@pytest.mark.parametrize("length", [sockets.LONGEST - sockets.RAY, 150])
+@pytest.mark.parametrize("length", [sockets.MAX_PATH_BYTES - sockets.RAY_BYTES, 150])
 def test_ray_starts_whatever_the_folder(short, length) -> None:
     folder = folder_of(length, short)
     used = "None" if length < 100 else f"/tmp/ssdet-{os.getuid()}/ray"

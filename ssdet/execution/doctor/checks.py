@@ -1,6 +1,7 @@
 """Checks of this machine, or of every node of a cluster, before studies run there.
 
-What each machine has is seen by `doctor_node` there; `doctor_findings` says what is wrong with it.
+`ssdet.execution.doctor.node` collects facts on each machine, `ssdet.execution.doctor.findings`
+compares them with the requirements.
 """
 
 import time
@@ -9,7 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from ssdet.execution.doctor.findings import Facts, Finding, clock_finding, judge, problem
+from ssdet.execution.doctor.findings import Facts, Finding, clock_finding, compare, problem
 from ssdet.execution.doctor.node import attempt, clock, note_name, survey
 from ssdet.store.base import Store
 
@@ -17,47 +18,48 @@ from ssdet.store.base import Store
 def examine(
     store: str, data: str | None = None, cluster: bool = False, limit: float = 120.0
 ) -> list[Finding]:
-    """Findings of this machine; with `cluster`, of it as the driver and of every node that is
-    alive in the Ray that this process has joined.
+    """Findings of this machine; with `cluster`, of it as the driver and of every alive node of the
+    Ray that this process has joined.
 
-    Nodes are asked at once, by tasks that need no free CPU; what has not answered after `limit`
-    seconds is a finding. Files that were left in the store are removed again.
+    Nodes are examined in parallel, by tasks that need no free CPU; a node without an answer after
+    `limit` seconds is a problem. Files that were written to the store are removed again.
     """
     place, token = Store.at(store), f"driver-{uuid.uuid4().hex}"
-    me = "driver" if cluster else "this machine"
-    written = attempt(lambda: place.write_shared(note_name(token), token.encode()))
-    here = survey(store, token, data, 0) | ({"store": written} if written else {})
+    driver = "driver" if cluster else "this machine"
+    failure = attempt(lambda: place.write_shared(note_name(token), token.encode()))
+    own = survey(store, token, data, 0) | ({"store": failure} if failure else {})
     nodes = _alive() if cluster else {}
-    answers = {me: here} | _ask(nodes, (store, token, data), limit)
-    seen = [] if written else [token]
+    answers = {driver: own} | _survey_nodes(nodes, (store, token, data), limit)
+    files = [] if failure else [token]
     for node, answer in answers.items():
         if isinstance(name := answer.get("store"), str):
             lost = {"error": f"the driver does not see what {node} wrote"}
             same = attempt(partial(place.read_shared, note_name(name))) == token.encode()
             answer["store"] = "read and written" if same else lost
-            seen += [name] if same else []
-    found = judge(me, here)
+            files += [name] if same else []
+    findings = compare(driver, own)
     for node, record in nodes.items():
-        found += judge(node, answers[node], here, record["Resources"])
-        found += [] if "error" in answers[node] else [_clock(node, record, limit)]
-    cleared = [attempt(partial(place.remove_shared, note_name(name))) for name in seen]
-    return [*found, *(problem(me, "store", failed["error"]) for failed in cleared if failed)]
+        findings += compare(node, answers[node], own, record["Resources"])
+        findings += [] if "error" in answers[node] else [_clock(node, record, limit)]
+    removals = [attempt(partial(place.remove_shared, note_name(name))) for name in files]
+    failures = [problem(driver, "store", failed["error"]) for failed in removals if failed]
+    return [*findings, *failures]
 
 
 def _alive() -> dict[str, Facts]:
-    """Ray's record of every node that runs, by host name."""
+    """Ray's record of every running node, by host name."""
     import ray
 
-    found: dict[str, Facts] = {}
+    nodes: dict[str, Facts] = {}
     for node in ray.nodes():
         name = node["NodeManagerHostname"]
         if node["Alive"]:
-            found[name if name not in found else f"{name} {node['NodeID'][:6]}"] = node
-    return found
+            nodes[name if name not in nodes else f"{name} {node['NodeID'][:6]}"] = node
+    return nodes
 
 
 def _pinned(function: Callable[..., Any], node: Facts) -> Any:
-    """A task on one node, and on no other, that waits for no free CPU."""
+    """A task that runs on this node only, without waiting for a free CPU."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -66,12 +68,12 @@ def _pinned(function: Callable[..., Any], node: Facts) -> Any:
     return task.options(num_cpus=0, max_retries=0, scheduling_strategy=there)
 
 
-def _ask(
-    nodes: Mapping[str, Facts], asked: tuple[str, str, str | None], limit: float
+def _survey_nodes(
+    nodes: Mapping[str, Facts], arguments: tuple[str, str, str | None], limit: float
 ) -> dict[str, dict[str, Any]]:
-    """What each node answers to `survey`, or {"error": why there is none}."""
+    """Result of `survey` on each node, or {"error": reason}."""
     tasks = {
-        name: _pinned(survey, node).remote(*asked, node["Resources"].get("GPU", 0.0))
+        name: _pinned(survey, node).remote(*arguments, node["Resources"].get("GPU", 0.0))
         for name, node in nodes.items()
     }
     if tasks:
@@ -82,7 +84,7 @@ def _ask(
 
 
 def _answer(task: Any, wait: float, limit: float) -> Any:
-    """A task's result, or {"error": why there is none} after the last `wait` seconds of `limit`."""
+    """A task's result, or {"error": reason} after the last `wait` seconds of `limit`."""
     import ray
 
     try:
@@ -95,11 +97,11 @@ def _answer(task: Any, wait: float, limit: float) -> Any:
 
 
 def _clock(name: str, node: Facts, limit: float) -> Finding:
-    ask, samples = _pinned(clock, node), []
+    task, samples = _pinned(clock, node), []
     for _ in range(5):
         sent = time.time()
-        there = _answer(ask.remote(), limit, limit)
-        if isinstance(there, Mapping):
-            return problem(name, "answer", there["error"])
-        samples.append((sent, there, time.time()))
+        answer = _answer(task.remote(), limit, limit)
+        if isinstance(answer, Mapping):
+            return problem(name, "answer", answer["error"])
+        samples.append((sent, answer, time.time()))
     return clock_finding(name, samples)

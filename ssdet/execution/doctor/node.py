@@ -34,10 +34,10 @@ print(json.dumps(names))
 
 
 def survey(store: str, token: str, data: str | None, gpus: float) -> dict[str, Any]:
-    """What this machine has, as JSON values; nothing here raises because something is missing.
+    """Facts about this machine as JSON values; a missing part is an entry, not an exception.
 
-    store: URI. The file `token` that the driver left is read there, and one of this machine's left
-    beside it. data: path or URI. gpus: those that Ray was told of (0: looked for).
+    store: URI, in which the driver's file `token` is read and a file of this machine written. data:
+    path or URI. gpus: number that is declared to Ray (0: detect them).
     """
     return {
         "versions": versions(),
@@ -68,8 +68,8 @@ def sockets() -> str:
 
 def versions() -> dict[str, str]:
     """Versions by package; ssdet's with a digest of its code."""
-    found = {"python": platform.python_version(), "ssdet": f"{ssdet.__version__} {code_digest()}"}
-    return found | {name: version(name) for name in PACKAGES}
+    own = {"python": platform.python_version(), "ssdet": f"{ssdet.__version__} {code_digest()}"}
+    return own | {name: version(name) for name in PACKAGES}
 
 
 def code_digest() -> str:
@@ -80,7 +80,7 @@ def code_digest() -> str:
 
 
 def decode() -> str:
-    """Write a tiny H.264 file and read it back; ValueError where the pictures are not those."""
+    """Write a tiny H.264 file and read it back; ValueError where the pictures differ."""
     from ssdet.data.datasets.moving_shapes import write_video
     from ssdet.data.video.reader import read_clip
 
@@ -89,17 +89,17 @@ def decode() -> str:
     with tempfile.TemporaryDirectory() as folder:
         write_video(Path(folder) / "probe.mp4", pictures_THWC.astype(np.uint8))
         read_THWC = read_clip(Path(folder) / "probe.mp4", range(8)).astype(float)
-    off = float(np.abs(read_THWC - pictures_THWC).mean())
-    if off > 8:
-        raise ValueError(f"decoded pictures are off by {off:.0f} grey levels")
+    error = float(np.abs(read_THWC - pictures_THWC).mean())
+    if error > 8:
+        raise ValueError(f"decoded pictures are off by {error:.0f} grey levels")
     return "H.264 written and read"
 
 
 def fingerprint(path: str) -> str:
-    """What is equal on two machines that see the same data at a path or URI.
+    """Fingerprint of the data at a path or URI, to compare machines.
 
-    A file's size and a digest of its first 64 KiB, a folder's number of entries, a digest of their
-    names, and the same of its first file. FileNotFoundError where there is nothing.
+    Of a file its size and a digest of its first 64 KiB; of a folder the number of its entries, a
+    digest of their names, and the fingerprint of its first file. FileNotFoundError for no data.
     """
     if is_remote(path):
         folder, name = parent(path)
@@ -109,13 +109,13 @@ def fingerprint(path: str) -> str:
         if not names:
             raise FileNotFoundError(f"{path} is not there")
         return f"{len(names)} files, {_digest(str(names).encode())}"
-    place = Path(path)
-    if place.is_file():
-        return _print_of(place)
-    names = sorted(os.listdir(place))
-    first = next((place / name for name in names if (place / name).is_file()), None)
-    told = f"{len(names)} entries, {_digest(str(names).encode())}"
-    return f"{told}, first {_print_of(first)}" if first else told
+    local = Path(path)
+    if local.is_file():
+        return _file_fingerprint(local)
+    names = sorted(os.listdir(local))
+    first = next((local / name for name in names if (local / name).is_file()), None)
+    entries = f"{len(names)} entries, {_digest(str(names).encode())}"
+    return f"{entries}, first {_file_fingerprint(first)}" if first else entries
 
 
 def note_name(token: str) -> str:
@@ -130,17 +130,17 @@ def _exchange(uri: str, token: str) -> str:
     return answer
 
 
-def attempt(look: Callable[[], Any]) -> Any:
-    """What was seen, or {"error": why not}."""
+def attempt(function: Callable[[], Any]) -> Any:
+    """The function's value, or {"error": reason}."""
     try:
-        return look()
-    except Exception as error:  # a doctor tells of whatever is wrong
+        return function()
+    except Exception as error:  # the doctor reports every error
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _gpus() -> Any:
-    """Names of the GPUs that torch can use. In a process of its own: Ray hides them from a task
-    that asks for none."""
+    """Names of the GPUs that torch can use, from a separate process: Ray hides them from a task
+    without GPUs."""
     environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"}
     command = [sys.executable, "-c", GPU_PROBE]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
@@ -150,7 +150,7 @@ def _gpus() -> Any:
 
 
 def _memory() -> int:
-    """Bytes that this machine or its container has."""
+    """Bytes of memory of this machine or its container."""
     sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         path = Path("/sys/fs/cgroup") / name
@@ -160,7 +160,7 @@ def _memory() -> int:
 
 
 def _writable(folder: Path) -> int:
-    """Free bytes of a folder that can be written to."""
+    """Free bytes of a folder; OSError where it cannot be written to."""
     folder.mkdir(parents=True, exist_ok=True)
     tempfile.TemporaryFile(dir=folder).close()
     return shutil.disk_usage(folder).free
@@ -170,6 +170,6 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:8]
 
 
-def _print_of(path: Path) -> str:
+def _file_fingerprint(path: Path) -> str:
     with open(path, "rb") as file:
         return f"{path.stat().st_size} bytes, {_digest(file.read(1 << 16))}"

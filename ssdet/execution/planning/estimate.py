@@ -1,4 +1,4 @@
-"""Estimated time, disk and money of a plan, from a few measured steps."""
+"""Estimated time and disk space of a plan, from a few measured steps."""
 
 import heapq
 import json
@@ -13,6 +13,7 @@ import torch
 
 from ssdet.data.video.reader import CorruptVideo
 from ssdet.evaluation.statistics.comparison import detectable_difference, paired_sd
+from ssdet.execution.planning.budget import TRAINING
 from ssdet.inference.scoring import score_video
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
@@ -28,29 +29,29 @@ from ssdet.training.loop import network
 from ssdet.training.recipe import TrainRecipe
 
 STEPS = 20
-PATIENCE = 60.0
-"""Seconds of measuring one kind of work, where 20 steps would take longer."""
+MAX_SECONDS = 60.0
+"""Seconds of measuring one kind of training, if `STEPS` steps take longer."""
 CPU_MACS = 1e10
-"""Multiply-adds of the largest step that is measured without a GPU, forward."""
-WATCHED = 3
-"""Videos that are scored to see how long a frame takes."""
+"""Forward multiply-adds of the largest step that is measured without a GPU."""
+SCORED_VIDEOS = 3
+"""Videos per split that are scored to measure the time per frame."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """What one kind of training costs here, in one process."""
+    """Measured cost of one kind of training on this machine, in one process."""
 
     label: str
     seconds: float
-    """Of one step."""
+    """Seconds of one step."""
     steps: int
-    """That were measured."""
+    """Number of measured steps."""
     checkpoint_bytes: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of every stage of a plan, by id; a stage is run by one worker on `device`."""
+    """Cost of every stage of a plan, by id, with one worker on `device`."""
 
     seconds: Mapping[str, float]
     bytes: Mapping[str, int]
@@ -59,15 +60,15 @@ class Estimate:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Train some steps of each kind of work and score a few videos, on this machine's device.
+    """Measure some steps of each kind of training and the scoring of a few videos on this machine.
 
-    Kinds differ in network, clips, batch or read-out; an augmentation is measured where a kind
-    has one, and held to cost the same in all arms.
+    Kinds differ in network, clips, batch or read-out. A kind is measured with the augmentation of
+    one of its arms, if any has one; all are assumed to cost the same.
     """
     torch.set_num_threads(1)
     chosen: dict[str, Stage] = {}
     for stage in plan.stages.values():
-        if stage.kind in ("pretrain", "finetune"):
+        if stage.kind in TRAINING:
             key = _kind_of_work(stage)
             if key not in chosen or chosen[key].recipe.augment == "none":
                 chosen[key] = stage
@@ -77,7 +78,7 @@ def estimate(plan: Plan) -> Estimate:
     classes = plan.study.data.manifests["downstream"].num_classes
     scored = frames["val"] + frames["test"]
     for name, stage in plan.stages.items():
-        if stage.kind in ("pretrain", "finetune"):
+        if stage.kind in TRAINING:
             rate = rates[_kind_of_work(stage)]
             seconds[name] = stage.recipe.optim.steps * rate.seconds
             sizes[name] = 2 * rate.checkpoint_bytes  # last and best
@@ -98,7 +99,7 @@ def estimate(plan: Plan) -> Estimate:
 
 
 def _of_head(stage: Stage, classes: int, frames: float) -> tuple[float, int]:
-    """Seconds and bytes of training a model of features on videos of so many frames."""
+    """Seconds and bytes of training a feature head on videos of so many frames."""
     recipe, features = stage.recipe, stage.parents[0]
     width = row_width(features.parents[0].recipe, features.recipe)
     steps = recipe.crop or max(1, round(frames / features.recipe.predict.clip.stride))
@@ -120,29 +121,29 @@ def _kind_of_work(stage: Stage) -> str:
 
 
 def _measured(stage: Stage, plan: Plan) -> Rate:
-    """A run of one step is compared with a longer one, after another that warms up, so that
-    start-up does not count."""
+    """Difference of a longer run and a run of one step, after a warm-up run, so that start-up time
+    is left out."""
     _short_run(stage, plan, 1)
     first, _ = _short_run(stage, plan, 1)
-    steps = max(2, min(STEPS, int(PATIENCE / max(first, 1e-3))))
+    steps = max(2, min(STEPS, int(MAX_SECONDS / max(first, 1e-3))))
     longer, size = _short_run(stage, plan, steps + 1)
     readout = " (classification)" if stage.recipe.readout == "clip" else ""
     batch, tried = stage.recipe.optim.batch, affordable(stage.recipe, plan)
-    few = f", of which {tried} were tried" if tried < batch else ""
-    label = f"{stage.kind}{readout}, {stage.recipe.model.name}, batch {batch}{few}"
+    part = f", of which {tried} were tried" if tried < batch else ""
+    label = f"{stage.kind}{readout}, {stage.recipe.model.name}, batch {batch}{part}"
     return Rate(label, max(1e-4, (longer - first) / steps) * batch / tried, steps, size)
 
 
 def affordable(recipe: TrainRecipe, plan: Plan) -> int:
-    """Clips of a step to measure: the batch, or what a machine without a GPU can hold and do in
-    seconds; the rest is held to cost the same."""
+    """Clips of a measured step: the batch, or without a GPU a part that takes seconds; the time is
+    scaled to the batch."""
     batch, group = recipe.optim.batch, recipe.model.norm_group
     if default_device().type == "cuda":
         return batch
     role = "upstream" if recipe.task == "pretrain" else "downstream"
     cost = clip_macs(recipe, plan.study.data.manifests[role].num_classes)
-    most = max(1, min(batch, int(CPU_MACS / cost)))
-    return most if most == batch or most < group else most - most % group
+    clips = max(1, min(batch, int(CPU_MACS / cost)))
+    return clips if clips == batch or clips < group else clips - clips % group
 
 
 def _short_run(stage: Stage, plan: Plan, steps: int) -> tuple[float, int]:
@@ -173,13 +174,13 @@ def _scoring(plan: Plan) -> tuple[float, dict[str, float]]:
     for split in ("train", "val", "test"):
         videos = data.split("downstream", split).videos
         lengths = []
-        for video in videos[:WATCHED]:
+        for video in videos[:SCORED_VIDEOS]:
             try:
                 lengths.append(reader.frames(video))
                 started = time.perf_counter()
                 score_video(model, video, reader, recipe, device)
             except CorruptVideo:
-                continue  # counted where it is scored for good
+                continue  # the scoring stage counts it
             spent, seen = spent + time.perf_counter() - started, seen + lengths[-1]
         frames[split] = len(videos) * sum(lengths) / len(lengths) if lengths else 0.0
     return spent / max(1, seen), frames
@@ -199,7 +200,7 @@ def makespan(
             if len(running) == slots:
                 break
             if not any(p.id in waiting or p.id in busy for p in stage.parents):
-                share = workers if stage.kind in ("pretrain", "finetune") else 1
+                share = workers if stage.kind in TRAINING else 1
                 heapq.heappush(running, (now + seconds[name] / share, name))
                 busy.add(name)
                 del waiting[name]
@@ -208,10 +209,10 @@ def makespan(
 
 
 def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[float, int] | None:
-    """Smallest difference (fraction of mAP) from what an arm is compared with that the planned
-    seeds detect with 80 % power after Holm's correction, given the noise of the finished seeds;
-    and the number of pairs that the noise was seen in. None until two arms have two seeds each,
-    and for one seed.
+    """Smallest difference (fraction of mAP) of an arm from its baseline that the planned seeds
+    detect with 80 % power after Holm's correction, given the noise of the finished seeds; and the
+    number of pairs that the noise was estimated from. None until two arms have two seeds each, and
+    for one seed.
 
     The noise is the root mean square of the paired differences' standard deviations over arms.
     """
@@ -223,16 +224,19 @@ def detectable(plan: Plan, store: Store, readout: str = "predict") -> tuple[floa
         result = store.result(stage.id) if stage is not None else None
         if stage is not None and result is not None and "test" in result["scores"]:
             scores.setdefault(run.arm, {})[run.seed] = scoring.value(stage.id)
-    pairs = [(scores.get(study.baseline_of(arm), {}), seen) for arm, seen in scores.items()]
-    found = [(sd, len(base.keys() & s.keys())) for base, s in pairs if (sd := paired_sd(base, s))]
-    if not found or len(study.seeds) < 2:
+    pairs = [(scores.get(study.baseline_of(arm), {}), by_seed) for arm, by_seed in scores.items()]
+    deviations = [
+        (sd, len(base.keys() & s.keys())) for base, s in pairs if (sd := paired_sd(base, s))
+    ]
+    if not deviations or len(study.seeds) < 2:
         return None
-    noise = (sum(sd * sd * (n - 1) for sd, n in found) / sum(n - 1 for _, n in found)) ** 0.5
+    degrees = sum(n - 1 for _, n in deviations)
+    noise = (sum(sd * sd * (n - 1) for sd, n in deviations) / degrees) ** 0.5
     others = max(1, len(study.arms) - 1)
     difference = detectable_difference(noise, len(study.seeds), comparisons=others)
-    return difference, sum(n for _, n in found)
+    return difference, sum(n for _, n in deviations)
 
 
 def slots_here(workers: int, concurrent: int | None) -> int:
-    """Stages at once on this machine's cores."""
+    """Number of stages that this machine's cores run at once."""
     return concurrent or max(1, len(os.sched_getaffinity(0)) // workers)

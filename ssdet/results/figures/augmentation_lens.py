@@ -1,7 +1,7 @@
-"""The augmentation lens: what a volume augmentation does to a clip and to its labels, in a picture.
+"""Figure of a clip before and after a volume augmentation, with its masks and labels.
 
-Film strips of the clips before and of the clip after, the share that every clip has in each
-frame, and the label that each frame is trained with. Nothing is trained, no weight is read.
+It shows film strips of the mixed clips and of the result, the share of every clip in each frame,
+and the soft label of each frame. No network is needed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLUMNS = 16
-"""Most frames of a strip that are drawn; of longer clips every n-th."""
+"""Maximum number of frames in a strip; of longer clips every n-th is drawn."""
 
 
 @dataclass(frozen=True)
-class View:
-    """One augmented clip with all that the picture shows of it."""
+class AugmentedClip:
+    """One augmented clip and the data of its figure."""
 
     before_CTHW: Mapping[int, Tensor]
-    """The clips it is made of by their place in the batch, its own first."""
+    """Source clips by their index in the batch, its own first."""
     after_CTHW: Tensor
     classes: Mapping[int, int]
-    """Class of each of these clips."""
+    """Class of each source clip."""
     shares_T: Mapping[int, Tensor]
-    """Share of the picture by clip, from the components' weights."""
+    """Share of each source clip in the picture, from the components' weights."""
     frozen_T: Tensor
-    """bool, frames in which a clip stands still and is labelled as background."""
+    """bool, frames in which a clip is frozen and labelled as background."""
     targets_KT: Tensor
-    """The soft labels that the loss compares with."""
+    """Soft labels of the loss."""
 
 
 def lens(
@@ -56,24 +56,24 @@ def lens(
     classes: Sequence[str] = (),
     clip: int | None = None,
 ) -> Path:
-    """Draw what the augmentation `name` of `ssdet.augment.create` makes of one clip of a batch.
+    """Draw one clip of a batch before and after the augmentation `name` of `ssdet.augment.create`.
 
     Clips uint8, or float in 0 … 1; targets [B, K, T] whose class 0 is the background where the
-    augmentation labels it so; `classes` names the K. `clip`: place in the batch, by default the
-    clip that is changed most. The draws come from `seed` alone. Raises ValueError for other pixel
-    values, and what the augmentation raises.
+    augmentation labels it so; `classes` names the K. `clip`: index in the batch, by default the
+    clip that changes the most. `seed` determines the draws. Raises ValueError for other pixel
+    values, and the errors of the augmentation.
     """
     mixing = augment.create(name, **options)
-    view = look(clips_BCTHW, targets_BKT, mixing, seed, clip)
-    said = ", ".join(f"{key}={value}" for key, value in options.items())
+    clip_data = augment_clip(clips_BCTHW, targets_BKT, mixing, seed, clip)
+    arguments = ", ".join(f"{key}={value}" for key, value in options.items())
     background = getattr(mixing, "background", "class") == "class"
-    return _draw(view, f"{name}({said}), seed {seed}", classes, background, path)
+    return _draw(clip_data, f"{name}({arguments}), seed {seed}", classes, background, path)
 
 
 def sample(
     manifest: Manifest, reader: FrameReader, recipe: ClipRecipe, count: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The first `count` clips that pretraining with this seed sees: uint8 [B, C, T, H, W], and
+    """The first `count` clips of a pretraining with this seed: uint8 [B, C, T, H, W], and
     targets [B, K + 1, T] whose class 0 is the background."""
     clips = Clips(manifest, reader, recipe, seed)
     batch = collate([clips[position] for position in range(count)])
@@ -81,19 +81,19 @@ def sample(
     return batch.clips_BTHWC.permute(0, 4, 1, 2, 3), targets_BKT
 
 
-def look(
+def augment_clip(
     clips_BCTHW: Tensor,
     targets_BKT: Tensor,
     mixing: augment.Augmentation,
     seed: int,
     clip: int | None = None,
-) -> View:
-    """The same as numbers; see `lens`."""
+) -> AugmentedClip:
+    """Data of the figure that `lens` draws."""
     pictures = _as_floats(clips_BCTHW)
     batch, _, frames, _, width = pictures.shape
     draws = mixing.draw(batch, frames, width, torch.Generator().manual_seed(seed))
     after_BCTHW, mixed_BKT = mixing.apply(pictures, targets_BKT.float(), draws)
-    # Labels that name the clip they belong to say which component came from which clip.
+    # One label per clip, so that the components' labels identify their clips.
     owners_BKT = torch.eye(batch + 1)[1:, :, None].repeat(1, 1, frames)
     _, _, parts = mixing.apply(pictures, owners_BKT, draws, return_components=True)
     shares_BOT, still_BT = _shares(parts, batch)
@@ -102,7 +102,7 @@ def look(
         clip = int((1 - own_BT + still_BT.float()).sum(1).argmax())
     shown = [o for o in range(batch) if o != clip and shares_BOT[clip, o].any()]
     order = [clip, *sorted(shown, key=lambda o: -float(shares_BOT[clip, o].sum()))]
-    return View(
+    return AugmentedClip(
         {o: pictures[o] for o in order},
         after_BCTHW[clip],
         {o: int(targets_BKT[o, :, 0].argmax()) for o in order},
@@ -118,15 +118,15 @@ def _as_floats(clips_BCTHW: Tensor) -> Tensor:
     low, high = float(clips_BCTHW.min()), float(clips_BCTHW.max())
     if low < 0 or high > 1:
         raise ValueError(
-            f"clips: values {low:.3g} to {high:.3g}, expected uint8 or 0 to 1: give them before "
-            "they are normalised"
+            f"clips: values {low:.3g} to {high:.3g}, expected uint8 or 0 to 1: pass clips that "
+            "are not normalised"
         )
     return clips_BCTHW.float().contiguous()
 
 
 def _shares(parts: augment.Components, batch: int) -> tuple[Tensor, Tensor]:
-    """Weight of every clip of the batch in each frame of each clip [B, B, T], and where a
-    component stands still [B, T]."""
+    """Weight of every clip of the batch in each frame of each clip [B, B, T], and frames in which
+    a component is frozen [B, T]."""
     owner_MB = parts.labels[:, :, 1:].sum(3).argmax(2)
     shares_BOT = torch.zeros(batch, batch, parts.weights.shape[2])
     for owners_B, weights_BT in zip(owner_MB, parts.weights.float(), strict=True):
@@ -136,7 +136,9 @@ def _shares(parts: augment.Components, batch: int) -> tuple[Tensor, Tensor]:
     return shares_BOT, still_BT
 
 
-def _draw(view: View, title: str, classes: Sequence[str], background: bool, path: Path) -> Path:
+def _draw(
+    view: AugmentedClip, title: str, classes: Sequence[str], background: bool, path: Path
+) -> Path:
     from matplotlib.figure import Figure
 
     frames = view.after_CTHW.shape[1]
@@ -154,7 +156,7 @@ def _draw(view: View, title: str, classes: Sequence[str], background: bool, path
         _strip(panel, clip_CTHW, f"clip {o}, before\n{called[view.classes[o]]}")
     after = f"clip {next(iter(view.before_CTHW))}, after"
     if view.frozen_T.any():
-        after += "\n(dashed: stands still)"
+        after += "\n(dashed: frozen)"
     _strip(panels[strips - 1], view.after_CTHW, after, view.frozen_T)
     _curve(panels[strips], view)
     _labels(panels[strips + 1], view.targets_KT[rows_K], [called[k] for k in rows_K], background)
@@ -185,12 +187,12 @@ def _strip(panel: "Axes", clip_CTHW: Tensor, label: str, frozen_T: Tensor | None
     panel.tick_params(length=0)
 
 
-def _curve(panel: "Axes", view: View) -> None:
-    """The share of each clip, constant within a frame; grey where a clip stands still."""
+def _curve(panel: "Axes", view: AugmentedClip) -> None:
+    """The share of each clip, constant within a frame; grey where a clip is frozen."""
     frames = len(view.frozen_T)
     for place, (clip, share_T) in enumerate(view.shares_T.items()):
         colour, marker, dash = (look[place % len(look)] for look in (COLOURS, MARKERS, DASHES))
-        front = min(place, 3)  # equal shares hide each other: what lies in front is smaller
+        front = min(place, 3)  # equal shares hide each other, so markers in front are smaller
         panel.plot(
             range(frames), share_T, color=colour, marker=marker, ls=dash, label=f"clip {clip}",
             lw=(3.4, 2, 1.5, 1)[front], ms=(10, 6, 4.5, 3.5)[front], drawstyle="steps-mid",

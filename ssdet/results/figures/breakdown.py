@@ -1,4 +1,4 @@
-"""Scores of the arms of a finished study inside strata of the frames."""
+"""Scores of a finished study's arms by strata of frames: table on the console, CSV, Markdown."""
 
 import csv
 from collections.abc import Mapping, Sequence
@@ -56,23 +56,22 @@ class BreakdownRow:
     arm: str
     label: str
     cells: Mapping[str, Cell]
-    """By stratum; none where the stratum has no positive frame."""
+    """By stratum; strata without a positive frame are left out."""
     quoted: Quote
     against: str = ""
-    """Arm that this one is compared with; empty for the baseline."""
+    """Arm that this arm is compared with; empty for the baseline."""
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Arms by strata, every number with its protocol and coverage."""
+    """Scores of arms by stratum, with protocols and coverage."""
 
     study: str
     title: str
     baseline: str
     readout: str
     strata: Mapping[str, StratumScore]
-    """What the scores of a stratum have in common, taken from the baseline's first seed: protocol,
-    videos, frames, positives."""
+    """Protocol, videos, frames and positives of each stratum, from the baseline's first seed."""
     rows: tuple[BreakdownRow, ...]
     seeds: int
     resamples: int
@@ -80,7 +79,7 @@ class Breakdown:
 
     @property
     def several_baselines(self) -> bool:
-        """Whether some arm is compared with another one than the baseline."""
+        """Whether an arm is compared with another arm than the baseline."""
         return any(row.against not in ("", self.baseline) for row in self.rows)
 
 
@@ -95,10 +94,10 @@ def breakdown(
 ) -> Breakdown:
     """Scores and differences of a finished study's arms inside strata of its test frames.
 
-    ``quoted``: a publication's numbers by arm, of which ``source`` says where they stand.
-    Differences are resampled over the videos that have a frame in the stratum, and over seeds.
-    Raises ValueError where a stage is not finished, where the study asks for another protocol
-    than dense_map/v1, or where arms were scored on different videos or frames.
+    ``quoted``: a publication's numbers by arm; ``source``: the publication. Differences are
+    resampled over the videos that have a frame in the stratum, and over seeds. Raises ValueError
+    where a stage is not finished, for a protocol other than dense_map/v1, or where arms were scored
+    on different videos or frames.
     """
     study = plan.study
     if study.protocol != DENSE:
@@ -142,8 +141,8 @@ def _sets(plan: Plan, store: Store, readout: str) -> dict[str, Sets]:
         stage = run.predict if readout == "finetuned" else run.probe
         if stage is not None and store.result(stage.id) is None:
             raise ValueError(f"arm {run.arm!r} seed {run.seed}: {stage.id} is not finished")
-    found = {arm.name: predictions(plan, store, arm.name, readout) for arm in plan.study.arms}
-    return {arm: by_seed for arm, by_seed in found.items() if by_seed}
+    sets = {arm.name: predictions(plan, store, arm.name, readout) for arm in plan.study.arms}
+    return {arm: by_seed for arm, by_seed in sets.items() if by_seed}
 
 
 def _common(study: str, scores: Scores, baseline: str) -> Mapping[str, StratumScore]:
@@ -170,13 +169,13 @@ def _cells(
     scores: Scores, name: str, differences: Mapping[str, BootstrapResult | None]
 ) -> dict[str, Cell]:
     """Each arm's cell of one stratum; p-values are corrected over its rows."""
-    tested = {arm: found.p_value for arm, found in differences.items() if found is not None}
+    tested = {arm: result.p_value for arm, result in differences.items() if result is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     cells = {}
     for arm, difference in differences.items():
         values = {seed: by_stratum[name].value for seed, by_stratum in scores[arm].items()}
-        known = {seed: value for seed, value in values.items() if value is not None}
-        cells[arm] = Cell(known, difference, p_adjusted=adjusted.get(arm))
+        scored = {seed: value for seed, value in values.items() if value is not None}
+        cells[arm] = Cell(scored, difference, p_adjusted=adjusted.get(arm))
     return cells
 
 
@@ -191,20 +190,20 @@ def _differences(
     scored = {v: targets[v] for v in next(iter(sets[study.baseline].values()))}
     masks = stratum_masks(stratum, scored)
     truth = stratum_targets(scored, masks)
-    found: dict[str, BootstrapResult | None] = {}
+    differences: dict[str, BootstrapResult | None] = {}
     for arm, ours in sets.items():
         if (base := sets.get(study.baseline_of(arm))) is None:
-            found[arm] = None
+            differences[arm] = None
             continue
-        if len(ours) == 1:  # one ensemble of all seeds stands against every seed of the baseline
+        if len(ours) == 1:  # an ensemble of all seeds is compared with every seed of the baseline
             ours = dict.fromkeys(base, *ours.values())
         seeds = sorted(ours.keys() & base.keys())
         a, b = ([stratum_scores(of[seed], masks) for seed in seeds] for of in (base, ours))
         try:
-            found[arm] = paired_bootstrap(a, b, truth, resamples)
+            differences[arm] = paired_bootstrap(a, b, truth, resamples)
         except ValueError as error:
             raise ValueError(f"stratum {stratum.name}, arm {arm!r}: {error}") from error
-    return found
+    return differences
 
 
 def breakdown_header(table: Breakdown) -> tuple[str, ...]:
@@ -254,7 +253,7 @@ def _quoted(quote: Quote, name: str) -> str:
 
 
 def breakdown_notes(table: Breakdown) -> list[str]:
-    """What one has to know to read the numbers."""
+    """Notes below the table: protocol, coverage, intervals, sources."""
     any_stratum = next(iter(table.strata.values()))
     baseline = next(row.label for row in table.rows if row.arm == table.baseline)
     other = f"the arm under “{AGAINST}”" if table.several_baselines else f"“{baseline}”"
@@ -276,7 +275,7 @@ def breakdown_notes(table: Breakdown) -> list[str]:
 
 
 def show_breakdown(table: Breakdown, out: Console) -> None:
-    """Print the table; as wide as it is, where the console is no terminal."""
+    """Print the table, in full width without a terminal."""
     shown = RichTable(title=f"{table.title}: by strata of frames", show_lines=True)
     for title in breakdown_header(table):
         shown.add_column(title, justify="left" if title == "arm" else "right")
@@ -289,7 +288,7 @@ def show_breakdown(table: Breakdown, out: Console) -> None:
 
 
 def write_breakdown(table: Breakdown, folder: Path) -> None:
-    """Write `breakdown.csv` and `breakdown.md`; equal results are equal files."""
+    """Write `breakdown.csv` and `breakdown.md`; equal results give equal bytes."""
     header = breakdown_header(table)
     lines = [f"# {markdown_text(table.title)}: by strata of frames", ""]
     lines += [_line(header), _line(["---"] * len(header))]
@@ -320,7 +319,7 @@ COLUMNS = (
 
 
 def _numbers(table: Breakdown, row: BreakdownRow, name: str) -> dict[str, Any]:
-    """One line of the CSV: numbers as fractions, the quoted ones as they are printed."""
+    """One line of the CSV: numbers as fractions, quoted ones as in the publication."""
     score = table.strata[name]
     line = {
         "arm": row.arm,

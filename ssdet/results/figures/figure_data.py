@@ -38,11 +38,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class ClassGain:
-    """How an arm's average precision of one class differs from the baseline's."""
+    """Difference of an arm's average precision of one class from the baseline's."""
 
     name: str
     seeds: tuple[float, ...]
-    """Difference of every seed, fractions."""
+    """Differences by seed, fractions."""
     positives: int
     """Frames of the class in the test split."""
 
@@ -53,36 +53,36 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class Track:
-    """One network's way from one training to the next in a plot of score against cost."""
+    """Points of one network in a plot of score against cost, one per training step."""
 
     label: str
     points: tuple[tuple[float, float], ...]
     """GFLOPs and mAP in percent of each step."""
     quoted: bool = False
-    """The points stand in a publication and were not measured here."""
+    """The points are quoted from a publication, not measured."""
     source: str = ""
-    """Which publication, and on what."""
+    """The publication and its data set."""
     steps: tuple[str, ...] = STEPS
 
 
 def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """What a stage logged, by step in order. Of a step that a resumed run repeated the last line
-    counts, field by field (a step's loss and its validation are two lines); a line that a kill cut
-    off is no line."""
-    found: dict[int, dict[str, float]] = {}
+    """Logged values of a stage by step, in order. Of a step that a resumed run repeated, the last
+    value of each field counts (loss and validation of a step are two lines); incomplete lines are
+    skipped."""
+    by_step: dict[int, dict[str, float]] = {}
     for line in path.read_text().splitlines():
         try:
             metrics = json.loads(line)
         except ValueError:
             continue
         if isinstance(metrics, dict) and "step" in metrics:
-            found.setdefault(metrics["step"], {}).update(metrics)
-    return dict(sorted(found.items()))
+            by_step.setdefault(metrics["step"], {}).update(metrics)
+    return dict(sorted(by_step.items()))
 
 
 def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
     """Loss and validation score of the training stages of these arms (all by default)."""
-    found: list[Curve] = []
+    result: list[Curve] = []
     for arm in plan.study.arms:
         if arm.members or arm.seeds_of or (arms and arm.name not in arms):
             continue
@@ -93,8 +93,8 @@ def curves(plan: Plan, store: Store, arms: Sequence[str] = ()) -> list[Curve]:
                 if log.is_file():
                     which = name.removesuffix(stage.kind).strip(".")
                     kind = f"{stage.kind}, {which}" if which else stage.kind
-                    found += _curves(log, arm.label, run.seed, kind)
-    return found
+                    result += _curves(log, arm.label, run.seed, kind)
+    return result
 
 
 def _curves(log: Path, arm: str, seed: int, kind: str) -> Iterator[Curve]:
@@ -107,10 +107,10 @@ def _curves(log: Path, arm: str, seed: int, kind: str) -> Iterator[Curve]:
 
 
 def class_gains(plan: Plan, store: Store, arm: str, readout: str = "finetuned") -> list[ClassGain]:
-    """An arm against the baseline in every class with a positive test frame, seeds paired.
+    """Gains of an arm over the baseline in every class with a positive test frame, by seed.
 
-    The one ensemble of all seeds stands against every seed. ValueError where a stage is not
-    finished.
+    An ensemble of all seeds is compared with every seed of the baseline. ValueError where a
+    stage is not finished.
     """
     study = plan.study
     ours, base = (_per_class(plan, store, name, readout) for name in (arm, study.baseline))

@@ -1,7 +1,8 @@
-"""Figures of a study: each function draws one file and returns its path.
+"""Figures of a study: scores, differences, trade-off, gains by class, curves, timelines.
 
-The ending of the path names the format (png, svg, pdf); equal results are equal bytes. What a
-colour says, a marker, a hatch or a line style says too.
+Each function writes one file and returns its path, whose suffix is the format (png, svg, pdf).
+Equal results give equal bytes. Colours are never the only distinction: markers, hatches or line
+styles repeat it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def write_figure(table: ResultTable, path: Path) -> Path:
 
 
 def write_forest(table: ResultTable, path: Path) -> Path:
-    """Differences from the baseline with their intervals, and what the seeds cannot detect.
+    """Differences from the baseline with intervals, and differences too small for the seeds.
 
     Filled where the p-value after Holm's correction is at most 0.05.
     """
@@ -91,7 +92,7 @@ def _forest_row(panel: "Axes", place: int, cell: Cell) -> None:
     if (d := cell.difference) is None or cell.p_adjusted is None:
         return
     if cell.detectable is not None:
-        # Few seeds detect nothing at all: their band would squeeze the intervals to dots.
+        # With few seeds the band may be so wide that intervals would shrink to dots.
         reach = min(100 * cell.detectable, 2 * max(abs(100 * d.low), abs(100 * d.high)))
         panel.barh(place, 2 * reach, left=-reach, height=0.5, color="#e4e6e9", zorder=0)
     low, middle, high = 100 * d.low, 100 * d.difference, 100 * d.high
@@ -107,7 +108,7 @@ def _forest_row(panel: "Axes", place: int, cell: Cell) -> None:
 def write_tradeoff(tracks: Sequence[Track], path: Path, title: str = "") -> Path:
     """mAP against GFLOPs (multiply-adds, as the paper counts), an arrow from step to step.
 
-    Measured points are filled, quoted ones hollow and named as quoted. Source: Figure 2.
+    Measured points are filled, quoted ones hollow and labelled as quoted. Source: Figure 2.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -184,16 +185,16 @@ def write_class_gains(
     right.set_ylabel("positive frames", fontsize=8)
     right.tick_params(length=0)
     _name_rows([panel], [gain.name for gain in ordered], 7.5)
-    said = f" ({left_out} classes in between are left out)" if left_out else ""
-    panel.set_xlabel(f"difference of average precision in points{said}", fontsize=8)
+    omitted = f" ({left_out} classes in between are left out)" if left_out else ""
+    panel.set_xlabel(f"difference of average precision in points{omitted}", fontsize=8)
     panel.set_title(title, fontsize=10)
     return save(figure, path)
 
 
 def write_curves(curves: Sequence[Curve], path: Path, title: str = "") -> Path:
-    """Loss and validation score by optimiser step, one row of panels a kind of stage.
+    """Loss and validation score by optimiser step, one row of panels per kind of stage.
 
-    An arm has a colour and a line style; every seed is a line of its own.
+    Arms differ in colour and line style; every seed is one line.
     """
     if not curves:
         raise ValueError("no stage has logged a step: run the study first")
@@ -215,12 +216,12 @@ def write_curves(curves: Sequence[Curve], path: Path, title: str = "") -> Path:
             panel.set_title(f"{kind}: {name}{unit}", fontsize=9)
             panel.set_xlabel("step", fontsize=8)
             panel.grid(alpha=0.25)
-    known: dict[str, Artist] = {}
+    legend: dict[str, Artist] = {}
     for panel in (panel for line in panels for panel in line):
-        known |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        legend |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     figure.suptitle(title, fontsize=11)
-    figure.legend(handles=list(known.values()), labels=list(known), loc="outside lower center",
-                  fontsize=8, ncols=min(4, len(known)), frameon=False, handlelength=4)  # fmt: skip
+    figure.legend(handles=list(legend.values()), labels=list(legend), loc="outside lower center",
+                  fontsize=8, ncols=min(4, len(legend)), frameon=False, handlelength=4)  # fmt: skip
     return save(figure, path)
 
 
@@ -235,14 +236,14 @@ def write_timeline(
 ) -> Path:
     """Truth and predictions of one video, classes by time: black bars, and shades 0 (white) to 1.
 
-    Shown are the classes of the truth and those that a prediction finds (0.5 or more), `most` at
-    most; the best five where there are none. `scores_TK`: probabilities [T, K] by label.
-    ValueError where a shape is not the truth's.
+    It shows the classes of the truth and those with a probability of 0.5 or more, at most `most`;
+    without any, the five with the highest probabilities. `scores_TK`: probabilities [T, K] by
+    label. ValueError for a shape other than the truth's.
     """
     for label, scores in scores_TK.items():
         if scores.shape != truth_TK.shape:
-            found = f"{tuple(scores.shape)}, expected {tuple(truth_TK.shape)}"
-            raise ValueError(f"scores of {label!r}: shape {found} as the truth has")
+            shapes = f"{tuple(scores.shape)}, expected {tuple(truth_TK.shape)}"
+            raise ValueError(f"scores of {label!r}: shape {shapes} of the truth")
     shown = _classes_to_show(truth_TK, scores_TK, most)
     strips = 1 + len(scores_TK)
     figure, panels = _panels(8.4, 1.5 + 0.17 * (strips + 0.8) * len(shown), 1, 1)
@@ -283,7 +284,7 @@ def _classes_to_show(
 
 
 def _runs(hits_T: np.ndarray) -> list[tuple[int, int]]:
-    """First frame and the frame after the last of every stretch of hits."""
+    """First frame, and the frame after the last, of every run of hits."""
     edges = np.flatnonzero(np.diff(np.r_[0, np.asarray(hits_T, int), 0]))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
 
@@ -295,7 +296,7 @@ def _readouts(table: ResultTable) -> list[str]:
 def _panels(
     width: float, height: float, rows: int, columns: int
 ) -> "tuple[Figure, list[list[Axes]]]":
-    """A figure without global state, and its panels."""
+    """A figure, independent of pyplot's global state, and its panels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -307,7 +308,7 @@ def _panels(
 
 
 def _name_rows(panels: Sequence["Axes"], labels: Sequence[str], size: float = 9) -> None:
-    """The same rows in every panel, named at the first, from top to bottom."""
+    """Set the same rows, from top to bottom, in every panel, with labels at the first."""
     for panel in panels:
         panel.set_ylim(len(labels) - 0.4, -0.6)
         shown = [*map(printable, labels)] if panel is panels[0] else []

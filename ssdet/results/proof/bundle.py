@@ -1,4 +1,4 @@
-"""Proof bundles: all that a study's table follows from, in one file that needs nothing else.
+"""Writing proof bundles: self-contained files from which a study's table can be recomputed.
 
 A zip file whose members are stored, not compressed: its bytes depend on nothing but the content,
 and what it unpacks to is no larger than itself. `manifest.json` names every member with its size
@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 
 FORMAT = "ssdet-bundle/1"
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""Date of every member: a zip file has to have one."""
-HOW = (
+"""Date of every member, which the zip format requires."""
+PROVENANCE = (
     "ssdet", "revision", "python", "packages", "processor", "gpu", "started", "seconds",
     "gpu_seconds", "workers", "threads", "loaders",
 )  # fmt: skip
-"""What is packed of a stage's provenance; the host's name is not."""
+"""Fields of a stage's provenance in the bundle, without the host's name."""
 PATH = re.compile(r"""(?<![\w./])/(?:[^\s/'",;:()]+/)+([^\s/'",;:()]*)""")
 
 
@@ -69,7 +69,7 @@ class StoredTargets:
         self.manifests = {"upstream": upstream, "downstream": self._manifest}
 
     def split(self, role: str, name: str) -> Manifest:
-        """The test videos of the downstream data, whose labels are known."""
+        """The test videos of the downstream data; ValueError for any other split."""
         if (role, name) != ("downstream", "test"):
             raise ValueError(f"the labels of {role} {name} are not in a bundle")
         return self._manifest
@@ -80,7 +80,7 @@ class StoredTargets:
         return self._truth
 
     def reader(self, role: str) -> "StoredTargets":
-        """Itself, which knows how many frames videos have."""
+        """This object, which gives the frames of videos."""
         return self
 
     def frames(self, video: Video) -> int:
@@ -95,7 +95,7 @@ class StoredTargets:
 
 @dataclass(frozen=True)
 class _Labels(Manifest):
-    """A manifest that knows dense labels in place of segments."""
+    """A manifest with dense labels in place of segments."""
 
     rows: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
     """Labels bool [T, K] by video."""
@@ -105,11 +105,10 @@ class _Labels(Manifest):
 
 
 def write_bundle(results: "Results", study: str, out: Path) -> Path:
-    """Pack the last plan of a study with all that its table follows from; equal content gives
-    equal bytes.
+    """Pack the last plan of a study with the results, predictions and labels of its table.
 
-    ValueError where the study is unknown or not finished, FileNotFoundError where its data, from
-    which the labels are read, are not there.
+    Equal content gives equal bytes. ValueError where the study is unknown or not finished,
+    FileNotFoundError where its data, from which the labels are read, are missing.
     """
     record, store = results.record(study), results.store
     data = record.plan().study.data
@@ -155,19 +154,20 @@ def _stage_members(store: Store, stage: str, private: Sequence[Path]) -> dict[st
     result = dict(store.result(stage) or {})
     if "test" in result.get("scores", {}):
         result["scores"] = {"test": result["scores"]["test"]}
-    found: dict[str, bytes | Path] = {f"results/{stage}.json": _bytes(_scrubbed(result, private))}
+    members: dict[str, bytes | Path] = {f"results/{stage}.json": _bytes(_scrubbed(result, private))}
     path = store.folder(stage) / "provenance.json"
     if path.is_file():
-        how = json.loads(path.read_bytes())
-        short = {name: how[name] for name in HOW if name in how}
-        found[f"provenance/{stage}.json"] = _bytes(_scrubbed(short, private))
-    return found
+        provenance = json.loads(path.read_bytes())
+        packed = {name: provenance[name] for name in PROVENANCE if name in provenance}
+        members[f"provenance/{stage}.json"] = _bytes(_scrubbed(packed, private))
+    return members
 
 
 def _targets_members(
     targets: Mapping[str, np.ndarray], classes: Mapping[str, int]
 ) -> dict[str, bytes | Path]:
-    """Videos in order with their frames, and labels [T, K] of each as bits, whole bytes a video."""
+    """Videos in order with their numbers of frames, and labels [T, K] of each as bits, padded to
+    whole bytes per video."""
     videos = [[video, len(rows)] for video, rows in targets.items()]
     bits = b"".join(np.packbits(rows.ravel()).tobytes() for rows in targets.values())
     return {"targets.json": _bytes({"classes": classes, "videos": videos}), "targets.bits": bits}
@@ -210,15 +210,15 @@ def annotation_of(values: Mapping[str, Any]) -> Material:
 
 
 def _paths(data: Mapping[str, Any]) -> list[Path]:
-    """Folders that a record's data lie in."""
+    """Folders of a record's data."""
     sources = [value for value in data.values() if isinstance(value, Mapping)]
     named = [source.get(key) for source in sources for key in ("path", "videos")]
     return [Path(name).absolute().parent for name in named if name]
 
 
 def _without_paths(record: StudyRecord, private: Sequence[Path]) -> StudyRecord:
-    """The record without what belongs to one machine or one moment."""
-    kept = {
+    """The record without paths and times."""
+    formats = {
         role: {"format": source["format"]}
         for role, source in record.data.items()
         if isinstance(source, Mapping) and "format" in source
@@ -228,13 +228,13 @@ def _without_paths(record: StudyRecord, private: Sequence[Path]) -> StudyRecord:
         study=_scrubbed(record.study, private),
         arms=tuple(_scrubbed(arm, private) for arm in record.arms),
         stages=_scrubbed(record.stages, private),
-        data=kept,
+        data=formats,
         written=0.0,
     )
 
 
 def _scrubbed(value: Any, private: Sequence[Path]) -> Any:
-    """JSON values with the last part of every path in their texts in place of the path."""
+    """JSON values in whose texts every path is replaced by its last part."""
     if isinstance(value, Mapping):
         return {_scrubbed(k, private): _scrubbed(v, private) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -252,10 +252,9 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _set_name(folder: Path) -> str:
-    """Names a prediction set by its content."""
-    return hashlib.sha256(_bytes([[p.name, _described(p)] for p in _shards(folder)])).hexdigest()[
-        :16
-    ]
+    """Name of a prediction set: a digest of its content."""
+    content = _bytes([[p.name, _described(p)] for p in _shards(folder)])
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _described(member: bytes | Path) -> dict[str, Any]:

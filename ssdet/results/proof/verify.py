@@ -1,4 +1,4 @@
-"""Checking a proof bundle: the table again from the predictions in it, and nothing else."""
+"""Checking proof bundles: recomputing the table from the predictions and labels inside."""
 
 import hashlib
 import itertools
@@ -30,7 +30,7 @@ MEMBER = re.compile(
     r"|predictions/[0-9a-f]{16}/[A-Za-z0-9][A-Za-z0-9_-]*\.(f16|json)"
 )
 REQUIRED = {"record.json", "targets.json", "targets.bits", "table.csv"}
-MOST_RESAMPLES = 100_000
+MAX_RESAMPLES = 100_000
 BROKEN_ZIP = (
     zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, struct.error, OverflowError,
     UnicodeError,
@@ -39,25 +39,25 @@ BROKEN_ZIP = (
 
 @dataclass(frozen=True)
 class Verification:
-    """What came out."""
+    """Result of checking a bundle."""
 
     study: str
     sets: int
     """Prediction sets that were scored."""
     runs: int
     differences: tuple[str, ...]
-    """What does not follow from the predictions; none where the table holds."""
+    """Differences between the bundle and the recomputation; none where the table holds."""
     warnings: tuple[str, ...]
     table: str
-    """The table as it was recomputed, CSV."""
+    """The recomputed table, CSV."""
 
     @property
     def holds(self) -> bool:
-        """Whether the table inside is, byte for byte, what its predictions give."""
+        """Whether the recomputed table is byte for byte the table inside."""
         return not self.differences
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """The outcome in words."""
         if self.holds:
             return (
@@ -81,23 +81,21 @@ def verify(path: Path) -> Verification:
         except BROKEN_ZIP as error:
             raise ValueError(f"{path}: damaged ({error}): get it again") from error
         except (ValueError, TypeError, KeyError, AttributeError, IndexError, MemoryError) as error:
-            told = (
-                f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-            )
-            raise ValueError(f"{path}: {told.replace(f'{root}/', '')}") from error
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__} "
+            raise ValueError(f"{path}: {kind}{error}".replace(f"{root}/", "")) from error
 
 
 def _unpack(path: Path, root: Path) -> dict[str, Any]:
-    """Write the members below `root` after checking names, sizes and hashes; the manifest."""
+    """Check names, sizes and hashes, write the members below `root`, and return the manifest."""
     with zipfile.ZipFile(path) as file:
         infos = {info.filename: info for info in file.infolist()}
         _check_members(file.infolist(), path.stat().st_size)
         manifest = json.loads(file.read("manifest.json")) if "manifest.json" in infos else {}
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ValueError(f"no manifest of format {FORMAT}: it is no proof bundle")
+            raise ValueError(f"no manifest of format {FORMAT}: not a proof bundle")
         members = manifest["members"]
         if missing := sorted(REQUIRED - members.keys()):
-            raise ValueError(f"{', '.join(missing)} is not in it: it is no whole bundle")
+            raise ValueError(f"{', '.join(missing)} is not in it: the bundle is incomplete")
         if odd := sorted((infos.keys() - {"manifest.json"}) ^ members.keys()):
             raise ValueError(f"members and manifest differ in {', '.join(odd[:5])}")
         for name, expected in members.items():
@@ -113,7 +111,7 @@ def _check_members(infos: list[zipfile.ZipInfo], size: int) -> None:
         raise ValueError("two members share a name")
     for info in infos:
         if not MEMBER.fullmatch(info.filename):
-            raise ValueError(f"member {info.filename[:80]!r} belongs into no bundle")
+            raise ValueError(f"member {info.filename[:80]!r} does not belong in a bundle")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"member {info.filename} is compressed: bundles store their members")
     if sum(info.file_size for info in infos) > size:
@@ -144,8 +142,8 @@ def _recomputed(root: Path, manifest: Mapping[str, Any]) -> Verification:
     for stage in sorted(ends):
         differences += _score(root, store, stage, manifest["predictions"][stage], targets)
     resamples = manifest["resamples"]
-    if type(resamples) is not int or not 1 <= resamples <= MOST_RESAMPLES:
-        raise ValueError(f"resamples={resamples!r}: expected 1 to {MOST_RESAMPLES}")
+    if type(resamples) is not int or not 1 <= resamples <= MAX_RESAMPLES:
+        raise ValueError(f"resamples={resamples!r}: expected 1 to {MAX_RESAMPLES}")
     path = root / "annotation.json"
     segments = annotation_of(json.loads(path.read_bytes())) if path.is_file() else None
     plan = record.plan(StoredTargets(targets, classes, segments))
@@ -161,26 +159,29 @@ def _recomputed(root: Path, manifest: Mapping[str, Any]) -> Verification:
 
 def _targets(root: Path) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Dense labels bool [T, K] by video, and the classes by role."""
-    told = json.loads((root / "targets.json").read_bytes())
+    listed = json.loads((root / "targets.json").read_bytes())
     bits = np.fromfile(root / "targets.bits", np.uint8)
-    classes = {role: told["classes"][role] for role in ("upstream", "downstream")}
-    numbers = [*classes.values(), *(frames for _, frames in told["videos"])]
+    classes = {role: listed["classes"][role] for role in ("upstream", "downstream")}
+    numbers = [*classes.values(), *(frames for _, frames in listed["videos"])]
     if not all(type(number) is int and 0 <= number <= 8 * len(bits) for number in numbers):
-        raise ValueError("targets.json: classes and frames must be counts that targets.bits holds")
+        raise ValueError(
+            "targets.json: expected counts of classes and frames within the size of targets.bits"
+        )
     count, start, targets = classes["downstream"], 0, {}
-    for video, frames in told["videos"]:
+    for video, frames in listed["videos"]:
         stop = start + -(-frames * count // 8)
         rows = np.unpackbits(bits[start:stop], count=frames * count).astype(bool)
         targets[video], start = rows.reshape(frames, count), stop
     if start != len(bits):
-        raise ValueError(f"targets.bits: {len(bits)} bytes, targets.json tells of {start}")
+        raise ValueError(f"targets.bits: {len(bits)} bytes, expected {start} from targets.json")
     return targets, classes
 
 
 def _score(
     root: Path, store: Store, stage: str, name: str, targets: Mapping[str, np.ndarray]
 ) -> list[str]:
-    """Score a stage's predictions, put that in place of what it reported; what differs."""
+    """Score a stage's predictions, store the result in place of the reported one, and return the
+    differences."""
     folder = root / "predictions" / name
     if folder.parent != root / "predictions" or not folder.is_dir():
         raise ValueError(f"{stage}: its prediction set {name!r} is not in the bundle")
@@ -210,15 +211,15 @@ def _first_difference(inside: bytes, again: bytes) -> str:
 
 
 def _warnings(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    found = []
-    if manifest["scorer"] != (here := source_digest()):
-        found.append(
+    warnings = []
+    if manifest["scorer"] != (own := source_digest()):
+        warnings.append(
             f"the scorer differs: packed with ssdet {manifest['ssdet']}, source "
-            f"{manifest['scorer']}; this is ssdet {ssdet.__version__}, source {here}"
+            f"{manifest['scorer']}; this is ssdet {ssdet.__version__}, source {own}"
         )
     if manifest["without_paths"]:
-        found.append(
+        warnings.append(
             f"{len(manifest['without_paths'])} recipes name files, whose folders were left out: "
             "their ids cannot be checked"
         )
-    return tuple(found)
+    return tuple(warnings)

@@ -1,4 +1,4 @@
-"""Cost section of the report: time of the stages, and time saved by sharing them."""
+"""Cost section of the report: time of stages, and time saved by sharing them."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -36,18 +36,18 @@ class Costs:
 
     kinds: tuple[str, ...]
     arms: tuple[Spent, ...]
-    """Everything that an arm rests on; what arms share is counted in each."""
+    """All stages of each arm; shared ones are counted in each."""
     all: Spent
     """Every stage once."""
     unshared: Spent
-    """Every stage as often as there are runs that rest on it."""
+    """Every stage once per run that depends on it."""
     first: float | None
     last: float | None
-    """Epoch seconds of the first start and of the last end; None where nothing says so."""
+    """Epoch seconds of the first start and of the last end; None where unknown."""
     again: int
-    """Stages that took more than one attempt."""
+    """Number of stages with more than one attempt."""
     unknown: int
-    """Stages whose time is not known; they count nothing."""
+    """Number of stages without a recorded time, which count 0 s."""
 
     @property
     def saved(self) -> float:
@@ -55,47 +55,46 @@ class Costs:
 
 
 def costs(plan: Plan, store: Store) -> Costs:
-    """What the provenance of a plan's stages adds up to."""
-    how = {name: store.provenance(name) or {} for name in plan.stages}
-    called = labels(plan.study)
+    """Sum up the times in the provenance of a plan's stages."""
+    provenance = {name: store.provenance(name) or {} for name in plan.stages}
+    names = labels(plan.study)
     arms = [
-        _spent(called[arm.name], _below(runs).values(), how)
+        _spent(names[arm.name], _below(runs).values(), provenance)
         for arm in plan.study.arms
         if (runs := plan.of(arm.name))
     ]
-    apart = [stage for run in plan.runs for stage in _below([run]).values()]
-    started = [values["started"] for values in how.values() if "started" in values]
-    ended = [
-        v["started"] + v["seconds"] for v in how.values() if {"started", "seconds"} <= v.keys()
-    ]
+    unshared = [stage for run in plan.runs for stage in _below([run]).values()]
+    timed = [v for v in provenance.values() if "started" in v]
     kinds = {stage.kind for stage in plan.stages.values()}
     return Costs(
         tuple(kind for kind in KINDS if kind in kinds),
         tuple(arms),
-        _spent("every stage once", plan.stages.values(), how),
-        _spent("every run for itself", apart, how),
-        min(started, default=None),
-        max(ended, default=None),
-        sum(values.get("attempts", 1) > 1 for values in how.values()),
-        sum("seconds" not in values for values in how.values()),
+        _spent("every stage once", plan.stages.values(), provenance),
+        _spent("every run for itself", unshared, provenance),
+        min((v["started"] for v in timed), default=None),
+        max((v["started"] + v["seconds"] for v in timed if "seconds" in v), default=None),
+        sum(values.get("attempts", 1) > 1 for values in provenance.values()),
+        sum("seconds" not in values for values in provenance.values()),
     )
 
 
 def _below(runs: Sequence[Run]) -> dict[str, Stage]:
-    """All stages that these runs rest on, each once."""
+    """All stages that these runs depend on, each once."""
     ends = [end for run in runs for end in (run.predict, run.probe) if end is not None]
     return {stage.id: stage for end in ends for stage in ancestry(end)}
 
 
-def _spent(label: str, stages: Collection[Stage], how: Mapping[str, Mapping[str, Any]]) -> Spent:
+def _spent(
+    label: str, stages: Collection[Stage], provenance: Mapping[str, Mapping[str, Any]]
+) -> Spent:
     times: dict[str, list[float]] = {}
     for stage in stages:
-        times.setdefault(stage.kind, []).append(how[stage.id].get("seconds", 0.0))
-    on_gpu = math.fsum(how[stage.id].get("gpu_seconds", 0.0) for stage in stages)
+        times.setdefault(stage.kind, []).append(provenance[stage.id].get("seconds", 0.0))
+    on_gpu = math.fsum(provenance[stage.id].get("gpu_seconds", 0.0) for stage in stages)
     seconds = {kind: math.fsum(values) for kind, values in times.items()}
     return Spent(label, len(stages), seconds, on_gpu)
 
 
 def of_node(node: Node, store: Store) -> float:
-    """Seconds of the stages of a box of the plan."""
+    """Seconds of the stages of a node of the plan drawing."""
     return math.fsum((store.provenance(name) or {}).get("seconds", 0.0) for name in node.stages)

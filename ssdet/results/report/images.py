@@ -1,4 +1,4 @@
-"""A study's figures inside the page, each with what it shows in words."""
+"""Figures of the report as data URIs, with text alternatives."""
 
 import base64
 import tempfile
@@ -25,31 +25,27 @@ class Picture:
 
     title: str
     uri: str
-    """The picture itself, as a data URI."""
+    """SVG as a data URI."""
     alt: str
-    """What it shows, for who does not see it."""
+    """Text alternative with the numbers of the figure."""
 
 
-def pictures(plan: Plan, store: Store, table: ResultTable) -> list[Picture]:
-    """Forest plot, scores, learning curves, and the best arm's gains by class; what there is
-    nothing to draw of is left out."""
-    return list(_pictures(plan, store, table))
-
-
-def _pictures(plan: Plan, store: Store, table: ResultTable) -> Iterator[Picture]:
+def pictures(plan: Plan, store: Store, table: ResultTable) -> Iterator[Picture]:
+    """Forest plot, scores, learning curves, and the best arm's gains by class; figures without data
+    are left out."""
     if any(cell.difference for row in table.rows for cell in row.cells.values()):
-        yield _picture("Differences from the baseline", _said_of_differences(table),
-                       lambda path: write_forest(_told(table), path))  # fmt: skip
-    yield _picture("Scores", _said_of_scores(table), lambda path: write_figure(table, path))
+        yield _picture("Differences from the baseline", _differences_text(table),
+                       lambda path: write_forest(_with_baselines(table), path))  # fmt: skip
+    yield _picture("Scores", _scores_text(table), lambda path: write_figure(table, path))
     if lines := curves(plan, store):
-        yield _picture("Learning curves", _said_of_curves(lines),
+        yield _picture("Learning curves", _curves_text(lines),
                        lambda path: write_curves(lines, path))  # fmt: skip
     if (best := best_row(table)) is not None:
         layout = replace(plan.study.table, baseline=best.against, against={})
         pair = replace(plan, study=replace(plan.study, table=layout))
         gains = class_gains(pair, store, best.arm)
         title = f"Gains by class of “{label_against(table, best)}”, the highest difference"
-        yield _picture(title, _said_of_gains(gains), lambda path: write_class_gains(gains, path))
+        yield _picture(title, _gains_text(gains), lambda path: write_class_gains(gains, path))
 
 
 def _picture(title: str, alt: str, write: Callable[[Path], Path]) -> Picture:
@@ -60,35 +56,35 @@ def _picture(title: str, alt: str, write: Callable[[Path], Path]) -> Picture:
 
 def best_row(table: ResultTable) -> Row | None:
     """The arm with the highest fine-tuned difference from its baseline, if any."""
-    found = [
-        (cell.difference.difference, -place, row)
-        for place, row in enumerate(table.rows)
+    ranked = [
+        (cell.difference.difference, -index, row)
+        for index, row in enumerate(table.rows)
         if (cell := row.cells.get("finetuned")) is not None and cell.difference is not None
     ]
-    return max(found)[2] if found else None
+    return max(ranked)[2] if ranked else None
 
 
-def _told(table: ResultTable) -> ResultTable:
-    """The table with what arms are compared with in their labels, where that is another arm."""
+def _with_baselines(table: ResultTable) -> ResultTable:
+    """The table with labels that name an arm's own baseline, if it has one."""
     rows = tuple(replace(row, label=label_against(table, row)) for row in table.rows)
     return replace(table, rows=rows)
 
 
-def _said_of_differences(table: ResultTable) -> str:
-    table, parts = _told(table), []
+def _differences_text(table: ResultTable) -> str:
+    table, parts = _with_baselines(table), []
     for readout, name in READOUTS.items():
         cells = [(row.label, row.cells[readout]) for row in table.rows if readout in row.cells]
-        told = [
+        texts = [
             f"{label} {difference_text(cell)}, p {p_text(cell.p_adjusted)}"
             for label, cell in cells
             if cell.difference
         ]
-        parts += [f"{name}: {'; '.join(told)}."] if told else []
+        parts += [f"{name}: {'; '.join(texts)}."] if texts else []
     score = score_title(table.protocol)
     return f"Differences in points of {score} with 95 % intervals. {' '.join(parts)}"
 
 
-def _said_of_scores(table: ResultTable) -> str:
+def _scores_text(table: ResultTable) -> str:
     parts = []
     for readout, name in READOUTS.items():
         cells = [(row.label, row.cells[readout]) for row in table.rows if readout in row.cells]
@@ -99,18 +95,18 @@ def _said_of_scores(table: ResultTable) -> str:
     return f"Mean {score} in percent as bars, single seeds as dots. {' '.join(parts)}"
 
 
-def _said_of_curves(lines: list[Curve]) -> str:
+def _curves_text(lines: list[Curve]) -> str:
     ends: dict[tuple[str, str, str], list[float]] = {}
     for line in lines:
         ends.setdefault((line.kind, line.field, line.arm), []).append(line.values[-1])
-    told = [
+    texts = [
         f"{kind}, {field} of {arm}: {sum(values) / len(values):.3g}"
         for (kind, field, arm), values in ends.items()
     ]
-    return f"Loss and validation score by step. At the end, mean over seeds: {'; '.join(told)}."
+    return f"Loss and validation score by step. At the end, mean over seeds: {'; '.join(texts)}."
 
 
-def _said_of_gains(gains: list[ClassGain]) -> str:
+def _gains_text(gains: list[ClassGain]) -> str:
     ordered = sorted(gains, key=lambda gain: (-gain.mean, gain.name))
-    told = "; ".join(f"{gain.name} {100 * gain.mean:+.1f}" for gain in ordered)
-    return f"Difference of average precision in points, largest first: {told}."
+    text = "; ".join(f"{gain.name} {100 * gain.mean:+.1f}" for gain in ordered)
+    return f"Difference of average precision in points, largest first: {text}."

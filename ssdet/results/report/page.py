@@ -1,4 +1,4 @@
-"""One HTML page of a template, a style sheet and a script, which asks no network for anything."""
+"""Rendering of the report page: a template, a style sheet and a script in one HTML file."""
 
 import base64
 import hashlib
@@ -23,7 +23,7 @@ IN_SCRIPT = {
 
 
 def render(**values: Any) -> str:
-    """The page; whatever is not `Markup` is escaped."""
+    """HTML of the page, which loads nothing; values other than `Markup` are escaped."""
     loader = PackageLoader("ssdet.results.report", "")
     pages = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -40,7 +40,7 @@ def render(**values: Any) -> str:
 
 
 def embedded(value: Mapping[str, Any]) -> Markup:
-    """JSON that nothing in it can break out of a script element with."""
+    """JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup("".join(IN_SCRIPT.get(c, c) for c in text))
 

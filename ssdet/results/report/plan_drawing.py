@@ -1,4 +1,4 @@
-"""The plan as a drawing: arms are rows, stages boxes, seeds one box, what is shared stands once."""
+"""Drawing of a plan: arms are rows, stages boxes; seeds share a box, arms share stages."""
 
 import json
 from collections.abc import Mapping
@@ -22,17 +22,17 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """Stages that differ in nothing but seeds."""
+    """Stages that differ in seeds only."""
 
     kind: str
     stages: tuple[str, ...]
     arms: tuple[str, ...]
     """Labels of the arms that use it, other than through an ensemble."""
     parents: tuple[int, ...]
-    """Places in the list of nodes, all before this one."""
+    """Indices in the list of nodes, all smaller than this node's."""
     column: int
     row: int
-    """Place of the first of these arms."""
+    """Index of the first of these arms."""
 
     @property
     def shared(self) -> bool:
@@ -55,11 +55,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """An arm's name, and why it has no boxes."""
+    """An arm's name, and the missing network of an arm without boxes."""
 
     text: str
     y: int
-    """Of the middle of its lanes."""
+    """Middle of its lanes."""
     needs: str = ""
 
     @property
@@ -69,7 +69,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Boxes, lines between them and names, in pixels."""
+    """Boxes, connecting lines and names, in pixels."""
 
     width: int
     height: int
@@ -78,9 +78,9 @@ class Drawing:
     lines: tuple[str, ...]
     """SVG paths, from right to left side."""
     rules: tuple[int, ...]
-    """Heights between arms."""
+    """Vertical positions between arms."""
     left: int = LABEL
-    """Where boxes begin."""
+    """Left edge of the first column of boxes."""
 
 
 def nodes(plan: Plan) -> list[Node]:
@@ -91,27 +91,26 @@ def nodes(plan: Plan) -> list[Node]:
         keys[name] = _key(stage, keys)
         stages.setdefault(keys[name], []).append(stage)
     users: dict[Key, dict[str, int]] = {key: {} for key in stages}
-    called, columns = labels(plan.study), _columns(plan)
+    names, columns = labels(plan.study), _columns(plan)
     for row, arm in enumerate(plan.study.arms):
         for run in plan.of(arm.name):
             for end in filter(None, (run.predict, run.probe)):
                 for stage in [end] if end.kind == "ensemble" else ancestry(end):
-                    users[keys[stage.id]].setdefault(called[arm.name], row)
-    places = {key: place for place, key in enumerate(stages)}
-    found = []
-    for key, alike in stages.items():
-        parents = dict.fromkeys(places[keys[p.id]] for stage in alike for p in stage.parents)
-        names = tuple(stage.id for stage in alike)
-        rows = users[key]
-        column, row = columns[alike[0].id], min(rows.values())
-        found.append(Node(alike[0].kind, names, tuple(rows), tuple(parents), column, row))
-    return found
+                    users[keys[stage.id]].setdefault(names[arm.name], row)
+    indices = {key: index for index, key in enumerate(stages)}
+    result = []
+    for key, group in stages.items():
+        parents = dict.fromkeys(indices[keys[p.id]] for stage in group for p in stage.parents)
+        ids = tuple(stage.id for stage in group)
+        column, row = columns[group[0].id], min(users[key].values())
+        result.append(Node(group[0].kind, ids, tuple(users[key]), tuple(parents), column, row))
+    return result
 
 
-def _key(stage: Stage, known: Mapping[str, Key]) -> Key:
-    """Equal for stages that differ in seeds alone, their own and their parents'."""
+def _key(stage: Stage, keys: Mapping[str, Key]) -> Key:
+    """Key that is equal for stages that differ in their own and their parents' seeds only."""
     recipe = json.dumps(_seedless(to_json(stage.recipe)), sort_keys=True)
-    return stage.kind, recipe, frozenset(known[parent.id] for parent in stage.parents)
+    return stage.kind, recipe, frozenset(keys[parent.id] for parent in stage.parents)
 
 
 def _seedless(values: Any) -> Any:
@@ -121,8 +120,8 @@ def _seedless(values: Any) -> Any:
 
 
 def _columns(plan: Plan) -> dict[str, int]:
-    """Column by stage: as many from the right as stages come after it; a probe's is that of the
-    first fine-tuning that its network may have."""
+    """Column by stage, counted from the right by the number of later stages; a probe is in the
+    column of the first fine-tuning."""
     after: dict[str, int] = {}
     for name, stage in reversed(plan.stages.items()):
         after.setdefault(name, 0)
@@ -138,9 +137,9 @@ def _columns(plan: Plan) -> dict[str, int]:
     return columns
 
 
-def draw(plan: Plan, found: list[Node]) -> Drawing:
-    """Places of everything; a box stands in the row of the first arm that uses it."""
-    lanes = 2 if any(node.kind == "probe" for node in found) else 1
+def draw(plan: Plan, nodes: list[Node]) -> Drawing:
+    """Layout of the drawing; a box is in the row of the first arm that uses it."""
+    lanes = 2 if any(node.kind == "probe" for node in nodes) else 1
     height = lanes * LANE + 14
     boxes = [
         Box(
@@ -148,19 +147,19 @@ def draw(plan: Plan, found: list[Node]) -> Drawing:
             LABEL + node.column * COLUMN,
             node.row * height + 10 + (LANE if node.kind == "probe" else 0),
         )
-        for node in found
+        for node in nodes
     ]
-    called = labels(plan.study)
-    names = tuple(
-        Label(called[arm.name], row * height + height // 2, plan.missing(arm))
+    names = labels(plan.study)
+    titles = tuple(
+        Label(names[arm.name], row * height + height // 2, plan.missing(arm))
         for row, arm in enumerate(plan.study.arms)
     )
     lines = tuple(_line(boxes[p], box) for box in boxes for p in box.node.parents)
-    columns = 1 + max(node.column for node in found)
+    columns = 1 + max(node.column for node in nodes)
     total = len(plan.study.arms) * height
     rules = tuple(row * height for row in range(1, len(plan.study.arms)))
     width = LABEL + columns * COLUMN - (COLUMN - BOX) + 4
-    return Drawing(width, total, names, tuple(boxes), lines, rules)
+    return Drawing(width, total, titles, tuple(boxes), lines, rules)
 
 
 def _line(start: Box, end: Box) -> str:

@@ -1,4 +1,4 @@
-"""A study in words: what was compared, what came out, and what a reader must be warned of."""
+"""Text of the report: what was compared, outcomes, warnings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from ssdet.studies.graph.lineage import ancestry
 from ssdet.studies.graph.plan import Plan
 
 TRIAL_STEPS = 10
-"""A training of so few steps only shows that everything runs."""
+"""Trainings of so few steps are test runs."""
 SHORT_PASSES = 10.0
-"""Passes over the training data below which a schedule is called short: on Moving Shapes 3 and 9
-passes of pretraining rank the arms differently; the paper's takes some 80."""
+"""Epochs below which a schedule is reported as short: on Moving Shapes 3 and 9 epochs of
+pretraining rank the arms differently; the paper's pretraining takes some 80."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What came out for one arm."""
+    """Outcome of one arm."""
 
     label: str
     difference: str
@@ -29,18 +29,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The arms of one read-out by what may be said of them."""
+    """Arms of one read-out by their verdict."""
 
     readout: str
     better: tuple[Finding, ...]
     worse: tuple[Finding, ...]
     undecided: tuple[Finding, ...]
     detectable: tuple[float, float] | None
-    """Smallest and largest of the rows' detectable differences, in points."""
+    """Smallest and largest detectable difference of the rows, in points."""
 
     @property
     def power(self) -> str:
-        """The detectable differences; mAP ends at 100, what few seeds would need does not."""
+        """The detectable differences as text; with few seeds they may exceed 100 points."""
         if self.detectable is None:
             return ""
         low, high = (f"{x:.1f}" if x <= 100 else "more than 100" for x in self.detectable)
@@ -53,7 +53,7 @@ class Outcome:
 
 
 def compared(plan: Plan, table: ResultTable) -> list[str]:
-    """What was compared, and how."""
+    """Sentences on what was compared, and how."""
     study = plan.study
     ensembles = sum(row.ensemble for row in table.rows)
     arms = _count(len(table.rows) - ensembles, "arm")
@@ -80,7 +80,7 @@ def compared(plan: Plan, table: ResultTable) -> list[str]:
 
 
 def _others(table: ResultTable) -> Iterator[str]:
-    """The arms that are compared with another one than the baseline."""
+    """Sentences on arms that are compared with another arm than the baseline."""
     for other in table.rows:
         rows = [row.label for row in table.rows if row.against == other.arm]
         if rows and other.arm != table.baseline:
@@ -88,50 +88,50 @@ def _others(table: ResultTable) -> Iterator[str]:
 
 
 def outcomes(table: ResultTable) -> list[Outcome]:
-    """What came out in each read-out in which something is compared."""
-    found = []
+    """Outcomes of the read-outs in which arms are compared."""
+    result = []
     for readout, name in READOUTS.items():
         rows = [row for row in table.rows if readout in row.cells]
         cells = [(label_against(table, row), row.cells[readout]) for row in rows]
-        told = [Finding(n, difference_text(c), c.verdict) for n, c in cells if c.difference]
-        if told:
+        findings = [Finding(n, difference_text(c), c.verdict) for n, c in cells if c.difference]
+        if findings:
             better, worse = (
-                tuple(one for one in told if one.verdict == word) for word in ("better", "worse")
+                tuple(f for f in findings if f.verdict == word) for word in ("better", "worse")
             )
-            left = tuple(one for one in told if one not in (*better, *worse))
+            left = tuple(f for f in findings if f not in (*better, *worse))
             spans = [100 * c.detectable for _, c in cells if c.detectable is not None]
             span = (min(spans), max(spans)) if spans else None
-            found.append(Outcome(name, better, worse, left, span))
-    return found
+            result.append(Outcome(name, better, worse, left, span))
+    return result
 
 
 def warnings(plan: Plan, table: ResultTable, audit: Audit, store: Store) -> list[str]:
-    """What makes the numbers worth less than they look, the worst first; empty for nothing."""
+    """Warnings on the validity of the numbers, the most severe first."""
     study = plan.study
-    found = list(_schedule_faults(plan))
+    texts = list(_schedule_faults(plan))
     if len(study.seeds) == 1:
-        found.append("One seed: no difference can be told from the noise between seeds.")
+        texts.append("One seed: no difference can be told from the noise between seeds.")
     if study.data.limit is not None:
-        found.append(f"Only the first {study.data.limit} videos of each split were used.")
+        texts.append(f"Only the first {study.data.limit} videos of each split were used.")
     if not audit.fair:
-        found.append(
+        texts.append(
             f"Not a fair comparison: {_count(len(audit.notes), 'difference')} between arms that "
             f"they do not declare, such as: {audit.notes[0]}."
         )
     if table.videos_scored < table.videos_expected:
-        gone = table.videos_expected - table.videos_scored
-        found.append(f"{gone:,} of {table.videos_expected:,} test videos have no score.")
+        missing = table.videos_expected - table.videos_scored
+        texts.append(f"{missing:,} of {table.videos_expected:,} test videos have no score.")
     if table.unreadable:
-        found.append(f"{_count(len(table.unreadable), 'video')} could not be read.")
-    found += [f"{row.label}: not run, it needs {row.needs}." for row in table.rows if row.needs]
-    known = [store.provenance(stage) or {} for stage in plan.stages]
-    if any(str(how.get("revision")).endswith("+changes") for how in known):
-        found.append("Some stages ran with code that differs from its recorded revision.")
-    return found
+        texts.append(f"{_count(len(table.unreadable), 'video')} could not be read.")
+    texts += [f"{row.label}: not run, it needs {row.needs}." for row in table.rows if row.needs]
+    provenance = [store.provenance(stage) or {} for stage in plan.stages]
+    if any(str(values.get("revision")).endswith("+changes") for values in provenance):
+        texts.append("Some stages ran with code that differs from its recorded revision.")
+    return texts
 
 
 def passes(plan: Plan, stage: Stage) -> float:
-    """How often a training sees each clip or video of its split."""
+    """Epochs of a training: how often it sees each clip or video of its split."""
     role = "upstream" if stage.kind == "pretrain" else "downstream"
     optim = stage.recipe.optim
     return float(
@@ -140,7 +140,7 @@ def passes(plan: Plan, stage: Stage) -> float:
 
 
 def _trainings(plan: Plan) -> dict[tuple[str, int, float], list[str]]:
-    """Labels of the arms by kind, steps and passes of their trainings."""
+    """Labels of the arms by kind, steps and epochs of their trainings."""
     found: dict[tuple[str, int, float], list[str]] = {}
     for run in plan.runs:
         if run.predict.kind == "ensemble":
@@ -156,13 +156,13 @@ def _trainings(plan: Plan) -> dict[tuple[str, int, float], list[str]]:
 
 def _schedules(plan: Plan) -> list[str]:
     trainings = _trainings(plan)
-    told = []
+    texts = []
     for kind, name in (("pretrain", "pretraining"), ("finetune", "fine-tuning")):
-        ways = sorted({(steps, seen) for found, steps, seen in trainings if found == kind})
+        ways = sorted({(steps, seen) for k, steps, seen in trainings if k == kind})
         if ways:
             listed = " or ".join(f"{steps:,} steps ({seen:.3g} passes)" for steps, seen in ways)
-            told.append(f"{name} {listed}")
-    return [f"Schedules: {'; '.join(told)}."]
+            texts.append(f"{name} {listed}")
+    return [f"Schedules: {'; '.join(texts)}."]
 
 
 def _schedule_faults(plan: Plan) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ssdet.studies.graph.plan import Plan, stage_labels
 from ssdet.studies.study import Study
 
 HIDDEN = ("host",)
-"""Provenance that is nobody's business but the owner's: a page is sent around."""
+"""Provenance that is left out, since pages are passed on to others."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RunEntry:
 
     id: str
     arms: tuple[str, ...]
-    """Labels of all arms that it stands for."""
+    """Labels of all arms that share it."""
     seed: str
     readout: str
     test: float
@@ -32,9 +32,9 @@ class RunEntry:
     setting: str
     """Protocol and coverage."""
     stages: tuple[str, ...]
-    """All that it was made from, parents first, itself last."""
+    """Its ancestors, parents first, and itself."""
     weights: str
-    """Its weights, relative to the store; empty where it has none of its own."""
+    """Path of its weights in the store; empty for ensembles."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class StageEntry:
 
 
 def labels(study: Study) -> dict[str, str]:
-    """What arms are called, by name; where two are called the same, their names stand behind."""
-    called = [arm.label for arm in study.arms]
+    """Labels of arms by name; equal labels are followed by the names."""
+    texts = [arm.label for arm in study.arms]
     return {
-        arm.name: arm.label if called.count(arm.label) == 1 else f"{arm.label} ({arm.name})"
+        arm.name: arm.label if texts.count(arm.label) == 1 else f"{arm.label} ({arm.name})"
         for arm in study.arms
     }
 
@@ -62,23 +62,23 @@ def labels(study: Study) -> dict[str, str]:
 def run_entries(plan: Plan, store: Store) -> list[RunEntry]:
     """Every run that scores some arm, in the order of arms, read-outs and seeds; each once."""
     seeds = {name: seed for name, (_, _, seed) in stage_labels(plan).items()}
-    called = labels(plan.study)
-    found: dict[str, RunEntry] = {}
+    names = labels(plan.study)
+    entries: dict[str, RunEntry] = {}
     for arm in plan.study.arms:
-        for readout, name in READOUTS.items():
+        for readout, title in READOUTS.items():
             for run in plan.of(arm.name):
                 stage = run.predict if readout == "finetuned" else run.probe
                 if stage is None:
                     continue
-                earlier = found.get(stage.id)
-                arms = (*(earlier.arms if earlier else ()), called[arm.name])
+                earlier = entries.get(stage.id)
+                arms = (*(earlier.arms if earlier else ()), names[arm.name])
                 seed = _seed(run.seed, stage, seeds)
-                found[stage.id] = _run(stage, arms, seed, name, store)
-    return list(found.values())
+                entries[stage.id] = _run(stage, arms, seed, title, store)
+    return list(entries.values())
 
 
 def _seed(seed: int, stage: Stage, seeds: Mapping[str, int]) -> str:
-    """The seed of a run; those of an ensemble's members."""
+    """Seed of a run; of an ensemble the seeds of its members."""
     if stage.kind != "ensemble":
         return str(seed)
     return ", ".join(map(str, sorted({seeds[parent.id] for parent in stage.parents})))
@@ -86,7 +86,7 @@ def _seed(seed: int, stage: Stage, seeds: Mapping[str, int]) -> str:
 
 def _run(stage: Stage, arms: tuple[str, ...], seed: str, readout: str, store: Store) -> RunEntry:
     result = store.result(stage.id)
-    assert result is not None, "a table was made of it"
+    assert result is not None, "the table exists"
     scores = result["scores"]
     test = scores["test"]
     setting = f"{test['protocol']}, {test['videos_scored']} of {test['videos_expected']} videos"
@@ -106,30 +106,29 @@ def _weights(stage: Stage, store: Store) -> str:
 
 def stage_entries(plan: Plan, store: Store) -> list[StageEntry]:
     """Every stage of a plan, parents first."""
-    known = stage_labels(plan)
-    called = labels(plan.study)
-    found = []
+    stages, names = stage_labels(plan), labels(plan.study)
+    entries = []
     for name, stage in plan.stages.items():
-        kind, arms, seed = known[name]
-        users = ", ".join(called[arm] for arm in arms)
+        kind, arms, seed = stages[name]
+        users = ", ".join(names[arm] for arm in arms)
         recipe = json.dumps(stage.identity["recipe"], indent=1, sort_keys=True)
         parents = tuple(parent.id for parent in stage.parents)
-        told = f"{users}, seed {seed}" if kind != "ensemble" else users
+        users += "" if kind == "ensemble" else f", seed {seed}"
         provenance = dict(_flat(store.provenance(name) or {}))
-        found.append(StageEntry(name, kind, told, parents, recipe, provenance))
-    return found
+        entries.append(StageEntry(name, kind, users, parents, recipe, provenance))
+    return entries
 
 
-def _flat(values: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name} ")
         elif name == "started":
             yield name, utc(value)
         elif name not in HIDDEN and value is not None:
-            yield at + name, f"{value:.1f}" if isinstance(value, float) else str(value)
+            yield prefix + name, f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def utc(seconds: float) -> str:
-    """A time that is written the same wherever the page is made."""
+    """A time in UTC, so that the page does not depend on the time zone."""
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

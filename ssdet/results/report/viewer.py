@@ -1,4 +1,4 @@
-"""Data of the timeline viewer: truth and scores of some test videos, small pictures."""
+"""Data of the timeline viewer: truth, scores and thumbnails of some test videos."""
 
 import base64
 import io
@@ -18,37 +18,37 @@ from ssdet.store.base import Store
 from ssdet.studies.graph.plan import Plan
 
 STEPS = 256
-"""Most frames of a video that are shown; of longer ones every n-th."""
+"""Maximum frames per video; of longer videos every n-th is shown."""
 CLASSES = 16
-"""Most classes of a video that are shown."""
+"""Maximum classes per video."""
 THUMBS, SIDE = 24, 96
-"""Most pictures of a video, and most pixels of their height."""
+"""Maximum number of thumbnails per video, and their maximum height in pixels."""
 QUALITY = 70
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """What the viewer is given, and what of the test split it does not show."""
+    """Data of the viewer, and counts of videos that are shown in part or not at all."""
 
     data: Mapping[str, Any]
     videos: int
     of: int
     """Videos that have scores."""
     for_size: int
-    """Videos that were asked for but did not fit."""
+    """Videos left out because the page would be too large."""
     without_pictures: int
-    """Videos shown whose pictures did not fit, or could not be read."""
+    """Shown videos without thumbnails: too large, or unreadable."""
     stepped: int
-    """Videos of which not every frame is shown."""
+    """Videos with frames left out."""
     classes_left_out: int
-    """Videos of which not every class is shown."""
+    """Videos with classes left out."""
 
 
 def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer:
     """Scores of all runs in `videos` test videos, evenly spread over the sorted ids, in at most
-    `room` bytes: scores first, then pictures. What is shown first is `arm` beside its baseline.
+    `room` bytes: first scores, then thumbnails. The viewer opens with `arm` and its baseline.
 
-    Scores are quantised to 1/255. The last videos that do not fit are left out.
+    Scores are quantised to 1/255. Videos that do not fit are left out from the end.
     """
     data = plan.study.data
     manifest, reader = data.split("downstream", "test"), data.reader("downstream")
@@ -69,9 +69,9 @@ def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer
         pictures = _pictures(by_id[entry["id"]], reader, entry)
         if pictures is not None and (size := len(pictures["uri"])) <= room:
             entry["pictures"], room = pictures, room - size
-    called = labels(plan.study)
+    names = labels(plan.study)
     base = plan.study.baseline_of(arm) or arm
-    first = {"arm": called[arm], "baseline": called[base]}
+    first = {"arm": names[arm], "baseline": names[base]}
     return Viewer(
         {"classes": list(manifest.classes), "runs": runs, "videos": shown, **first},
         len(shown), len(scored), len(wanted) - len(shown),
@@ -82,22 +82,22 @@ def viewer(plan: Plan, store: Store, arm: str, videos: int, room: int) -> Viewer
 
 
 def _runs(plan: Plan, store: Store) -> tuple[list[dict[str, Any]], list[PredictionSet]]:
-    """Every arm and seed with the places of an ensemble's members, and the predictions."""
+    """Every arm and seed with the indices of an ensemble's members, and the predictions."""
     runs: list[dict[str, Any]] = []
     sets: list[PredictionSet] = []
-    called = labels(plan.study)
+    names = labels(plan.study)
     for arm in plan.study.arms:
         predicted = predictions(plan, store, arm.name, "finetuned")
         for run in plan.of(arm.name):
             members = run.predict.parents if run.predict.kind == "ensemble" else ()
             runs.append({
-                "arm": called[arm.name], "seed": run.seed, "id": run.predict.id,
+                "arm": names[arm.name], "seed": run.seed, "id": run.predict.id,
                 "members": [parent.id for parent in members],
             })  # fmt: skip
             sets.append(predicted[run.seed])
-    at = {run["id"]: place for place, run in reversed([*enumerate(runs)])}
+    first = {run["id"]: index for index, run in reversed([*enumerate(runs)])}
     for values in runs:
-        values["members"] = sorted(at[name] for name in values["members"])
+        values["members"] = sorted(first[name] for name in values["members"])
     return runs, sets
 
 
@@ -106,7 +106,7 @@ def _scores(
 ) -> dict[str, Any]:
     truth_TK = dense_targets(manifest, video, reader).T
     scores_RTK = [np.asarray(one[video.id], np.float32) for one in sets]
-    kept = _kept(truth_TK, scores_RTK)
+    classes = _shown_classes(truth_TK, scores_RTK)
     step = -(-len(truth_TK) // STEPS)
     clock = reader.clock(video)
     return {
@@ -115,15 +115,15 @@ def _scores(
         "end": round(clock.end, 3),
         "frames": len(truth_TK),
         "step": step,
-        "classes": kept,
-        "truth": _text(truth_TK[::step][:, kept].astype(np.uint8)),
-        "scores": [_text(quantised(scores_TK[::step][:, kept])) for scores_TK in scores_RTK],
+        "classes": classes,
+        "truth": _text(truth_TK[::step][:, classes].astype(np.uint8)),
+        "scores": [_text(quantised(scores_TK[::step][:, classes])) for scores_TK in scores_RTK],
         "pictures": None,
     }
 
 
-def _kept(truth_TK: np.ndarray, scores_RTK: Sequence[np.ndarray]) -> list[int]:
-    """Classes to show: those of the truth, then those that some run scores highest."""
+def _shown_classes(truth_TK: np.ndarray, scores_RTK: Sequence[np.ndarray]) -> list[int]:
+    """Classes to show: those of the truth, then those with the highest scores of any run."""
     top_K = np.max([scores_TK.max(0) for scores_TK in scores_RTK], axis=0)
     order = sorted(range(len(top_K)), key=lambda k: (not truth_TK[:, k].any(), -top_K[k], k))
     return sorted(order[:CLASSES])
@@ -135,7 +135,7 @@ def quantised(scores_TK: np.ndarray) -> np.ndarray:
 
 
 def _text(values_TK: np.ndarray) -> str:
-    """Bytes class by class, in base 64."""
+    """Values class by class as bytes in base 64."""
     return base64.b64encode(np.ascontiguousarray(values_TK.T).tobytes()).decode()
 
 
@@ -144,7 +144,7 @@ def _size(entry: Mapping[str, Any]) -> int:
 
 
 def _pictures(video: Video, reader: FrameReader, entry: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Pictures side by side in one JPEG; None for a file that cannot be read."""
+    """Thumbnails side by side in one JPEG; None for a file that cannot be read."""
     from PIL import Image
 
     count = min(THUMBS, entry["frames"])

@@ -1,4 +1,4 @@
-"""The report of a finished study: one HTML page that needs nothing but itself."""
+"""Writing the report of a finished study as one self-contained HTML page."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,14 @@ from ssdet.system.console import duration
 from ssdet.system.safe_files import write_bytes
 
 BREAKDOWN_SCORES = 20_000_000
-"""Most scores of a study whose breakdown is made for the page; beyond it would take minutes."""
-
+"""Maximum number of scores for which the page has a breakdown; more would take minutes."""
 
 PLANNED = ("stages", "done", "at_once", "work_seconds", "wall_seconds")
 
 
 @dataclass(frozen=True)
 class Written:
-    """A report, and what did not fit into it."""
+    """A written report and its viewer."""
 
     path: Path
     bytes: int
@@ -52,14 +51,14 @@ class Written:
 
 @dataclass(frozen=True)
 class Tuned:
-    """An arm as it is beside the arm with its own nuisance knobs; scores in percent."""
+    """Scores of an arm without and with tuned nuisance parameters, in percent."""
 
     label: str
     untuned: str
     tuned: str
     gain: float
     choice: Choice | None
-    """None where the store no longer says what was chosen."""
+    """None where the store has no record of the tuning."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,17 @@ def write_report(
     resamples: int | None = None,
     planned: Path | None = None,
 ) -> Written:
-    """Write the page of a finished study: the same store gives the same bytes.
+    """Write the page of a finished study; equal stores give equal bytes.
 
-    videos: test videos in the timeline viewer, fewer where the page would grow beyond `megabytes`
-    (10⁶ bytes); its other parts are never cut. planned: what `ssdet plan --json` printed before
-    the run, to be shown beside what it took; by default what a plan left in the store. ValueError
-    where there is no table: see `result_table`.
+    videos: test videos in the timeline viewer, fewer if the page would exceed `megabytes` (10⁶
+    bytes); other parts are never cut. planned: output of `ssdet plan --json` before the run, shown
+    beside the actual cost; by default the estimate in the store. ValueError where there is no
+    table: see `result_table`.
     """
     if videos < 0 or megabytes <= 0:
         raise ValueError(f"videos={videos}, megabytes={megabytes}: expected 0 or more, above 0")
-    kept = store.estimate(record_of(plan, 0.0).digest)
-    estimate = kept if planned is None else _planned(planned)
+    stored = store.estimate(record_of(plan, 0.0).digest)
+    estimate = stored if planned is None else _planned(planned)
     table = result_table(plan, store, resamples)
     values = _values(plan, store, table) | {"planned": estimate}
     best = best_row(table)
@@ -104,7 +103,7 @@ def write_report(
 
 
 def _values(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any]:
-    """What the template shows."""
+    """Values of the template."""
     checked = audit(plan, store)
     boxes = nodes(plan)
     return {
@@ -115,7 +114,7 @@ def _values(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any]:
         "outcomes": outcomes(table),
         "warnings": warnings(plan, table, checked, store),
         "tuned": _tuned(plan, store, table),
-        "pictures": pictures(plan, store, table),
+        "pictures": list(pictures(plan, store, table)),
         "classes": _classes(plan, store),
         "breakdown": _breakdown(plan, store, table),
         "drawing": draw(plan, boxes),
@@ -134,18 +133,19 @@ def _values(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any]:
 def _planned(path: Path) -> dict[str, Any]:
     """An earlier plan's costs; ValueError for another file."""
     try:
-        found = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
         return {
-            name: float(found[name]) if "seconds" in name else int(found[name]) for name in PLANNED
+            name: float(values[name]) if "seconds" in name else int(values[name])
+            for name in PLANNED
         }
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{path}: expected what `ssdet plan EXPERIMENT --json` prints ({error!r})"
+            f"{path}: expected the output of `ssdet plan EXPERIMENT --json` ({error!r})"
         ) from error
 
 
 def _scrolling(figure: str) -> Markup:
-    """The table of a figure in a box that scrolls by itself, as its notes must not."""
+    """HTML of a table in a scrolling box, with its notes outside."""
     box = '<div class="scroll" role="region" tabindex="0" aria-label="results">'
     opened = figure.replace("<table>", f"{box}<table>", 1)
     return Markup(opened.replace("</table>", "</table></div>", 1))
@@ -155,17 +155,17 @@ def _tuned(plan: Plan, store: Store, table: ResultTable) -> list[Tuned]:
     """Arms that have a tuned counterpart in the study."""
     rows = {row.arm: row for row in table.rows}
     try:
-        known = {c.arm: c for c in choices(store, plan.study.name.removesuffix("_tuned"))}
+        chosen = {c.arm: c for c in choices(store, plan.study.name.removesuffix("_tuned"))}
     except FileNotFoundError:
-        known = {}
-    found = []
+        chosen = {}
+    tuned = []
     for name, row in rows.items():
         other = rows.get(f"{name}{SUFFIX}")
         if other is not None and "finetuned" in row.cells.keys() & other.cells.keys():
             before, after = row.cells["finetuned"], other.cells["finetuned"]
             gain = 100 * (after.mean - before.mean)
-            found.append(Tuned(row.label, _score(before), _score(after), gain, known.get(name)))
-    return found
+            tuned.append(Tuned(row.label, _score(before), _score(after), gain, chosen.get(name)))
+    return tuned
 
 
 def _score(cell: Cell) -> str:
@@ -191,18 +191,18 @@ def _classes(plan: Plan, store: Store) -> list[ClassScore]:
 
 def _mean(values: list[float | None]) -> float | None:
     """In percent; None for a class without a positive."""
-    known = [value for value in values if value is not None]
-    return 100 * fmean(known) if known else None
+    scored = [value for value in values if value is not None]
+    return 100 * fmean(scored) if scored else None
 
 
 def _breakdown(plan: Plan, store: Store, table: ResultTable) -> dict[str, Any] | None:
-    """Scores in strata of frames, or why they are left out; None where the protocol has none."""
+    """Scores in strata of frames, or a note why they are left out; None without strata."""
     scores = len(plan.runs) * table.frames * plan.study.data.manifests["downstream"].num_classes
     if table.protocol != DENSE:
         return None
     if scores > BREAKDOWN_SCORES:
         why = f"Left out: for {scores / 1e6:,.0f} million scores it would take long."
         return {"header": [], "rows": [], "notes": [why]}
-    found = breakdown(plan, store, resamples=table.resamples)
-    header = breakdown_header(found)
-    return {"header": header, "rows": breakdown_rows(found), "notes": breakdown_notes(found)}
+    result = breakdown(plan, store, resamples=table.resamples)
+    header = breakdown_header(result)
+    return {"header": header, "rows": breakdown_rows(result), "notes": breakdown_notes(result)}

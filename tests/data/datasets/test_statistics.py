@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from ssdet.cli.data_stats import command
+from ssdet.cli.__main__ import main
 from ssdet.data.datasets.load import load_manifest
 from ssdet.data.datasets.manifest import Manifest, Segment, Video
 from ssdet.data.datasets.statistics import (
@@ -194,13 +194,13 @@ def annotation(folder: Path) -> Path:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(annotation(tmp_path))
-    assert command([path, "--format", "segments", "--fps", "4", "--json"]) == 0
+    assert main(["data", "stats", path, "--format", "segments", "--fps", "4", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["splits"]["train"]["dense"]["frames"] == 10
     assert told["splits"]["test"]["left_out"] == 1 and "val" not in told["splits"]
     train = {"instances": 1, "videos": 1, "points": 17, "frames": 6}
     assert told["classes"][0] == {"name": "sit", "train": train, "test": dict.fromkeys(train, 0)}
-    assert command([path, "--format", "segments", "--fps", "4"]) == 0
+    assert main(["data", "stats", path, "--format", "segments", "--fps", "4"]) == 0
     shown = capsys.readouterr().out
     assert "40.00 %" in shown and "train" in shown and "walk" in shown
     assert "instances left out: end <= start: 1" in shown
@@ -212,20 +212,20 @@ def test_command_with_videos(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (videos / "a.mp4").write_bytes(b"no video")
     path = str(annotation(tmp_path))
     arguments = [path, "--format", "segments", "--videos", str(videos)]
-    assert command([*arguments, "--json"]) == 0
+    assert main(["data", "stats", *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["splits"]["test"]["missing"] == 1 and told["splits"]["train"]["missing"] == 0
     assert "not an MP4" in told["broken"]["a"]
     assert told["splits"]["train"]["dense"]["frames"] == 0
-    assert command(arguments) == 0
+    assert main(["data", "stats", *arguments]) == 0
     assert "a: not an MP4" in capsys.readouterr().err
 
 
 def test_command_of_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command([str(tmp_path / "none.json"), "--format", "segments"]) == 1
+    assert main(["data", "stats", str(tmp_path / "none.json"), "--format", "segments"]) == 1
     assert "none.json" in capsys.readouterr().err
-    assert command([str(tmp_path), "--format", "avi"]) == 2
+    assert main(["data", "stats", str(tmp_path), "--format", "avi"]) == 2
     assert "segments" in capsys.readouterr().err  # says what there is
     with pytest.raises(SystemExit) as caught:
-        command(["--format", "segments"])
+        main(["data", "stats", "--format", "segments"])
     assert caught.value.code == 2

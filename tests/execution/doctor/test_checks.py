@@ -138,7 +138,7 @@ def test_a_missing_package_is_a_problem_and_no_traceback(monkeypatch, capsys) ->
     def broken(_: Any) -> Any:
         raise ModuleNotFoundError("No module named 'av'")
 
-    monkeypatch.setattr(command_line, "_found", broken)
+    monkeypatch.setattr(command_line, "_findings", broken)
     assert command([]) == 1
     assert "way out: pip install" in capsys.readouterr().err
 

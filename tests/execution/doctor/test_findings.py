@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from ssdet.execution.doctor.findings import Finding, clock_finding, judge
+from ssdet.execution.doctor.findings import Finding, clock_finding, compare
 
 MACHINE: dict[str, Any] = {
     "versions": {"python": "3.11.7", "ssdet": "1 aaaa", "torch": "2.14.1", "av": "18.1.0"},
@@ -27,12 +27,12 @@ def problems(found: list[Finding]) -> dict[str, Finding]:
 
 
 def of_node(declared: dict[str, float] = RAY, **seen: Any) -> dict[str, Finding]:
-    return problems(judge("node", MACHINE | seen, MACHINE, declared))
+    return problems(compare("node", MACHINE | seen, MACHINE, declared))
 
 
 def test_a_node_like_the_driver_has_no_problem() -> None:
-    assert not of_node() and not problems(judge("this machine", MACHINE))
-    told = {f.check: f.found for f in judge("node", MACHINE, MACHINE, RAY)}
+    assert not of_node() and not problems(compare("this machine", MACHINE))
+    told = {f.check: f.found for f in compare("node", MACHINE, MACHINE, RAY)}
     assert told["GPUs"] == "2 × A10G" and told["object store"] == "6.0 GB"
 
 
@@ -77,7 +77,7 @@ def test_more_gpus_than_ray_uses_are_no_problem() -> None:
 
 
 def test_a_node_that_does_not_answer_is_one_problem() -> None:
-    (found,) = judge("node", {"error": "none within 60 s"}, MACHINE, RAY)
+    (found,) = compare("node", {"error": "none within 60 s"}, MACHINE, RAY)
     assert (found.check, found.ok) == ("answer", False) and "ray status" in found.way_out
 
 

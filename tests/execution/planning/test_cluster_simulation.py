@@ -16,12 +16,12 @@ from ssdet.cli.experiment import Options, main
 from ssdet.cli.search import SearchOptions, command, main_search
 from ssdet.execution.planning import estimate as costs
 from ssdet.execution.planning.cluster_simulation import (
-    Assumed,
+    DescribedCluster,
     NodeKind,
-    figures,
     read_nodes,
     repeated,
     schedule,
+    schedule_json,
     speeds,
 )
 from ssdet.search.space import Search
@@ -58,7 +58,7 @@ clusters = st.lists(
     min_size=1,
     max_size=3,
 ).map(
-    lambda rows: Assumed(
+    lambda rows: DescribedCluster(
         tuple(
             NodeKind(f"k{i}", count, cpus, gpus, speed=tenths / 10)
             for i, (count, cpus, gpus, tenths) in enumerate(rows)
@@ -110,7 +110,7 @@ def test_a_schedule_obeys_the_bounds_of_any_list_schedule(graph, cluster, worker
 @given(graphs(), st.integers(1, 4))
 def test_equal_cores_give_what_the_plan_says_of_this_machine(graph, cores) -> None:
     stages, seconds = graph
-    cluster = Assumed((kind(cpus=cores),))
+    cluster = DescribedCluster((kind(cpus=cores),))
     found = schedule(stages, seconds, cluster, {"cpu": 1.0}, cluster.fit(1, 0, None))
     assert found.makespan == pytest.approx(costs.makespan(stages, seconds, cores))
 
@@ -120,13 +120,13 @@ def test_time_use_and_money_are_those_of_a_schedule_by_hand() -> None:
     score = stage("predict", "c", first)
     seconds = {first.id: 4000.0, second.id: 1800.0, score.id: 400.0}
     fast, slow = kind("fast", speed=4.0, price=9.0), kind("slow", count=2, price=1.0)
-    cluster = Assumed((slow, fast), currency="EUR")
+    cluster = DescribedCluster((slow, fast), currency="EUR")
     speed = {"fast": 4.0, "slow": 1.0}
     found = schedule([first, second, score], seconds, cluster, speed, cluster.fit(1, 0, None))
     # first on fast 0-1000, second on a slow one 0-1800, score on fast 1000-1100
     assert found.makespan == 1800
     assert found.spans[score.id] == (1000, 1100)
-    told = figures(cluster, found)
+    told = schedule_json(cluster, found)
     assert [k["utilisation"] for k in told["kinds"]] == [0.5, pytest.approx(1100 / 1800)]
     assert told["cost"] == pytest.approx(0.5 * (2 * 1 + 9))
     assert told["cost_busy"] == pytest.approx(1800 / 3600 + 9 * 1100 / 3600)
@@ -134,16 +134,16 @@ def test_time_use_and_money_are_those_of_a_schedule_by_hand() -> None:
 
 
 def test_a_missing_price_is_not_taken_for_nothing() -> None:
-    cluster = Assumed((kind(price=2.0), kind("b")))
+    cluster = DescribedCluster((kind(price=2.0), kind("b")))
     one = stage("predict", "a")
     found = schedule([one], {one.id: 1.0}, cluster, {"cpu": 1, "b": 1}, cluster.fit(1, 0, None))
-    told = figures(cluster, found)
+    told = schedule_json(cluster, found)
     assert told["cost"] is None and told["cost_busy"] is None
     assert told["kinds"][0]["cost"] == pytest.approx(2 / 3600)
 
 
 def test_workers_of_a_stage_may_sit_on_several_nodes_at_the_pace_of_the_slowest() -> None:
-    cluster = Assumed((kind("fast", speed=3.0, cpus=2), kind("slow", cpus=2)))
+    cluster = DescribedCluster((kind("fast", speed=3.0, cpus=2), kind("slow", cpus=2)))
     one = stage("pretrain", "a")
     resources = cluster.fit(3, 0, None)
     found = schedule([one], {one.id: 90.0}, cluster, {"fast": 3.0, "slow": 1.0}, resources)
@@ -153,12 +153,16 @@ def test_workers_of_a_stage_may_sit_on_several_nodes_at_the_pace_of_the_slowest(
 @pytest.mark.parametrize(
     ("cluster", "asked", "message"),
     [
-        (Assumed((kind(cpus=8),)), (1, 1, None), "largest of 1 node has 0 GPUs"),
-        (Assumed((kind(gpus=1, cpus=8),)), (1, 2, None), "gpus_per_worker=1"),
-        (Assumed((kind(cpus=2),)), (3, 0, None), "fewer workers, or more nodes"),
-        (Assumed((kind(cpus=2),)), (1, 0, 3), "concurrent=2 or less"),
-        (Assumed((kind(memory=4.0, cpus=8),), 8.0), (1, 0, None), "the largest has 4 GB"),
-        (Assumed((kind(memory=9.0, cpus=8),), 8.0), (2, 0, None), "workers that have 8 GB"),
+        (DescribedCluster((kind(cpus=8),)), (1, 1, None), "largest of 1 node has 0 GPUs"),
+        (DescribedCluster((kind(gpus=1, cpus=8),)), (1, 2, None), "gpus_per_worker=1"),
+        (DescribedCluster((kind(cpus=2),)), (3, 0, None), "fewer workers, or more nodes"),
+        (DescribedCluster((kind(cpus=2),)), (1, 0, 3), "concurrent=2 or less"),
+        (DescribedCluster((kind(memory=4.0, cpus=8),), 8.0), (1, 0, None), "the largest has 4 GB"),
+        (
+            DescribedCluster((kind(memory=9.0, cpus=8),), 8.0),
+            (2, 0, None),
+            "workers that have 8 GB",
+        ),
     ],
 )
 def test_stages_that_fit_no_node_are_refused_with_the_reason(cluster, asked, message) -> None:
@@ -208,7 +212,7 @@ def test_a_measured_speed_is_the_mean_ratio_of_what_both_measured(tmp_path) -> N
         {"label": "another", "seconds": 5.0},
     ]
     (tmp_path / "gpu.json").write_text(json.dumps({"measured": rates}))
-    cluster = Assumed((kind(), kind("gpu", speed=None, measured="gpu.json")))
+    cluster = DescribedCluster((kind(), kind("gpu", speed=None, measured="gpu.json")))
     here = [
         {"label": "pretrain, x, batch 8, of which 2 were tried", "seconds": 0.8},
         {"label": "finetune, x, batch 8", "seconds": 6.4},

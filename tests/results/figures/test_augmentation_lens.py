@@ -6,7 +6,7 @@ import torch
 from ssdet import augment
 from ssdet.cli.experiment import Options, resolve
 from ssdet.data.loading.clips import ClipRecipe
-from ssdet.results.figures.augmentation_lens import lens, look, sample
+from ssdet.results.figures.augmentation_lens import augment_clip, lens, sample
 from ssdet.studies import Arm, Study
 
 BATCH, FRAMES, CLASSES = 4, 8, 5
@@ -42,7 +42,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 @pytest.mark.parametrize("seed", range(3))
 def test_shares_say_what_the_pixels_are_made_of(clips, targets, name, options, seed) -> None:
-    view = look(clips, targets, augment.create(name, **options), seed)
+    view = augment_clip(clips, targets, augment.create(name, **options), seed)
     shares = torch.stack(list(view.shares_T.values()))
     assert torch.allclose(shares.sum(0), torch.ones(FRAMES), atol=1e-6)
     greys = torch.tensor([50 * clip / 255 for clip in view.before_CTHW])
@@ -57,7 +57,7 @@ def test_shares_say_what_the_pixels_are_made_of(clips, targets, name, options, s
 def test_frozen_frames_are_those_of_the_draws(clips, targets) -> None:
     mixing = augment.create("freeze")
     draws = mixing.draw(BATCH, FRAMES, 16, torch.Generator().manual_seed(7))
-    view = look(clips, targets, mixing, 7, clip=2)
+    view = augment_clip(clips, targets, mixing, 7, clip=2)
     start, length = int(draws.starts[2, 0]), int(draws.lengths[2, 0])
     expected = [start <= t < start + length for t in range(FRAMES)]
     assert view.frozen_T.tolist() == expected
@@ -67,9 +67,9 @@ def test_frozen_frames_are_those_of_the_draws(clips, targets) -> None:
 def test_the_clip_that_changes_most_is_shown(clips, targets) -> None:
     mixing = augment.create("mixup")
     for seed in range(5):
-        chosen = look(clips, targets, mixing, seed)
+        chosen = augment_clip(clips, targets, mixing, seed)
         own = next(iter(chosen.shares_T))
-        most = max(FRAMES - float(look(clips, targets, mixing, seed, b).shares_T[b].sum())
+        most = max(FRAMES - float(augment_clip(clips, targets, mixing, seed, b).shares_T[b].sum())
                    for b in range(BATCH))  # fmt: skip
         assert FRAMES - float(chosen.shares_T[own].sum()) == pytest.approx(most)
 

@@ -304,7 +304,10 @@ def test_the_command_says_what_is_wrong(finished, estimate, capsys) -> None:
     for arguments, why in (
         (["unknown"], "no record of study 'unknown'"),
         (["ablate_cutmix", "--videos", "-1"], "videos=-1"),
-        (["ablate_cutmix", "--planned", str(estimate)], "plan.json: expected what `ssdet plan"),
+        (
+            ["ablate_cutmix", "--planned", str(estimate)],
+            "plan.json: expected the output of `ssdet plan",
+        ),
         (["ablate_cutmix"], "is not finished"),
     ):
         assert main(["report", *arguments, *where]) == 1
