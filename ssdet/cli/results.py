@@ -31,6 +31,7 @@ from ssdet.store.base import STAGE_ID
 if TYPE_CHECKING:
     from ssdet.results.cleaning import Removed
     from ssdet.results.queries.results import Results
+    from ssdet.store.base import Store
 
 LISTED = 100
 """Runs that `ls` prints by default."""
