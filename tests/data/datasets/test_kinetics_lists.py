@@ -130,7 +130,7 @@ def test_text_lists(tmp_path: Path, clips: Clips) -> None:
         ("k400_test_list.txt", "b.mp4 99999999\n", "class 99999999"),
         ("k400_test_list.txt", b"\xff\xfe.mp4 4\n", "k400_test_list.txt: not UTF-8"),
         ("test.csv", b"file,label\n\xff.mp4,4\n", "test.csv: line"),
-        ("test.csv", "file,label,file\na,b,c\n", "names that differ"),
+        ("test.csv", "file,label,file\na,b,c\n", "distinct names"),
         ("list.txt", "a.mp4 4\n", "train, val or test in the file's name"),
     ],
 )

@@ -208,12 +208,12 @@ def test_a_copy_that_is_not_equal_is_a_failure(source, tmp_path, monkeypatch) ->
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 def test_a_full_disk_stops_it_and_it_goes_on_later(code, source, tmp_path, monkeypatch) -> None:
-    def full(path: Path) -> None:
-        raise OSError(code, os.strerror(code), str(path))
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
 
     out, manifest = tmp_path / "out", listed(source, "one.mp4", "odd.mp4")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_to_disk", full)
+        patched.setattr("os.fsync", full)
         with pytest.raises(OSError, match=os.strerror(code)):
             convert(manifest, source, out, SMALL, 1)
     assert not json.loads((out / "conversion.json").read_text())["finished"]
@@ -222,12 +222,12 @@ def test_a_full_disk_stops_it_and_it_goes_on_later(code, source, tmp_path, monke
 
 
 def test_other_input_output_errors_are_tried_again(source, tmp_path, monkeypatch) -> None:
-    def fail(path: Path) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     out, manifest = tmp_path / "out", listed(source, "one.mp4", "odd.mp4")
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_to_disk", fail)
+        patched.setattr("os.fsync", fail)
         told = convert(manifest, source, out, SMALL, 1)
     assert set(told.unread) == {"one", "odd"} and not told.converted
     assert convert(manifest, source, out, SMALL, 1).converted == 2

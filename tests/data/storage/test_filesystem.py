@@ -148,7 +148,7 @@ def test_missing_rights_are_said_with_a_way_out(bucket) -> None:
     "uri, said",
     [
         ("s3://key:secret@b/x", "credentials in a URI"),
-        ("s3:///x", "expected s3://PLACE"),
+        ("s3:///x", "expected s3://BUCKET_OR_HOST"),
         ("s3://b/x?colour=red", "colour"),
         ("ftp://host/x", "ftp"),
     ],
@@ -179,7 +179,7 @@ def test_a_clip_is_the_same_from_afar_and_fetched_once(bucket, clip) -> None:
 
 def test_a_clip_is_read_in_ranges_where_the_disk_has_no_room(clip, monkeypatch, tmp_path) -> None:
     path, uri = clip
-    monkeypatch.setattr(remote_cache, "ROOM", 1 << 60)
+    monkeypatch.setattr(remote_cache, "RESERVED_BYTES", 1 << 60)
     np.testing.assert_array_equal(read_clip(uri, [9, 2]), read_clip(path, [9, 2]))
     assert probe(uri) == probe(path)
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]

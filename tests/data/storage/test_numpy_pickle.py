@@ -136,6 +136,6 @@ def test_trees_run_nothing(tmp_path, monkeypatch, name, protocol):
     loop: list = []
     loop.append(loop)
     (tmp_path / "x").write_bytes(pickle.dumps(loop, protocol))
-    with pytest.raises(ValueError, match="holds itself"):
+    with pytest.raises(ValueError, match="contains itself"):
         read_tree(tmp_path / "x")
     assert os.listdir(tmp_path) == ["x"]

@@ -117,7 +117,7 @@ def test_a_folder_of_pictures_is_a_video(tmp_path) -> None:
 
 def test_what_is_broken_is_reported(tmp_path) -> None:
     path = write(tmp_path / "a.mp4", [40 * n for n in range(60)])
-    with pytest.raises(IndexError, match="frame 60 asked"):
+    with pytest.raises(IndexError, match="frame 60 requested"):
         list(stream_frames(path, [60]))
     cut = tmp_path / "cut.mkv"
     content = write(tmp_path / "b.mkv", [40 * n for n in range(60)]).read_bytes()
