@@ -99,7 +99,7 @@ def _check_usage(options: Options) -> None:
     if unknown:
         raise UsageError(f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}")
     if bool(options.store) == bool(options.annotations):
-        raise UsageError("give the annotations, or --store with the id of a run of that store")
+        raise UsageError("give the annotations, or with --store the id of a run")
     if len(options.styles) > 1:
         raise UsageError(f"--{' and --'.join(options.styles)}: choose one")
 
