@@ -84,7 +84,7 @@ def run(
         listeners: list[Listener] = [progress, telemetry]
         if limit is not None:
             listeners.append(limit)
-        callbacks = [ProgressCallback(*listeners), PreemptionRetries(progress.line)]
+        callbacks: list[Any] = [ProgressCallback(*listeners), PreemptionRetries(progress.line)]
         callbacks += trackers(log, study.name)
         try:
             search = GraphSearch(todo, store, limit, progress)

@@ -111,11 +111,11 @@ def test_a_cluster_that_is_joined_needs_no_folder(monkeypatch) -> None:
 
 LOADED = """
 import tempfile, torch
-from ssdet.data.loading.batches import load
+from ssdet.data.loading import batches as loading
 class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, place): return torch.full((3,), place)
-clips.collate = torch.stack
-batches = list(load(Numbers(), [[0, 1], [2, 3]], 1, 0))
+loading.collate = torch.stack
+batches = list(loading.load(Numbers(), [[0, 1], [2, 3]], 1, 0))
 print(torch.cat(batches)[:, 0].tolist(), tempfile.gettempdir())
 """
 OWN_RAY = """
