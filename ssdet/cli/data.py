@@ -8,18 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from ssdet.cli import shared
 from ssdet.cli.data_stats import stats
 from ssdet.cli.import_features import import_files
-from ssdet.cli.shared import (
-    RESUMABLE,
-    AsJson,
-    Progress,
-    print_json,
-    print_section,
-    reasons,
-    report_errors,
-    run_subcommand,
-)
 from ssdet.data.storage.filesystem import is_remote
 from ssdet.data.storage.folders import quarantine_file
 
@@ -30,13 +21,13 @@ if TYPE_CHECKING:
 Annotation = Annotated[tuple[str, ...], tyro.conf.Positional]
 
 
-@report_errors(interrupted=RESUMABLE)
+@shared.report_errors(interrupted=shared.RESUMABLE)
 def command(arguments: list[str]) -> int:
     """Run one of the subcommands; return the exit status."""
     commands = {
         "check": check, "convert": convert, "stats": stats, "import-features": import_files,
     }  # fmt: skip
-    return run_subcommand(commands, arguments, "ssdet data", __doc__)
+    return shared.run_subcommand(commands, arguments, "ssdet data", __doc__)
 
 
 def check(
@@ -49,7 +40,7 @@ def check(
     seconds: float = 300,
     strict: bool = False,
     thorough: bool = False,
-    as_json: AsJson = False,
+    as_json: shared.AsJson = False,
 ) -> int:
     """Decode both ends and the middle of every video, and compare with the annotation. Unreadable
     videos are listed in a quarantine file, which readers of the annotation leave out. An
@@ -75,12 +66,12 @@ def check(
     if quarantine is None and is_remote(path[0]):
         raise ValueError(f"{path[0]}: give --quarantine, a file on this machine for the list")
     file = quarantine or quarantine_file(Path(path[0]))
-    with Progress("checked", resumes=True) as progress:
+    with shared.Progress("checked", resumes=True) as progress:
         report = check_files(
             manifest, file, processes, seconds, with_suspicious, progress, thorough
         )
     if as_json:
-        print_json({**asdict(report), "fine": report.fine, "quarantine": str(file)})
+        shared.print_json({**asdict(report), "fine": report.fine, "quarantine": str(file)})
     else:
         _print_report(report, file, with_suspicious)
     return int(bool(report.unchecked) or (strict and report.fine < report.annotated))
@@ -98,7 +89,7 @@ def convert(
     processes: int | None = None,
     seconds: float = 300,
     strict: bool = False,
-    as_json: AsJson = False,
+    as_json: shared.AsJson = False,
 ) -> int:
     """Write small H.264 copies of all videos, or packs of JPEG pictures, for fast reading in
     training. The annotation stays the same: give OUT as the folder of videos. An interrupted
@@ -125,10 +116,10 @@ def convert(
     options = ConvertOptions(short_side, gop, crf, packed)
     first = Path(path[0])
     source = videos or (first if first.is_dir() else first.parent)
-    with Progress("converted", resumes=True) as progress:
+    with shared.Progress("converted", resumes=True) as progress:
         done = convert_files(manifest, source, out, options, processes, seconds, progress)
     if as_json:
-        print_json({**asdict(done), "out": str(out)})
+        shared.print_json({**asdict(done), "out": str(out)})
     else:
         _print_conversion(done, out)
     incomplete = strict and done.converted < done.annotated
@@ -138,11 +129,11 @@ def convert(
 def _print_report(report: CheckReport, file: Path, with_suspicious: bool) -> None:
     unreadable, suspicious, unchecked = report.unreadable, report.suspicious, report.unchecked
     missing = {name: report.missing_reasons.get(name, "no file") for name in report.missing}
-    print_section("missing", reasons(missing))
-    print_section("unreadable", reasons(unreadable))
-    print_section("suspicious", reasons(suspicious))
-    print_section("not checked, run again", reasons(unchecked))
-    print_section("frames with times of their own (no fault)", reasons(report.notes))
+    shared.print_section("missing", shared.reasons(missing))
+    shared.print_section("unreadable", shared.reasons(unreadable))
+    shared.print_section("suspicious", shared.reasons(suspicious))
+    shared.print_section("not checked, run again", shared.reasons(unchecked))
+    shared.print_section("frames with times of their own (no fault)", shared.reasons(report.notes))
     print(
         f"{report.annotated} annotated videos: {report.fine} fine, {len(missing)} missing, "
         f"{len(unreadable)} unreadable, {len(suspicious)} suspicious"
@@ -154,9 +145,9 @@ def _print_report(report: CheckReport, file: Path, with_suspicious: bool) -> Non
 
 
 def _print_conversion(done: ConversionReport, out: Path) -> None:
-    print_section("missing", reasons(done.missing))
-    print_section("failed", reasons(done.failed))
-    print_section("failed, run again", reasons(done.unread))
+    shared.print_section("missing", shared.reasons(done.missing))
+    shared.print_section("failed", shared.reasons(done.failed))
+    shared.print_section("failed, run again", shared.reasons(done.unread))
     print(
         f"{done.annotated} annotated videos: {done.converted} converted, {len(done.missing)} "
         f"missing, {len(done.failed) + len(done.unread)} failed; {done.frames:,} frames, "

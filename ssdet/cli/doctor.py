@@ -10,16 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ssdet.cli.shared import (
-    AsJson,
-    StoreOption,
-    default_store,
-    note,
-    parse,
-    print_json,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.system.console import plain_console
 
 if TYPE_CHECKING:
@@ -38,33 +29,33 @@ class Options:
     """Check every node of the cluster of --address or RAY_ADDRESS, from one of its nodes."""
     address: str | None = None
     """Ray cluster (host:port, or auto on a node of it); implies --cluster."""
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     data: str | None = None
     """A file or folder of data, or its URI, that every machine must read."""
     timeout: float = 120.0
     """Seconds after which a node that has not answered is a problem."""
-    as_json: AsJson = False
+    as_json: shared.AsJson = False
 
 
-@report_errors()
+@shared.report_errors()
 def command(arguments: list[str]) -> int:
     """Return status 0 where every check passes, 1 where one fails, 2 for wrong usage."""
-    options = parse(Options, arguments, "ssdet doctor")
+    options = shared.parse(Options, arguments, "ssdet doctor")
     try:
         findings = _findings(options)
     except ImportError as error:
         way_out = "pip install --constraint constraints.txt --editable . (README.md)"
-        note(f"PROBLEM this machine: {error}\n  way out: {way_out}")
+        shared.note(f"PROBLEM this machine: {error}\n  way out: {way_out}")
         return 1
     fine = all(finding.ok for finding in findings)
     if options.as_json:
-        print_json({"ok": fine, "findings": [asdict(finding) for finding in findings]})
+        shared.print_json({"ok": fine, "findings": [asdict(finding) for finding in findings]})
     else:
         show(findings, plain_console())
     return 0 if fine else 1
 
 
-@wrong_usage(ValueError)
+@shared.wrong_usage(ValueError)
 def _findings(options: Options) -> "list[Finding]":
     """UsageError for wrong options, ConnectionError where no cluster answers, ImportError where a
     package of this machine is missing or broken."""
@@ -83,7 +74,7 @@ def _findings(options: Options) -> "list[Finding]":
     if address is None:
         raise ValueError("--cluster: which? give --address host:port (auto on a node of it)")
     with connect(address) as session:
-        note(session.summary())
+        shared.note(session.summary())
         return examine(options.store, data, cluster=True, limit=options.timeout)
 
 

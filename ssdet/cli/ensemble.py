@@ -9,16 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.console import Console
 from rich.table import Table
 
-from ssdet.cli.shared import (
-    AsJson,
-    StoreOption,
-    default_store,
-    parse,
-    parse_values,
-    print_json,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.evaluation.ensembling.choices import Method, Videos
 from ssdet.system.console import plain_console
 
@@ -31,7 +22,7 @@ if TYPE_CHECKING:
 class Options:
     """Build an ensemble of finished runs, and compare it with its best member."""
 
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     where: tuple[str, ...] = ()
     """Only runs with these values: COLUMN=VALUE; see `ssdet results ls --json` for columns."""
     method: Method = "mean_probability"
@@ -53,19 +44,19 @@ class Options:
     """equal: members must have the same videos; common: use the videos that every member has."""
     resamples: int = 1000
     """Bootstrap resamples of videos and seeds for intervals."""
-    as_json: AsJson = False
+    as_json: shared.AsJson = False
 
 
-@report_errors()
+@shared.report_errors()
 def command(arguments: list[str]) -> None:
     """Print members, weights and comparisons."""
-    options = parse(Options, arguments, "ssdet ensemble")
+    options = shared.parse(Options, arguments, "ssdet ensemble")
     from ssdet.results.queries.ensembles import Query, build
     from ssdet.results.queries.results import Results
     from ssdet.results.queries.run_frame import COLUMNS
 
-    with wrong_usage():
-        where = parse_values(options.where, COLUMNS)
+    with shared.wrong_usage():
+        where = shared.parse_values(options.where, COLUMNS)
         fit = None if options.fit == "none" else options.fit
         query = Query(
             where, options.size, options.method, fit, not options.pool, options.held_out,
@@ -73,7 +64,7 @@ def command(arguments: list[str]) -> None:
         )  # fmt: skip
     result = build(Results.open(options.store), query, options.split, None, options.resamples)
     if options.as_json:
-        print_json(result.to_json())
+        shared.print_json(result.to_json())
     else:
         out = plain_console(160)
         out.soft_wrap = not out.is_terminal

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ssdet.cli.shared import (
-    AsJson,
-    Name,
-    note,
-    parse,
-    print_json,
-    print_table,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.plugins import UsageError
 from ssdet.studies.data import Source
 
@@ -38,7 +29,7 @@ TITLES = ("protocol", "value", "videos", "frames", "classes", "empty classes", "
 class Options:
     """Score predictions under every protocol that applies, each with its id and coverage."""
 
-    predictions: Name
+    predictions: shared.Name
     """Folder of a prediction set or of a finished stage; a file, recognised by its content:
     ActivityNet's result JSON, detections (`video start end class score`), Charades' submission
     (`id frame s0 … s156`); or with --store the id of a run."""
@@ -58,7 +49,7 @@ class Options:
     """Number of the first class, for a file whose class numbers can be read both ways."""
     submission: Path | None = None
     """Write the scores at the 25 official points to this file."""
-    as_json: AsJson = False
+    as_json: shared.AsJson = False
     csv: bool = False
     """Print CSV."""
     markdown: bool = False
@@ -73,15 +64,15 @@ class Options:
         return [style for style, chosen in options.items() if chosen] or ["table"]
 
 
-@report_errors()
+@shared.report_errors()
 def command(arguments: list[str]) -> int:
     """Print the scores; status 1 where a protocol that was named does not apply, or none does."""
-    options = parse(Options, arguments, "ssdet evaluate")
+    options = shared.parse(Options, arguments, "ssdet evaluate")
     from ssdet.evaluation import score_all
     from ssdet.evaluation.files.kinds import UnusableFile
 
     _check_usage(options)
-    with wrong_usage(UnusableFile):
+    with shared.wrong_usage(UnusableFile):
         material = _material(options)
     if options.submission:
         _write_submission(material, options.submission)
@@ -99,7 +90,7 @@ def _check_usage(options: Options) -> None:
     if unknown:
         raise UsageError(f"no protocol {', '.join(unknown)}; there are: {', '.join(PROTOCOLS)}")
     if bool(options.store) == bool(options.annotations):
-        raise UsageError("give the annotations, or --store with the id of a run of that store")
+        raise UsageError("give the annotations, or with --store the id of a run")
     if len(options.styles) > 1:
         raise UsageError(f"--{' and --'.join(options.styles)}: choose one")
 
@@ -198,7 +189,7 @@ def _submission(material: Material, path: Path) -> Material:
     read = read_submission(path, truth.hits.keys(), truth.classes)
     notes = {"lines": read.rows, "lines_ignored": read.ignored, "lines_repeated": read.repeated}
     if read.shifted:
-        note(f"note: {path}: frames count from 0 and were shifted by 1")
+        shared.note(f"note: {path}: frames count from 0 and were shifted by 1")
     return replace(
         material, submitted=read.scores, truth=truth, notes=notes, file_kind="submission"
     )
@@ -213,7 +204,7 @@ def _detections(
     manifest, format = material.annotated, material.format
     read = match_detections(path, file, manifest, format, first_class)
     if read.rule.startswith("numbers"):
-        note(f"note: {path}: classes are {read.rule}")
+        shared.note(f"note: {path}: classes are {read.rule}")
     _report_unmatched(path, "videos", read.unknown_videos, _elsewhere(read.unknown_videos, whole))
     _report_unmatched(path, "classes", read.unknown_classes)
     if read.unknown_videos and not read.detections.keys() & {v.id for v in manifest.videos}:
@@ -244,7 +235,9 @@ def _elsewhere(videos: Sequence[str], whole: Manifest) -> str:
 def _report_unmatched(path: Path, what: str, names: Sequence[str], more: str = "") -> None:
     if names:
         listed = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
-        note(f"note: {path}: {len(names)} {what} not in the split's annotation ({listed}){more}")
+        shared.note(
+            f"note: {path}: {len(names)} {what} not in the split's annotation ({listed}){more}"
+        )
 
 
 def _write_submission(material: Material, path: Path) -> None:
@@ -255,7 +248,7 @@ def _write_submission(material: Material, path: Path) -> None:
     scores = material.submitted
     if scores is None:
         scores = official_points(material.dense[0], truth)
-    note(f"{path}: {write_submission(path, scores)} lines")
+    shared.note(f"{path}: {write_submission(path, scores)} lines")
 
 
 def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) -> None:
@@ -264,16 +257,16 @@ def show(readings: Sequence[Reading], refused: Mapping[str, str], style: Style) 
     from ssdet.evaluation.protocols.registry import to_json
 
     if style == "json":
-        print_json({"scores": list(map(to_json, readings)), "not_applicable": dict(refused)})
+        shared.print_json({"scores": list(map(to_json, readings)), "not_applicable": dict(refused)})
         return
     for name, reason in refused.items():
-        note(f"not applicable: {name}: {reason}")
+        shared.note(f"not applicable: {name}: {reason}")
     if style == "csv":
         print(_csv(readings), end="")
     elif style == "markdown":
         print("\n".join(_markdown(readings)))
     else:
-        print_table(TITLES, map(_cells, readings), width=180)
+        shared.print_table(TITLES, map(_cells, readings), width=180)
 
 
 def _cells(reading: Reading) -> tuple[str, ...]:

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from rich.console import Console
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ssdet.cli.shared import (
-    RESUMABLE,
-    Progress,
-    StoreOption,
-    default_store,
-    parse,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.cli.streams import standard_streams
 from ssdet.execution.errors import BudgetSpent, StagesFailed
 from ssdet.system.console import plain_console
@@ -69,7 +61,7 @@ class Options:
     file's. No stage runs again for it."""
     seeds: int = 3
     """Seeds 0 … N-1 of every arm."""
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     address: str | None = None
     """Ray cluster; by default RAY_ADDRESS, else an own Ray on this machine."""
     workers: Annotated[int | str, COUNT] = 1
@@ -126,12 +118,12 @@ def experiment(study: Study, arguments: list[str] | None = None, also: Also | No
     """Run a study from the command line and exit: 0 done, 1 failed, 2 wrong usage, 130
     interrupted."""
     with standard_streams():
-        options = parse(Options, arguments, f"{study.name}.py", study.table.title)
+        options = shared.parse(Options, arguments, f"{study.name}.py", study.table.title)
         sys.exit(main(study, options, also=also))
 
 
 @quiet_dependencies()
-@report_errors(StagesFailed, BudgetSpent, ImportError, interrupted=RESUMABLE)
+@shared.report_errors(StagesFailed, BudgetSpent, ImportError, interrupted=shared.RESUMABLE)
 def main(
     study: Study, options: Options, console: Console | None = None, also: Also | None = None
 ) -> int:
@@ -145,7 +137,7 @@ def main(
     from ssdet.studies.graph.audit import audit
 
     out = console or plain_console()
-    with wrong_usage():
+    with shared.wrong_usage():
         assumed(options)
         if not options.dry_run:
             folder_for_ray(options.address)
@@ -250,7 +242,7 @@ def data_of(options: Options, chosen: Preset) -> Data:
     from ssdet.studies.data import Data, Source, moving_shapes
 
     if options.data == "moving_shapes":
-        with Progress("rendering Moving Shapes:", " files") as progress:
+        with shared.Progress("rendering Moving Shapes:", " files") as progress:
             return moving_shapes(chosen.shapes, chosen.decode_size, chosen.cache, progress)
     if options.upstream is None or options.downstream is None:
         raise ValueError(f"--data {options.data} needs --upstream and --downstream")

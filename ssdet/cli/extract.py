@@ -6,17 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from ssdet.cli.shared import (
-    RESUMABLE,
-    Name,
-    Progress,
-    StoreOption,
-    default_store,
-    note,
-    parse,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.data.loading.recipe import ClipRecipe, Dtype
 from ssdet.execution.session import Session, connect
 from ssdet.inference.recipe import PredictRecipe
@@ -35,7 +25,7 @@ if TYPE_CHECKING:
 class Options:
     """Write the features of whole videos. The same command resumes after a stop."""
 
-    path: Name
+    path: shared.Name
     """Annotation of the videos, as `--downstream` of an experiment."""
     videos: str
     """Folder of the videos."""
@@ -48,7 +38,7 @@ class Options:
     """Instead: a checkpoint file, or a name of `ssdet weights ls`."""
     model: str = "x3d_m"
     """Network of the checkpoint."""
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     out: str | None = None
     """Store to write the features to; by default --store."""
     size: int | None = None
@@ -73,13 +63,13 @@ class Options:
     """Processes that decode; by default the other cores."""
 
 
-@report_errors(ImportError, interrupted=RESUMABLE)
+@shared.report_errors(ImportError, interrupted=shared.RESUMABLE)
 def command(arguments: list[str]) -> None:
     """Write the features of all readable videos."""
-    options = parse(Options, arguments, "ssdet extract")
+    options = shared.parse(Options, arguments, "ssdet extract")
     from ssdet.stages.job import FEATURES, Job
 
-    with wrong_usage():
+    with shared.wrong_usage():
         if options.ray or options.address:
             from ssdet.execution.session import folder_for_ray
 
@@ -88,7 +78,7 @@ def command(arguments: list[str]) -> None:
         job = Job(stage_of(options, data), str(target(options).root), data)
     result = run(job, options)
     for video, reason in result["unreadable"].items():
-        note(f"not read: {video}: {reason}")
+        shared.note(f"not read: {video}: {reason}")
     written = f"{result['videos']} of {result['videos_expected']} videos"
     print(f"{written} written to {job.folder / FEATURES}")
 
@@ -98,7 +88,7 @@ def run(job: Job, options: Options) -> Result:
     from ssdet.stages.features import StreamJob
     from ssdet.stages.kinds import run_stage
 
-    with Progress("extract:", " videos") as progress:
+    with shared.Progress("extract:", " videos") as progress:
 
         def report(metrics: Mapping[str, float]) -> None:
             progress(metrics["step"], metrics["steps"])
@@ -108,7 +98,7 @@ def run(job: Job, options: Options) -> Result:
         from ssdet.execution.executor import RayExecutor
 
         with connect(options.address) as session:
-            note(session.summary())
+            shared.note(session.summary())
             actors, decoders, gpus = shares(session, options)
             streamed = StreamJob(
                 job.stage,

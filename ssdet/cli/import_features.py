@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from ssdet.cli.shared import (
-    AsJson,
-    Progress,
-    print_json,
-    print_section,
-    reasons,
-    report_errors,
-)
+from ssdet.cli import shared
 from ssdet.data.datasets.video_names import ID, VideoNames
 from ssdet.data.loading.recipe import Dtype, Layout
 from ssdet.plugins import UsageError
@@ -32,7 +25,7 @@ SECTIONS = {
 """Fields of the report and their titles."""
 
 
-@report_errors(ImportError, interrupted="interrupted: nothing was written")
+@shared.report_errors(ImportError, interrupted="interrupted: nothing was written")
 def import_files(
     source: Annotated[tuple[Path, ...], tyro.conf.Positional],
     out: Path,
@@ -46,7 +39,7 @@ def import_files(
     names: str = ID,
     dtype: Dtype = "float32",
     skip_broken: bool = False,
-    as_json: AsJson = False,
+    as_json: shared.AsJson = False,
 ) -> None:
     """Import feature files of other tools (.npy, .npz, .h5, .pkl, .pt) for heads: a folder with one
     file per video, or one file with the arrays of all videos. No code in the files is executed.
@@ -78,13 +71,13 @@ def import_files(
     manifest = load_manifest(format, annotation) if annotation else None
     ids = VideoNames(video.id for video in manifest.videos) if manifest else None
     features, others = find_features(source, key, names, ids)
-    with Progress("imported", " videos") as progress:
+    with shared.Progress("imported", " videos") as progress:
         report = import_features(
             features, out, timing, manifest, layout, dtype, skip_broken, progress
         )
     report.unused += others
     if as_json:
-        print_json({**asdict(report), "out": str(out)})
+        shared.print_json({**asdict(report), "out": str(out)})
     else:
         _print_report(report, out)
 
@@ -92,7 +85,9 @@ def import_files(
 def _print_report(report: ImportReport, out: Path) -> None:
     for name, title in SECTIONS.items():
         entries = getattr(report, name)
-        print_section(title, reasons(entries) if isinstance(entries, dict) else entries)
+        shared.print_section(
+            title, shared.reasons(entries) if isinstance(entries, dict) else entries
+        )
     counts = [f"{len(getattr(report, name))} {title}" for name, title in SECTIONS.items()]
     layout = "[T, D]" if report.layout == "td" else "[D, T]"
     print(

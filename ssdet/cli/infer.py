@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssdet.cli.shared import (
-    AsJson,
-    Progress,
-    StoreOption,
-    default_store,
-    note,
-    parse,
-    print_json,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.cli.streams import standard_streams
 
 if TYPE_CHECKING:
@@ -40,7 +30,7 @@ class Options:
     beside it or in the folder above, or published weights such as i3d-kinetics400."""
     ensemble: str | None = None
     """Several of these, A,B,C: the mean of their probabilities (and of --checkpoint's)."""
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     out: Path = Path("detections")
     """Folder to write to."""
     threshold: float = 0.5
@@ -59,31 +49,31 @@ class Options:
     """Maximum clip frames per pass of a network, for less memory; by default its recipe's."""
     device: str | None = None
     """Device of the networks, such as cpu or cuda:1; the first GPU by default, if there is one."""
-    as_json: AsJson = False
+    as_json: shared.AsJson = False
 
 
-@report_errors(RuntimeError)
+@shared.report_errors(RuntimeError)
 def command(arguments: list[str]) -> int:
     """Write the files of every video; status 1 where one of them fails."""
-    options = parse(Options, arguments, "ssdet infer")
+    options = shared.parse(Options, arguments, "ssdet infer")
     from ssdet.detection.detector import Detector
     from ssdet.detection.segments import SegmentRule
 
     names = [options.checkpoint or "", *(options.ensemble or "").split(",")]
     checkpoints = [name.strip() for name in names if name.strip()]
-    with wrong_usage():
+    with shared.wrong_usage():
         rule = SegmentRule(options.threshold, options.merge, options.min_length, options.low)
         if not options.videos or not checkpoints or options.top < 1:
             raise ValueError("give videos, --checkpoint or --ensemble, and a --top of at least 1")
     detector = Detector(checkpoints, options.store, options.device, options.window)
     for text in detector.notes:
-        note(f"note: {text}")
+        shared.note(f"note: {text}")
     used: set[Path] = set()
     with standard_streams():
         entries = [_one_video(detector, rule, options, video, used) for video in options.videos]
         failures = sum("error" in entry for entry in entries)
         if options.as_json:
-            print_json({"videos": entries})
+            shared.print_json({"videos": entries})
         elif len(entries) > 1:
             print(f"{len(entries) - failures} of {len(entries)} videos done")
     return 1 if failures else 0
@@ -102,12 +92,12 @@ def _one_video(
 
     try:
         folder = folder_for(video, options.out, used)
-        with Progress(f"{Path(video).name}:", " s") as progress:
+        with shared.Progress(f"{Path(video).name}:", " s") as progress:
             findings = write_findings(
                 detector, video, folder, rule, options.top, options.overlay, progress
             )
     except (CorruptVideo, ValueError, OSError) as error:
-        note(f"error: {error}")
+        shared.note(f"error: {error}")
         return {"video": video, "error": str(error)}
     if options.as_json:
         return _json(findings)

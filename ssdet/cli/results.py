@@ -13,18 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ssdet.cli.shared import (
-    AsJson,
-    Name,
-    StoreOption,
-    default_store,
-    note,
-    parse_values,
-    print_json,
-    print_table,
-    report_errors,
-    run_subcommand,
-)
+from ssdet.cli import shared
 from ssdet.plugins import UsageError
 from ssdet.store.base import STAGE_ID
 
@@ -39,14 +28,14 @@ SHOWN = ("id", "kind", "arms", "seed", "dense_map", "probe_map", "augment", "fin
 READOUTS = {"finetuned": "fine-tuned", "probe": "linear probe"}
 
 
-@report_errors()
+@shared.report_errors()
 def command(arguments: list[str]) -> int:
     """Run one of the subcommands; return the exit status."""
     commands = {
         "ls": ls, "show": show, "best": best, "compare": compare, "rescore": rescore,
         "bundle": bundle, "rm": rm, "gc": gc,
     }  # fmt: skip
-    return run_subcommand(commands, arguments, "ssdet results", __doc__)
+    return shared.run_subcommand(commands, arguments, "ssdet results", __doc__)
 
 
 def _open(store: str) -> Results:
@@ -54,11 +43,11 @@ def _open(store: str) -> Results:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # printed below as plain lines
-        results = Results.open(store or default_store())
+        results = Results.open(store or shared.default_store())
     if results.index.note:
-        note(f"note: {results.index.note}: the index was made again")
+        shared.note(f"note: {results.index.note}: the index was made again")
     for name, reason in results.faults.items():
-        note(f"warning: left out {name}: {reason}")
+        shared.note(f"warning: left out {name}: {reason}")
     return results
 
 
@@ -66,13 +55,16 @@ def _existing(store: str) -> Store:
     """The store, with its mirror up to date; the index is not written."""
     from ssdet.store.base import Store
 
-    existing = Store.existing(store or default_store())
+    existing = Store.existing(store or shared.default_store())
     existing.refresh()
     return existing
 
 
 def ls(
-    study: str = "", limit: int | None = None, store: StoreOption = "", as_json: AsJson = False
+    study: str = "",
+    limit: int | None = None,
+    store: shared.StoreOption = "",
+    as_json: shared.AsJson = False,
 ) -> None:
     """List finished runs, the last one to finish at the end.
 
@@ -91,14 +83,14 @@ def ls(
     if as_json:
         print("[" + ",\n".join(json.dumps(row) for row in rows) + "]")
         return
-    print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
+    shared.print_table(SHOWN, [[_cell(name, row[name]) for name in SHOWN] for row in rows])
     studies = sorted({record.name for record in results.index.records.values()})
     last = f"the last {len(rows)} of " if len(rows) < len(matching) else ""
     print(f"{last}{len(matching)} runs, {len(results.index.finished)} finished stages; studies: "
           f"{', '.join(studies) or 'none'}")  # fmt: skip
 
 
-def show(name: Name, store: StoreOption = "", as_json: AsJson = False) -> None:
+def show(name: shared.Name, store: shared.StoreOption = "", as_json: shared.AsJson = False) -> None:
     """Show a run or stage by its id, or a study by its name.
 
     Args:
@@ -155,8 +147,8 @@ def best(
     metric: Annotated[str, tyro.conf.Positional] = "",
     where: tuple[str, ...] = (),
     split: Literal["test", "val"] = "test",
-    store: StoreOption = "",
-    as_json: AsJson = False,
+    store: shared.StoreOption = "",
+    as_json: shared.AsJson = False,
 ) -> None:
     """Print the best run. Scores of a run that was chosen on the test split are optimistic.
 
@@ -172,7 +164,7 @@ def best(
     results = _open(store)
     if metric and metric not in (metrics := {**METRICS, **dict.fromkeys(results.metrics)}):
         raise UsageError(f"metric {metric!r}: choose from {', '.join(metrics)}")
-    run = results.best(metric, split, **parse_values(where, results.columns))
+    run = results.best(metric, split, **shared.parse_values(where, results.columns))
     values = {**run.row, "folder": str(run.folder)}
     if run.kind != "ensemble":
         with suppress(FileNotFoundError):  # scores outlive weights
@@ -181,13 +173,13 @@ def best(
 
 
 def compare(
-    arm_a: Name,
-    arm_b: Name,
+    arm_a: shared.Name,
+    arm_b: shared.Name,
     study: str | None = None,
     readout: Literal["finetuned", "probe"] = "finetuned",
     resamples: int = 1000,
-    store: StoreOption = "",
-    as_json: AsJson = False,
+    store: shared.StoreOption = "",
+    as_json: shared.AsJson = False,
 ) -> None:
     """Print the difference of two arms: paired bootstrap over videos and common seeds.
 
@@ -200,7 +192,7 @@ def compare(
     """
     result = _open(store).compare(arm_a, arm_b, study, readout, resamples)
     if as_json:
-        print_json(asdict(result))
+        shared.print_json(asdict(result))
         return
     d = result.bootstrap
     print(
@@ -216,8 +208,8 @@ def rescore(
     runs: Annotated[tuple[str, ...], tyro.conf.Positional],
     protocol: tuple[str, ...] = (),
     split: tuple[str, ...] = ("test",),
-    store: StoreOption = "",
-    as_json: AsJson = False,
+    store: shared.StoreOption = "",
+    as_json: shared.AsJson = False,
 ) -> None:
     """Score finished runs under further protocols, each a new column of the runs.
 
@@ -240,13 +232,13 @@ def rescore(
             print(f"{run}, split {name}")
             show_readings(readings, {}, "table")
         for name, reason in scores.refused.items():
-            note(f"{run}: not applicable: {name}: {reason}")
+            shared.note(f"{run}: not applicable: {name}: {reason}")
     if as_json:
-        print_json(values)
+        shared.print_json(values)
 
 
 def bundle(
-    study: Name, out: Annotated[Path, tyro.conf.Positional], store: StoreOption = ""
+    study: shared.Name, out: Annotated[Path, tyro.conf.Positional], store: shared.StoreOption = ""
 ) -> None:
     """Pack the predictions and labels of a study's table into a zip file for `ssdet verify`.
 
@@ -260,7 +252,12 @@ def bundle(
     print(f"{out}: {out.stat().st_size:,} bytes; check it with: ssdet verify {out}")
 
 
-def rm(name: Name, force: bool = False, store: StoreOption = "", as_json: AsJson = False) -> None:
+def rm(
+    name: shared.Name,
+    force: bool = False,
+    store: shared.StoreOption = "",
+    as_json: shared.AsJson = False,
+) -> None:
     """Remove a study's records and tables (its stages stay until gc), or one stage.
 
     Args:
@@ -273,14 +270,16 @@ def rm(name: Name, force: bool = False, store: StoreOption = "", as_json: AsJson
     if STAGE_ID.fullmatch(name):
         children, studies = dependents(opened, name)
         for user in [*studies, *children]:
-            note(f"{name} is needed by {user}")
+            shared.note(f"{name} is needed by {user}")
         removed = remove_stage(opened, name, force)
     else:
         removed = remove_study(opened, name)
     _print_removed(removed, "removed", as_json)
 
 
-def gc(dry_run: bool = False, store: StoreOption = "", as_json: AsJson = False) -> None:
+def gc(
+    dry_run: bool = False, store: shared.StoreOption = "", as_json: shared.AsJson = False
+) -> None:
     """Remove stages that no study and no search needs, stale partial files and locks.
 
     Args:
@@ -294,7 +293,7 @@ def gc(dry_run: bool = False, store: StoreOption = "", as_json: AsJson = False) 
 
 def _print_removed(removed: Removed, done: str, as_json: bool) -> None:
     if as_json:
-        print_json({**asdict(removed), "bytes": removed.bytes})
+        shared.print_json({**asdict(removed), "bytes": removed.bytes})
         return
     for path, size in removed.sizes.items():
         print(f"{size:>14,}  {path}")
@@ -305,7 +304,7 @@ def _print_removed(removed: Removed, done: str, as_json: bool) -> None:
 
 def _print_values(values: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        print_json(values)
+        shared.print_json(values)
         return
     for key, value in values.items():
         _print_entry(key, value)
@@ -314,7 +313,7 @@ def _print_values(values: Mapping[str, Any], as_json: bool) -> None:
 def _print_entry(key: str, value: Any) -> None:
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         print(f"{key}:")
-        print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
+        shared.print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
     elif isinstance(value, Mapping | list):
         print(f"{key}: {json.dumps(value)}")
     elif value is not None:

@@ -10,21 +10,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from ssdet.cli import shared
 from ssdet.cli.experiment import Options, main, resolve, store_of
 from ssdet.cli.experiment_files import load, study_of
-from ssdet.cli.shared import (
-    RESUMABLE,
-    AsJson,
-    Name,
-    StoreOption,
-    default_store,
-    parse,
-    print_json,
-    print_table,
-    report_errors,
-    run_subcommand,
-    wrong_usage,
-)
 from ssdet.cli.streams import standard_streams
 from ssdet.system.console import duration, plain_console
 from ssdet.system.quiet import quiet_dependencies
@@ -85,26 +73,26 @@ class TrustOptions(Options):
     fine-tuning is compared with the last."""
 
 
-@report_errors()
+@shared.report_errors()
 def command(arguments: list[str]) -> int:
     """Run one of the subcommands; return the exit status."""
     for name, function in (("tune", tune), ("trust", check)):
         if arguments[:1] == [name]:
             return function(arguments[1:])
     description = f"{__doc__} Also: tune NAME|FILE.py, trust NAME|FILE.py."
-    return run_subcommand({"ls": ls, "show": show}, arguments, "ssdet search", description)
+    return shared.run_subcommand({"ls": ls, "show": show}, arguments, "ssdet search", description)
 
 
 def search_experiment(search: Search, arguments: list[str] | None = None) -> None:
     """Run a search from the command line and exit: 0 done, 1 failed, 2 wrong usage, 130
     interrupted."""
     with standard_streams():
-        options = parse(SearchOptions, arguments, f"{search.name}.py", search.title)
+        options = shared.parse(SearchOptions, arguments, f"{search.name}.py", search.title)
         sys.exit(main_search(search, options))
 
 
 @quiet_dependencies()
-@report_errors(interrupted=RESUMABLE)
+@shared.report_errors(interrupted=shared.RESUMABLE)
 def main_search(search: Search, options: SearchOptions, console: Console | None = None) -> int:
     """Run a search with these options; return the exit status, 1 where no trial finished."""
     from ssdet.cli.plan import Trials, assumed, show_plan
@@ -112,7 +100,7 @@ def main_search(search: Search, options: SearchOptions, console: Console | None 
     from ssdet.studies import plan
 
     out = console or plain_console(200)
-    with wrong_usage():
+    with shared.wrong_usage():
         assumed(options)
         if not options.dry_run:
             folder_for_ray(options.address)
@@ -171,24 +159,26 @@ def _left(search: Search, store: Store) -> int:
     return max(0, search.trials - sum(trial.state in ENDED for trial in trials))
 
 
-def ls(store: StoreOption = "", as_json: AsJson = False) -> None:
+def ls(store: shared.StoreOption = "", as_json: shared.AsJson = False) -> None:
     """List the searches of a store."""
     from ssdet.search.trials import result, searches
 
     opened = _open(store)
     results = [result(opened, name) for name in searches(opened)]
     if as_json:
-        print_json([{"name": found.name, "trials": found.counts()} for found in results])
+        shared.print_json([{"name": found.name, "trials": found.counts()} for found in results])
         return
     rows = []
     for found in results:
         ranked = found.ranked()
         best = f"{ranked[0].values['map']:.4f}" if ranked else "-"
         rows.append([found.name, counted(found), found.protocol, best])
-    print_table(("search", "trials", "protocol", "best map"), rows)
+    shared.print_table(("search", "trials", "protocol", "best map"), rows)
 
 
-def show(name: Name, store: StoreOption = "", top: int = 10, as_json: AsJson = False) -> None:
+def show(
+    name: shared.Name, store: shared.StoreOption = "", top: int = 10, as_json: shared.AsJson = False
+) -> None:
     """Show a search: best trials, Pareto set, failures, importance of parameters."""
     from ssdet.search.trials import result
 
@@ -196,7 +186,7 @@ def show(name: Name, store: StoreOption = "", top: int = 10, as_json: AsJson = F
     if not as_json:
         report(found, plain_console(200), top)
         return
-    print_json({
+    shared.print_json({
         "name": found.name,
         "counts": found.counts(),
         "trials": [asdict(trial) for trial in found.trials],
@@ -250,14 +240,14 @@ def counted(found: SearchResult) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(found.counts().items()))
 
 
-@report_errors(interrupted=RESUMABLE)
+@shared.report_errors(interrupted=shared.RESUMABLE)
 def tune(arguments: list[str]) -> int:
     """Tune nuisance parameters of each arm of an experiment file, then run its seeds with and
     without them."""
     from ssdet.execution.session import folder_for_ray
     from ssdet.execution.tuning import Tuning, choices, tuned
 
-    with wrong_usage(ValueError, OSError):
+    with shared.wrong_usage(ValueError, OSError):
         study, module, options = _from_file("tune", arguments, TuneOptions)
         tuning = _with_trials(getattr(module, "TUNING", Tuning()), options)
         if options.tuning_seed is not None:
@@ -286,8 +276,8 @@ def show_choices(chosen: list[Choice], out: Console) -> None:
     out.print(table)
 
 
-@report_errors()
-@wrong_usage(ValueError, OSError)
+@shared.report_errors()
+@shared.wrong_usage(ValueError, OSError)
 def check(arguments: list[str]) -> None:
     """Print whether the arms of an experiment file rank early as they do at the end."""
     from ssdet.search.early_stopping_check import trust_of_studies, trust_of_validations
@@ -308,11 +298,11 @@ def _from_file(name: str, arguments: list[str], kind: type[Any]) -> tuple[Study,
         raise ValueError(f"usage: ssdet search {name} NAME|FILE.py [options]")
     module = load(arguments[0])
     study = study_of(module)
-    options = parse(kind, arguments[1:], f"ssdet search {name} {arguments[0]}")
+    options = shared.parse(kind, arguments[1:], f"ssdet search {name} {arguments[0]}")
     return study, module, options
 
 
 def _open(store: str) -> Store:
     from ssdet.studies import Store
 
-    return Store.at(store or default_store())
+    return Store.at(store or shared.default_store())

@@ -12,13 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ssdet.cli.shared import (
-    StoreOption,
-    default_store,
-    parse,
-    report_errors,
-    wrong_usage,
-)
+from ssdet.cli import shared
 from ssdet.system.console import duration, plain_console
 
 if TYPE_CHECKING:
@@ -36,7 +30,7 @@ class Options:
 
     study: Annotated[str, tyro.conf.Positional] = ""
     """Name of the study; by default the one that was started last."""
-    store: StoreOption = field(default_factory=default_store)
+    store: shared.StoreOption = field(default_factory=shared.default_store)
     once: bool = False
     """Print the state once, and exit."""
     json: bool = False
@@ -45,12 +39,12 @@ class Options:
     """Seconds between updates."""
 
 
-@report_errors()
-@wrong_usage(ValueError, OSError)
+@shared.report_errors()
+@shared.wrong_usage(ValueError, OSError)
 def command(arguments: list[str]) -> int:
     """Return status 0 where the study is finished (--once: nothing has failed), 1 where a stage
     has failed for good, 2 for wrong usage and for a store that cannot be read."""
-    options = parse(Options, arguments, "ssdet watch")
+    options = shared.parse(Options, arguments, "ssdet watch")
     from ssdet.results.watching.watch import Watcher
 
     if not 0 < options.interval < float("inf"):

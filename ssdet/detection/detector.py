@@ -1,4 +1,4 @@
-"""Any trained network, or several, on any video: `Detector("i3d-kinetics400").detect(path)`."""
+"""Detector: scores of one trained network or several for every frame of a video."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -21,16 +21,17 @@ from ssdet.training.context import default_device
 
 
 class Detector:
-    """Scores every frame of a video with one network, or with the mean probability of several.
+    """Scores every frame of a video with one network, or with the mean probability of several:
+    `Detector("i3d-kinetics400").detect(path)`.
 
     checkpoint: a stage or run id of `store`, a stage's folder, a checkpoint file with its
     `recipe.json` beside it or in the folder above, the name of published weights, a `Member`, or
-    several of these. An ensemble's id stands for its members. Each network reads a video at its
-    own size and rate; its scores are brought to the video's frames.
+    several of these. An ensemble's id selects its members. Each network reads a video at its own
+    size and frame rate; its scores are interpolated to the video's frames.
 
-    `window`: most clip frames in one pass, by default as recipes say. A network that sees a
-    limited stretch (`temporal_context`) scores a video as in one pass, whatever its length;
-    squeeze-excitation averages over a pass. ValueError, or FileNotFoundError, names what is wrong
+    `window`: maximum clip frames per pass, by default the recipe's. A network with a limited
+    temporal context (`temporal_context`) scores a video of any length as in one pass;
+    squeeze-excitation averages over a pass. ValueError and FileNotFoundError describe what is wrong
     with a checkpoint.
     """
 
@@ -42,10 +43,10 @@ class Detector:
         window: int | None = None,
     ) -> None:
         several = not isinstance(checkpoint, (str, os.PathLike, Member))
-        given: Sequence[Any] = checkpoint if several else [checkpoint]  # type: ignore[assignment]
-        self.sources = tuple("" if isinstance(one, Member) else os.fspath(one) for one in given)
+        sources: Sequence[Any] = checkpoint if several else [checkpoint]  # type: ignore[assignment]
+        self.sources = tuple("" if isinstance(one, Member) else os.fspath(one) for one in sources)
         self.device = default_device() if device is None else torch.device(device)
-        members = [member for one in given for member in load_members(one, store)]
+        members = [member for one in sources for member in load_members(one, store)]
         self.members = tuple(_ready(member, window, self.device) for member in members)
         if not self.members:
             raise ValueError("a detector needs at least one checkpoint")
@@ -53,15 +54,15 @@ class Detector:
         self.notes = tuple(dict.fromkeys(note for one in self.members for note in one.notes))
 
     def stream(self, path: Name) -> Iterator[Rows]:
-        """Scores block after block, in bounded memory however long the video.
+        """Scores in blocks of consecutive frames, in bounded memory for videos of any length.
 
-        Raises CorruptVideo (also on the way, after blocks that stand), FileNotFoundError, and
-        ValueError where a network gives NaN.
+        Raises CorruptVideo (also after valid blocks), FileNotFoundError, and ValueError where a
+        network gives NaN.
         """
         times, done = video_clock(path), 0
         for scores_NK in _mean(partial(self._scores, one, path, times) for one in self.members):
             if bool(scores_NK.isnan().any()):
-                raise ValueError(f"video {os.fspath(path)!r}: scores hold NaN: repair the model")
+                raise ValueError(f"video {os.fspath(path)!r}: scores contain NaN: repair the model")
             stop = done + len(scores_NK)
             yield Rows(done, times.times_T[done:stop], times.ends(done, stop), scores_NK.numpy())
             done = stop
@@ -87,20 +88,19 @@ class Detector:
 
 
 def _mean(streams: Any) -> Iterator[Tensor]:
-    """Mean of blocks [n, K] of several streams that cut the same rows differently."""
-    waiting = [stream() for stream in streams]
-    held = [next(stream) for stream in waiting]
+    """Mean of several streams of blocks [n, K] of the same rows, cut at different rows."""
+    iterators = [stream() for stream in streams]
+    blocks = [next(iterator) for iterator in iterators]
     while True:
-        rows = min(map(len, held))
-        total = torch.stack([block[:rows] for block in held]).mean(0)
-        yield total
-        held = [block[rows:] for block in held]
-        for place, stream in enumerate(waiting):
-            if not len(held[place]):
-                following = next(stream, None)
+        rows = min(map(len, blocks))
+        yield torch.stack([block[:rows] for block in blocks]).mean(0)
+        blocks = [block[rows:] for block in blocks]
+        for index, iterator in enumerate(iterators):
+            if not len(blocks[index]):
+                following = next(iterator, None)
                 if following is None:
                     return
-                held[place] = following
+                blocks[index] = following
 
 
 def _ready(member: Member, window: int | None, device: torch.device) -> Member:

@@ -1,4 +1,4 @@
-"""The files that tell what a detector found in a video."""
+"""Output files of a detector for one video: scores, segments, subtitles, timeline, overlay."""
 
 import json
 import os
@@ -27,7 +27,7 @@ OVERLAY = "overlay.mp4"
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found in one video, and where its files are."""
+    """Detections of one video, and the folder of its files."""
 
     video: str
     folder: Path
@@ -39,13 +39,15 @@ class Findings:
 
 
 def folder_for(video: str, out: Path, taken: set[Path]) -> Path:
-    """Folder for a video's files: NAME, else NAME.mp4, NAME-2, … where another video of this
-    call, or of an earlier one, has it."""
+    """Folder for a video's files: NAME, or NAME.mp4, NAME-2, … if another video uses it.
+
+    taken: lower-case folders of this call's videos, to which the result is added.
+    """
     name = Path(_address(video)).name
     stem = Path(name).stem
     for candidate in (stem, name, *(f"{stem}-{n}" for n in range(2, 100_000))):
         folder = out / candidate
-        key = out / candidate.casefold()  # two names that some file systems take for one
+        key = out / candidate.casefold()  # some file systems ignore case
         if candidate and key not in taken and _video_in(folder) in (None, _address(video)):
             taken.add(key)
             return folder
@@ -57,7 +59,7 @@ def _address(video: str) -> str:
 
 
 def _video_in(folder: Path) -> str | None:
-    """Which video the files in a folder are of."""
+    """Video of the files in a folder; None for no files, empty for damaged ones."""
     try:
         return str(json.loads((folder / "segments.json").read_text(encoding="utf-8"))["file"])
     except FileNotFoundError:
@@ -73,27 +75,27 @@ def write_findings(
     rule: SegmentRule,
     top: int = 5,
     overlay: bool = False,
-    tell: Callable[[float, float], None] = lambda seconds, end: None,
+    progress: Callable[[float, float], None] = lambda seconds, end: None,
 ) -> Findings:
-    """Write `FILES` (and, if wanted, the overlay) of one video, in bounded memory.
+    """Write `FILES` (and with `overlay` the overlay) of one video, in bounded memory.
 
-    They appear together at the end. `tell` hears how many seconds of how many are done. Raises as
-    `Detector.stream`, and OSError.
+    Files get their names together at the end. `progress(seconds, end)` is called after each block.
+    Raises as `Detector.stream`, and OSError.
     """
     end = video_clock(video).end
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [*FILES, *([OVERLAY] if overlay else [])]
-    parts = {name: folder / f".partial-{name}" for name in wanted}
+    names = [*FILES, *([OVERLAY] if overlay else [])]
+    parts = {name: folder / f".partial-{name}" for name in names}
     try:
-        found = _write(detector, video, folder, end, parts, rule, top, tell)
+        findings = _write(detector, video, folder, end, parts, rule, top, progress)
         if _video_in(folder) and not overlay:
-            (folder / OVERLAY).unlink(missing_ok=True)  # it shows what another call found
+            (folder / OVERLAY).unlink(missing_ok=True)  # it shows results of another call
         for name, part in parts.items():
             os.replace(part, folder / name)
     finally:
         for part in parts.values():
             part.unlink(missing_ok=True)
-    return found
+    return findings
 
 
 def _write(
@@ -104,7 +106,7 @@ def _write(
     parts: dict[str, Path],
     rule: SegmentRule,
     top: int,
-    tell: Callable[[float, float], None],
+    progress: Callable[[float, float], None],
 ) -> Findings:
     classes, frames = detector.classes, 0
     header = {
@@ -124,16 +126,16 @@ def _write(
             for sink in (finder, timeline, *writers):
                 sink.add(rows)
             frames += len(rows.times_N)
-            tell(float(rows.ends_N[-1]), end)
+            progress(float(rows.ends_N[-1]), end)
         for writer in writers:
             writer.close()
-    found = finder.finish()
+    segments = finder.finish()
     for name, lines in (
-        ("segments.json", segments_json(header, rule, found)),
-        ("subtitles.srt", srt(found)),
+        ("segments.json", segments_json(header, rule, segments)),
+        ("subtitles.srt", srt(segments)),
     ):
         with open_text(parts[name]) as file:
             file.writelines(lines)
-    timeline.write(found, parts["timeline.png"], Path(video).name, top)
+    timeline.write(segments, parts["timeline.png"], Path(video).name, top)
     peaks = {classes[k]: float(timeline.best_KB[k].max()) for k in timeline.top(top)}
-    return Findings(video, folder, end, frames, found, peaks)
+    return Findings(video, folder, end, frames, segments, peaks)

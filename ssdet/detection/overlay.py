@@ -1,4 +1,4 @@
-"""Pictures of what was found: a timeline, and the video itself with labels drawn on it."""
+"""Pictures of detections: a timeline, and the video with labels drawn on it."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -31,7 +31,7 @@ class Timeline:
         self.best_KB = np.zeros((len(self.classes), BINS), np.float32)
 
     def add(self, rows: Rows) -> None:
-        """Take the next frames."""
+        """Add the next frames."""
         scale = BINS / self.end
         first_N = np.minimum((rows.times_N * scale).astype(int), BINS - 1)
         last_N = np.clip(np.ceil(rows.ends_N * scale).astype(int) - 1, first_N, BINS - 1)
@@ -39,25 +39,25 @@ class Timeline:
             bins_N = np.minimum(first_N + step, last_N)
             np.maximum.at(self.best_KB.T, bins_N, rows.probabilities_NK)
 
-    def top(self, most: int) -> list[int]:
+    def top(self, count: int) -> list[int]:
         """Classes with the highest peaks, the highest first."""
-        return np.argsort(-self.best_KB.max(1), kind="stable")[:most].tolist()
+        return np.argsort(-self.best_KB.max(1), kind="stable")[:count].tolist()
 
-    def write(self, found: Sequence[Detection], path: Path, title: str, most: int) -> Path:
-        """Shades 0 (white) to 1 of the `most` highest classes over time, and bars under them where
-        segments were found. Text uses a font without Chinese, Japanese or Korean."""
+    def write(self, segments: Sequence[Detection], path: Path, title: str, top: int) -> Path:
+        """Draw the probabilities of the `top` highest classes over time as shades, 0 white, with
+        segments as bars below. The font has no Chinese, Japanese or Korean characters."""
         from matplotlib.figure import Figure
 
-        shown = self.top(most)
+        shown = self.top(top)
         figure = Figure(figsize=(8.4, 1.4 + 0.42 * len(shown)), layout="constrained")
         panel = figure.subplots()
-        for place, k in enumerate(shown):
+        for row, k in enumerate(shown):
             shades: Any = panel.imshow(
                 self.best_KB[k : k + 1], cmap="Blues", vmin=0, vmax=1, aspect="auto",
-                interpolation="nearest", extent=(0, self.end, place + 0.7, place + 0.1),
+                interpolation="nearest", extent=(0, self.end, row + 0.7, row + 0.1),
             )  # fmt: skip
-            bars = [(one.start, one.end - one.start) for one in found if one.label == k]
-            panel.broken_barh(bars, (place + 0.72, 0.18), color=COLOURS[1])
+            bars = [(one.start, one.end - one.start) for one in segments if one.label == k]
+            panel.broken_barh(bars, (row + 0.72, 0.18), color=COLOURS[1])
         panel.set_xlim(0, self.end)
         panel.set_ylim(len(shown), 0)
         names = [printable(self.classes[k]) for k in shown]
@@ -71,17 +71,17 @@ class Timeline:
 
 
 class Overlay:
-    """The video again as H.264, upright and at its size and times, with labels in a corner.
+    """Copy of a video as H.264, upright, with its size and times, and labels in a corner.
 
-    Sides of an odd number of pixels lose the last one; sound is left out. One frame is in memory
-    at a time. Use it as a context manager.
+    Odd widths and heights lose the last pixel; sound is left out. One frame is in memory at a time.
+    Use it as a context manager.
     """
 
     def __init__(
-        self, video: str, out: Path, classes: Sequence[str], threshold: float, most: int
+        self, video: str, out: Path, classes: Sequence[str], threshold: float, top: int
     ) -> None:
         info = probe(video)
-        self.classes, self.threshold, self.most = tuple(classes), threshold, most
+        self.classes, self.threshold, self.top = tuple(classes), threshold, top
         self._frames = stream_frames(video, range(info.frames))
         self._container = av.open(str(out), "w", format="mp4", options={"movflags": "faststart"})
         self._stream: Any = self._container.add_stream(
@@ -108,7 +108,7 @@ class Overlay:
     def add(self, rows: Rows) -> None:
         """Draw and encode the next frames."""
         for time, scores_K in zip(rows.times_N.tolist(), rows.probabilities_NK, strict=True):
-            order = np.argsort(-scores_K, kind="stable")[: self.most].tolist()
+            order = np.argsort(-scores_K, kind="stable")[: self.top].tolist()
             boxes = [(self.classes[k], float(scores_K[k])) for k in order]
             boxes = [box for box in boxes if box[1] >= self.threshold]
             picture = draw_labels(next(self._frames), boxes, self._font)
@@ -120,13 +120,13 @@ class Overlay:
             self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        """Write what the encoder still holds."""
+        """Flush the encoder."""
         self._container.mux(self._stream.encode())
 
 
 def draw_labels(picture_HWC: np.ndarray, boxes: Boxes, font: "FreeTypeFont") -> np.ndarray:
-    """The picture with names and probabilities, top left, a bar behind each as long as it is
-    probable; the same array where there is nothing to draw."""
+    """The picture with names and probabilities at the top left, each on a bar whose length is the
+    probability; the same array without boxes."""
     from PIL import Image, ImageDraw
 
     if not boxes:
@@ -136,8 +136,8 @@ def draw_labels(picture_HWC: np.ndarray, boxes: Boxes, font: "FreeTypeFont") -> 
     texts = [f"{' '.join(name.split())} {score:.2f}" for name, score in boxes]
     height = round(font.size * 1.4)
     width = max(draw.textlength(text, font=font) for text in texts) + font.size
-    for place, (text, (_, score)) in enumerate(zip(texts, boxes, strict=True)):
-        top = place * height
+    for row, (text, (_, score)) in enumerate(zip(texts, boxes, strict=True)):
+        top = row * height
         draw.rectangle((0, top, width, top + height - 1), fill=(0, 0, 0, 150))
         draw.rectangle((0, top, width * score, top + height - 1), fill=(0, 114, 178, 170))
         draw.text((font.size / 2, top + font.size * 0.15), text, fill="white", font=font)

@@ -1,4 +1,4 @@
-"""Detections of a video: scores of every frame, segments, subtitles, and their files."""
+"""Detections of a video, and their CSV, JSON and SubRip files."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from ssdet.system.text_files import open_text
 
 
 class CsvWriter:
-    """Frame number, time and the probability of every class, a line a frame, 6 decimals."""
+    """Frame number, time and the probability of every class with 6 decimals, a line per frame."""
 
     def __init__(self, file: IO[str], classes: Sequence[str]) -> None:
         self.file = file
@@ -35,12 +35,12 @@ class CsvWriter:
             self.file.write(self._line % (rows.first + place, time, *row))
 
     def close(self) -> None:
-        """Nothing follows the last line."""
+        """A CSV file has no footer."""
 
 
 class JsonWriter:
-    """One object: what describes the video, and `frames`, each with `time` and `probabilities`
-    (6 decimals, in the order of `classes`), a line a frame."""
+    """One object: a header that describes the video, and `frames`, each with `time` and
+    `probabilities` (6 decimals, in the order of `classes`), a line per frame."""
 
     def __init__(self, file: IO[str], header: dict[str, Any]) -> None:
         self.file = file
@@ -61,14 +61,14 @@ class JsonWriter:
             self._between = ",\n"
 
     def close(self) -> None:
-        """Write the end."""
+        """Write the closing brackets."""
         self.file.write("\n]}\n")
 
 
-def srt(found: Sequence[Detection]) -> Iterator[str]:
-    """SubRip subtitles, cue by cue: the classes that are active at a time, a line each. Cues do not
-    overlap, and neighbours differ. Names are written as `subtitle_line` does."""
-    for number, (begin, end, names) in enumerate(_joined(_shown(found)), 1):
+def srt(segments: Sequence[Detection]) -> Iterator[str]:
+    """SubRip subtitles, cue by cue, each with a line per active class (`subtitle_line`). Cues do
+    not overlap, and adjacent cues differ."""
+    for number, (begin, end, names) in enumerate(_joined(_active(segments)), 1):
         yield "\n" * (number > 1) + f"{number}\n{_stamp(begin)} --> {_stamp(end)}\n"
         yield "".join(f"{subtitle_line(name)}\n" for name in names)
 
@@ -79,26 +79,28 @@ FULL_WIDTH = str.maketrans("<>{}\\", "＜＞｛｝＼")
 are by FFmpeg, mpv and libass, and a zero-width space inside does not save braces. The full-width
 forms of Unicode are text to every player; normalisation NFKC makes the ASCII characters of them."""
 ENTITY = re.compile(r"&(?=#?\w+;)")
-"""An ampersand that VLC takes for the beginning of an HTML entity."""
+"""An ampersand at which VLC reads an HTML entity."""
 
 
 def subtitle_line(name: str) -> str:
     """A class name as one line of SubRip that every player shows as text.
 
-    White space and control characters become spaces, and what is markup to some player its
-    full-width form. In front of digits alone, which some readers take for the number of a cue,
-    stands a no-break space.
+    White space and control characters become spaces, and characters of markup their full-width
+    forms. A name of digits alone, which some players read as the number of a cue, gets a leading
+    no-break space.
     """
     plain = "".join(" " if unicodedata.category(c) == "Cc" else c for c in name)
     line = ENTITY.sub("＆", " ".join(plain.split()).translate(FULL_WIDTH))
     return f"\u00a0{line}" if line.isdecimal() or not line else line
 
 
-def _shown(found: Sequence[Detection]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
-    """Names that are found between two milliseconds at which that may change."""
-    waiting = deque(sorted(found, key=lambda one: one.start))
+def _active(segments: Sequence[Detection]) -> Iterator[tuple[int, int, tuple[str, ...]]]:
+    """Names of the active segments between consecutive starts and ends, in milliseconds."""
+    waiting = deque(sorted(segments, key=lambda one: one.start))
     active: list[Detection] = []
-    for begin, end in pairwise(sorted({_milliseconds(t) for d in found for t in (d.start, d.end)})):
+    for begin, end in pairwise(
+        sorted({_milliseconds(t) for d in segments for t in (d.start, d.end)})
+    ):
         while waiting and _milliseconds(waiting[0].start) <= begin:
             active.append(waiting.popleft())
         active = [one for one in active if _milliseconds(one.end) > begin]
@@ -143,7 +145,7 @@ class Detections:
     probabilities: np.ndarray
     """float32 [T, K]."""
     notes: tuple[str, ...] = field(default=())
-    """What one has to know of the scores, such as classes without names."""
+    """Remarks on the scores, such as classes without names."""
 
     def rows(self) -> Iterator[Rows]:
         """All frames as one block."""
@@ -156,7 +158,7 @@ class Detections:
         min_length: float = 0.0,
         low: float | None = None,
     ) -> list[Detection]:
-        """Where classes reach a threshold; see `SegmentRule`, which raises ValueError."""
+        """Segments of classes that reach a threshold; ValueError as `SegmentRule`."""
         return find_segments(
             self.classes, SegmentRule(threshold, merge, min_length, low), self.rows()
         )
@@ -171,7 +173,7 @@ class Detections:
         self._write(path, lambda file: CsvWriter(file, self.classes))
 
     def to_srt(self, path: str | PathLike[str], **rule: Any) -> None:
-        """Write subtitles of the segments that these arguments of `segments` give."""
+        """Write subtitles of the segments; `rule`: arguments of `segments`."""
         with open_text(path) as file:
             file.writelines(srt(self.segments(**rule)))
 
@@ -186,14 +188,14 @@ class Detections:
 
 
 def segments_json(
-    header: Mapping[str, Any], rule: SegmentRule, found: Iterable[Detection]
+    header: Mapping[str, Any], rule: SegmentRule, segments: Iterable[Detection]
 ) -> Iterator[str]:
-    """Header, rule and segments as JSON text, a line a segment; seconds and probabilities with 6
+    """Header, rule and segments as JSON text, a line per segment; seconds and probabilities with 6
     decimals."""
     value = {**header, "rule": {**asdict(rule), "low": rule.least}}
     yield json.dumps(value, ensure_ascii=False, allow_nan=False)[:-1] + ', "segments": ['
     between = "\n"
-    for one in found:
+    for one in segments:
         yield between + json.dumps(plain(one), ensure_ascii=False, allow_nan=False)
         between = ",\n"
     yield "\n]}\n"

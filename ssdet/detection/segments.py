@@ -1,4 +1,4 @@
-"""Scores of frames that come block after block, and the segments that they make."""
+"""Segments of classes from frame scores that arrive in blocks."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ class Rows:
     times_N: np.ndarray
     """Seconds at which each is shown."""
     ends_N: np.ndarray
-    """Seconds at which each gives way to the next."""
+    """Seconds at which each is replaced by the next."""
     probabilities_NK: np.ndarray
     """float32."""
 
 
 @dataclass(frozen=True)
 class SegmentRule:
-    """How scores become segments."""
+    """Parameters of forming segments from scores."""
 
     threshold: float = 0.5
-    """Least probability that a segment reaches somewhere."""
+    """Minimum peak probability of a segment."""
     merge: float = 0.0
-    """Longest gap, in seconds, between two segments of a class that are made one."""
+    """Maximum gap, in seconds, between two segments of a class that are merged."""
     min_length: float = 0.0
-    """Shortest segment that is kept, in seconds."""
+    """Minimum length of a segment in seconds."""
     low: float | None = None
-    """Least probability throughout a segment (before merging); the threshold by default."""
+    """Minimum probability of every frame of a segment before merging; the threshold by default."""
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1 or not 0 < self.least <= self.threshold:
@@ -50,7 +50,7 @@ class SegmentRule:
 
 @dataclass(slots=True)
 class Detection:
-    """A stretch of a video in which one class is found."""
+    """A segment of a video with one class."""
 
     label: int
     name: str
@@ -58,13 +58,13 @@ class Detection:
     end: float
     """Seconds."""
     score: float
-    """Mean probability of the frames in it that are at least `SegmentRule.least`."""
+    """Mean probability of its frames with at least `SegmentRule.least`."""
     peak: float
 
 
 @dataclass(slots=True)
 class _Run:
-    """Consecutive frames of one class, and runs it was merged with."""
+    """Consecutive frames of one class, and merged later ones."""
 
     start: float
     end: float
@@ -79,8 +79,7 @@ class _Run:
 
 
 class SegmentFinder:
-    """Segments of a video whose scores come block after block; what is kept grows with the
-    number of segments alone."""
+    """Finds segments in blocks of scores; memory grows with the number of segments only."""
 
     def __init__(self, classes: Sequence[str], rule: SegmentRule) -> None:
         self.classes, self.rule = classes, rule
@@ -89,7 +88,7 @@ class SegmentFinder:
         self._found: list[Detection] = []
 
     def add(self, rows: Rows) -> None:
-        """Take the next frames."""
+        """Add the next frames."""
         hits_NK = rows.probabilities_NK >= self.rule.least
         for k in np.flatnonzero(hits_NK.any(0)).tolist():
             edges = np.flatnonzero(np.diff(hits_NK[:, k].astype(np.int8), prepend=0, append=0))
@@ -128,19 +127,19 @@ class SegmentFinder:
             self._found.append(Detection(k, self.classes[k], run.start, run.end, mean, run.peak))
 
     def finish(self) -> list[Detection]:
-        """All segments, by start and class; call it once, after the last frames."""
+        """All segments, sorted by start and class; call it once, after the last frames."""
         for k, run in self._current.items():
             self._close(k, run)
         for k, run in self._waiting.items():
             self._keep(k, run)
-        return sorted(self._found, key=lambda found: (found.start, found.label))
+        return sorted(self._found, key=lambda segment: (segment.start, segment.label))
 
 
 def find_segments(
     classes: Sequence[str], rule: SegmentRule, rows: Iterable[Rows]
 ) -> list[Detection]:
-    """Segments of all frames of a video."""
+    """Segments of a whole video."""
     finder = SegmentFinder(classes, rule)
-    for some in rows:
-        finder.add(some)
+    for block in rows:
+        finder.add(block)
     return finder.finish()

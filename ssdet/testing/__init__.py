@@ -1,6 +1,6 @@
-"""Contracts that additions keep: what their own tests run (docs/extending.md).
+"""Contract checks for the tests of plugins (docs/extending.md).
 
-Each function raises AssertionError that names the addition and what it does not keep.
+Each function raises AssertionError that names the plugin and the violated requirement.
 """
 
 from ssdet.testing.augmentations import check_augmentation

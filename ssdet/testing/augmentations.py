@@ -12,28 +12,28 @@ from ssdet.testing.expect import close, expect, no_global_draws, seeded
 
 CLASSES = 6
 SHAPES = ((5, 3, 8, 4, 16), (1, 2, 9, 3, 15))
-"""Clips [B, C, T, H, W] that are tried: an even and an odd clip, a batch of one."""
+"""Shapes [B, C, T, H, W] of the tested clips: even and odd sizes, a batch of one."""
 ROUNDING = 1e-5
 
 
 def check_augmentation(name: str, **options: Any) -> None:
-    """Raise AssertionError unless an augmentation, with these options, keeps the contract.
+    """Raise AssertionError unless an augmentation, with these options, fulfils the contract.
 
-    Shapes, dtypes and devices stay; what is given is untouched unless `inplace`; draws are random
-    by the generator alone and apart from the work; labels stay shares of at most 1 in all.
+    Shapes, dtypes and devices are preserved; inputs are not modified unless `inplace`; draws depend
+    on the generator only and are separate from `apply`; labels are fractions of at most 1 in all.
     """
     aug = create(name, **options)
     case = Case(name, aug)
-    told = f"{type(aug).__name__}, expected an ssdet.augment.Augmentation"
-    case.expect(isinstance(aug, Augmentation), told)
+    message = f"{type(aug).__name__}, expected an ssdet.augment.Augmentation"
+    case.expect(isinstance(aug, Augmentation), message)
     for shape in SHAPES:
         clips, targets = batch(shape)
         draws_come_from_the_generator(case, clips, targets)
-        what_is_given_is_untouched(case, clips, targets)
-        labels_are_shares(case, clips, targets)
-        other_types_and_devices(case, clips, targets)
-        gradients_pass(case, clips, targets)
-        validation_is_fixed(case, clips, targets)
+        inputs_are_not_modified(case, clips, targets)
+        labels_are_fractions(case, clips, targets)
+        dtype_and_device_are_preserved(case, clips, targets)
+        gradients_reach_the_clips(case, clips, targets)
+        validation_draws_are_fixed(case, clips, targets)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Case:
     name: str
     aug: Augmentation
 
-    def expect(self, kept: object, message: str) -> None:
-        expect(kept, f"augmentation {self.name!r}: {message}")
+    def expect(self, condition: object, message: str) -> None:
+        expect(condition, f"augmentation {self.name!r}: {message}")
 
 
 def batch(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Random clips, each of one class in all frames; class 0, the background, is nobody's."""
+    """Random clips, each of one class in all frames, none of class 0, the background."""
     clips = torch.rand(shape, generator=seeded(0))
     classes_B = torch.randint(1, CLASSES, shape[:1], generator=seeded(1))
     return clips, F.one_hot(classes_B, CLASSES).float()[..., None].repeat(1, 1, shape[2])
@@ -59,7 +59,7 @@ def _equal(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> bool:
 
 
 def draws_come_from_the_generator(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """The call is `draw` and `apply`; equal generators give equal results."""
+    """A call equals `draw` and `apply`; equal generators give equal results."""
     frames, width = clips.shape[2], clips.shape[-1]
     with no_global_draws(f"augmentation {case.name!r}"):
         called = case.aug(clips.clone(), targets, seeded(2))
@@ -74,14 +74,14 @@ def draws_come_from_the_generator(case: Case, clips: Tensor, targets: Tensor) ->
     case.expect(vary, "every generator gives the same result")
 
 
-def what_is_given_is_untouched(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """New memory by default, `out` where given, the clips themselves with `inplace`."""
+def inputs_are_not_modified(case: Case, clips: Tensor, targets: Tensor) -> None:
+    """Results are in new memory, in `out`, or with `inplace` in the clips."""
     before, labels = clips.clone(), targets.clone()
     fresh = case.aug(clips, targets, seeded(3))
     case.expect(_equal((clips, targets), (before, labels)), "clips or targets are written to")
     for found, given in zip(fresh, (clips, targets), strict=True):
-        told = f"{tuple(found.shape)} {found.dtype} from {tuple(given.shape)} {given.dtype}"
-        case.expect(found.shape == given.shape and found.dtype == given.dtype, told)
+        message = f"{tuple(found.shape)} {found.dtype} from {tuple(given.shape)} {given.dtype}"
+        case.expect(found.shape == given.shape and found.dtype == given.dtype, message)
     buffer = torch.full_like(clips, torch.nan)
     out = case.aug(clips, targets, seeded(3), out=buffer)
     case.expect(out[0] is buffer and _equal(out, fresh), "out= does not hold the result")
@@ -90,8 +90,8 @@ def what_is_given_is_untouched(case: Case, clips: Tensor, targets: Tensor) -> No
     case.expect(torch.equal(targets, labels), "inplace=True writes to the targets")
 
 
-def labels_are_shares(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """Soft targets are what the components say, at least 0 and in all at most 1 a frame."""
+def labels_are_fractions(case: Case, clips: Tensor, targets: Tensor) -> None:
+    """Soft targets are the weighted labels of the components, at least 0, in all at most 1."""
     _, soft, parts = case.aug(clips, targets, seeded(4), return_components=True)
     case.expect(soft.min() >= 0, f"a label of {float(soft.min()):.3g}")
     mass = float(soft.sum(1).max())
@@ -104,8 +104,8 @@ def labels_are_shares(case: Case, clips: Tensor, targets: Tensor) -> None:
     case.expect(not parts.weights[parts.visible == 0].any(), "a component weighs where unseen")
 
 
-def other_types_and_devices(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """Half and double precision stay, and work needs no value of another device."""
+def dtype_and_device_are_preserved(case: Case, clips: Tensor, targets: Tensor) -> None:
+    """bfloat16 and float64 are preserved, and no value of another device is needed."""
     expected = case.aug(clips, targets, seeded(5))
     for dtype, slack in ((torch.bfloat16, 0.02), (torch.float64, ROUNDING)):
         found = case.aug(clips.to(dtype), targets.to(dtype), seeded(5))
@@ -117,8 +117,8 @@ def other_types_and_devices(case: Case, clips: Tensor, targets: Tensor) -> None:
     case.expect({tensor.device.type for tensor in meta} == {"meta"}, "results change device")
 
 
-def gradients_pass(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """Clips that need a gradient (features inside a network) get one, and the same values."""
+def gradients_reach_the_clips(case: Case, clips: Tensor, targets: Tensor) -> None:
+    """Clips that need a gradient (features inside a network) get one; values do not change."""
     expected, _ = case.aug(clips, targets, seeded(6))
     inner = clips.clone().requires_grad_()
     mixed, _ = case.aug(inner, targets, seeded(6))
@@ -128,8 +128,8 @@ def gradients_pass(case: Case, clips: Tensor, targets: Tensor) -> None:
     case.expect(inner.grad is not None and inner.grad.any(), "no gradient reaches the clips")
 
 
-def validation_is_fixed(case: Case, clips: Tensor, targets: Tensor) -> None:
-    """`evaluation_draws` are draws, the same each time."""
+def validation_draws_are_fixed(case: Case, clips: Tensor, targets: Tensor) -> None:
+    """`evaluation_draws` returns equal draws on every call."""
     sizes = len(clips), clips.shape[2], clips.shape[-1]
     results = [
         case.aug.apply(clips.clone(), targets, case.aug.evaluation_draws(*sizes)) for _ in range(2)

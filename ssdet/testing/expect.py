@@ -1,4 +1,4 @@
-"""The assertion that the contract checks share."""
+"""Assertions that the contract checks share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 
-def expect(kept: object, message: str) -> None:
-    """AssertionError with this message unless `kept`; unlike `assert`, also under `python -O`."""
-    if not kept:
+def expect(condition: object, message: str) -> None:
+    """AssertionError unless `condition`; `python -O` does not remove it as it does `assert`."""
+    if not condition:
         raise AssertionError(message)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
-    """Whether no value is off by more than a share of the largest expected one (or of 1)."""
+    """Whether no error exceeds `tolerance` times the largest expected value (or 1)."""
     if found.shape != expected.shape:
         return False
     scale = max(1.0, float(expected.abs().max()))
@@ -22,14 +22,14 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-4) -> bool:
 
 
 def seeded(seed: int) -> torch.Generator:
-    """A generator in a known state."""
+    """A generator with this seed."""
     return torch.Generator().manual_seed(seed)
 
 
 @contextmanager
 def no_global_draws(what: str) -> Iterator[None]:
-    """Expect torch's global generator to end as it began."""
+    """Expect torch's global generator not to change in the block."""
     before = torch.get_rng_state()
     yield
-    told = f"{what} draws from torch's global generator: draw from the one that is given"
-    expect(torch.equal(torch.get_rng_state(), before), told)
+    message = f"{what} draws from torch's global generator: draw from the one that is given"
+    expect(torch.equal(torch.get_rng_state(), before), message)

@@ -36,11 +36,11 @@ def check_model(
     unreached: Collection[str] = (),
     **options: Any,
 ) -> None:
-    """Raise AssertionError unless a registered network, with these options, keeps the contract.
+    """Raise AssertionError unless a registered network, with these options, fulfils the contract.
 
-    What it takes says its class attribute `takes`: "clips" [B, C, T, 32, 32], "features" [B, D, T]
-    with lengths [B], or "detections", for which `inputs` must make small ones. `steps` are the
-    lengths T that are tried. `unreached`: prefixes of parameters that no logit depends on.
+    Its class attribute `takes` is the kind of its input: "clips" [B, C, T, 32, 32], "features"
+    [B, D, T] with lengths [B], or "detections", for which `inputs` must make small ones. `steps`:
+    tested lengths T. `unreached`: prefixes of parameters that no logit depends on.
     """
     weights_come_from_the_generator(name, options)
     model = create(name, CLASSES, generator=seeded(0), **options).eval()
@@ -48,8 +48,8 @@ def check_model(
     for count in steps:
         logits_for_every_step(case, count)
     longest = max(steps)
-    scores_repeat_and_touch_nothing(case, longest)
-    neighbours_do_not_matter(case, longest)
+    evaluation_is_repeatable(case, longest)
+    batch_elements_are_independent(case, longest)
     weights_save_and_load(case, longest, create(name, CLASSES, generator=seeded(1), **options))
     classifier_is_named(case, create(name, CLASSES + 2, generator=seeded(0), **options))
     groups_hold_every_parameter(case)
@@ -67,7 +67,7 @@ def check_model(
 
 @dataclass(frozen=True)
 class Case:
-    """A network under test, in evaluation mode, and what makes its inputs."""
+    """A network under test, in evaluation mode, and the factory of its inputs."""
 
     name: str
     model: Any
@@ -81,8 +81,8 @@ class Case:
         found: Tensor = self.model(*arguments)
         return found
 
-    def expect(self, kept: object, message: str) -> None:
-        expect(kept, f"model {self.name!r}: {message}")
+    def expect(self, condition: object, message: str) -> None:
+        expect(condition, f"model {self.name!r}: {message}")
 
 
 def _takes(name: str, model: nn.Module) -> str:
@@ -111,7 +111,7 @@ def inputs_of(name: str, model: nn.Module, options: dict[str, Any]) -> Inputs:
 
 
 def weights_come_from_the_generator(name: str, options: dict[str, Any]) -> None:
-    """Equal generators give equal weights, and the global one stays as it was."""
+    """Equal generators give equal weights, and the global generator does not change."""
     with no_global_draws(f"model {name!r}: create(generator=...)"):
         states = [create(name, CLASSES, generator=seeded(s), **options) for s in (0, 0, 1)]
     same, again, other = ([*model.state_dict().values()] for model in states)
@@ -131,9 +131,9 @@ def logits_for_every_step(case: Case, steps: int) -> None:
         case.expect(logits.isfinite().all(), f"{found} are not finite")
 
 
-def scores_repeat_and_touch_nothing(case: Case, steps: int) -> None:
-    """Evaluation gives the same twice, draws nothing and leaves its inputs; training repeats by
-    torch's seed."""
+def evaluation_is_repeatable(case: Case, steps: int) -> None:
+    """Evaluation is repeatable, draws nothing and does not modify its inputs; training is
+    repeatable with torch's seed."""
     arguments, fresh = case.arguments(2, steps), case.arguments(2, steps)
     with no_global_draws(f"model {case.name!r}: evaluation"):
         first, second = case.scores(arguments), case.scores(arguments)
@@ -145,11 +145,11 @@ def scores_repeat_and_touch_nothing(case: Case, steps: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             runs.append(copy.deepcopy(case.model).train()(*arguments))
-    case.expect(torch.equal(*runs), "training repeats not, though torch's seed is the same")
+    case.expect(torch.equal(*runs), "training differs with the same seed of torch")
 
 
-def neighbours_do_not_matter(case: Case, steps: int) -> None:
-    """In evaluation an element has the same logits alone as in a batch."""
+def batch_elements_are_independent(case: Case, steps: int) -> None:
+    """In evaluation an element has the same logits alone and in a batch."""
     arguments = case.arguments(2, steps)
     alone = case.scores(_first(arguments))
     case.expect(
@@ -197,8 +197,8 @@ def classifier_is_replaced(case: Case, steps: int) -> None:
     case.expect(logits.shape[1] == CLASSES + 1, f"{logits.shape[1]} classes after reset_classifier")
     prefixes, state = _of_classes(case.model), case.model.state_dict()
     for name, tensor in model.state_dict().items():
-        kept = name.startswith(prefixes) or torch.equal(tensor, state[name])
-        case.expect(kept, f"reset_classifier changes {name}")
+        unchanged = name.startswith(prefixes) or torch.equal(tensor, state[name])
+        case.expect(unchanged, f"reset_classifier changes {name}")
 
 
 def _of_classes(model: Any) -> tuple[str, ...]:
@@ -231,7 +231,7 @@ def clips_are_classified(case: Case, steps: int) -> None:
 def levels_can_be_mixed(case: Case, steps: int) -> None:
     """The input and what each of `layers` puts out are [B, C, T, H, W], in every frame."""
     if not hasattr(case.model, "layers"):
-        return  # it cannot be pretrained with augmentations, which says so
+        return  # such a network cannot be pretrained with augmentations
     for level in range(len(case.model.layers) + 1):
         seen: list[Tensor] = []
         with mixed_at(case.model, level, partial(_kept, seen)):

@@ -27,37 +27,39 @@ Logits = Mapping[str, Array]
 
 
 def check_protocol(name: str, ranks: bool = True) -> None:
-    """Raise AssertionError unless a registered protocol keeps the contract.
+    """Raise AssertionError unless a registered protocol fulfils the contract.
 
-    On four made-up videos of three classes: ids and coverage are told, better scores are never
-    worse, perfect ones best, the order of videos does not matter, missing videos count as expected.
-    `ranks=False` for a protocol with thresholds, which need not read ranks alone.
+    On four made-up videos of three classes: ids and coverage are given, better scores never
+    give lower values, the order of videos does not matter, missing videos count as expected.
+    `ranks=False` for a protocol with thresholds, which may depend on more than ranks.
     """
-    protocol, told = PROTOCOLS[name], f"protocol {name!r}"
+    protocol, subject = PROTOCOLS[name], f"protocol {name!r}"
     with TemporaryDirectory() as folder:
-        case = Case(told, protocol, Path(folder))
+        case = Case(subject, protocol, Path(folder))
         truth = case.labels()
         perfect = {video: 8.0 * hits_TK - 4 for video, hits_TK in truth.items()}
         noisy = {video: logits_TK / 4 + case.noise(video) for video, logits_TK in perfect.items()}
         readings = case.readings("noisy", noisy)
-        readings_are_told(told, readings, CLASSES)
+        readings_are_complete(subject, readings, CLASSES)
         best, worst = (case.values(sign, {v: k * x for v, x in perfect.items()})
                        for sign, k in (("perfect", 1), ("inverted", -1)))  # fmt: skip
         values = case.values("noisy", noisy)
-        perfect_scores_are_best(told, best, values, worst)
+        perfect_scores_are_best(subject, best, values, worst)
         repeats_in_any_order(case, noisy, values)
         missing_videos_count(case, noisy, readings)
         if ranks:
             doubled = case.values("doubled", {video: 2 * x for video, x in noisy.items()})
-            expect(_near(values, doubled), f"{told}: steeper scores of equal ranks score otherwise")
-    says_what_it_needs(told, protocol)
+            expect(
+                _near(values, doubled), f"{subject}: steeper scores of equal ranks score otherwise"
+            )
+    missing_input_raises(subject, protocol)
 
 
 @dataclass(frozen=True)
 class Case:
     """A protocol under test, with a folder for predictions."""
 
-    told: str
+    subject: str
     protocol: Protocol
     folder: Path
 
@@ -111,48 +113,52 @@ def _near(first: Mapping[str, float | None], second: Mapping[str, float | None])
                for a, b in pairs)  # fmt: skip
 
 
-def readings_are_told(told: str, readings: Sequence[Reading], classes: int) -> None:
+def readings_are_complete(subject: str, readings: Sequence[Reading], classes: int) -> None:
     """Ids with a version, each once; fractions; coverage; JSON."""
     ids = [reading.protocol for reading in readings]
-    expect(ids and len({*ids}) == len(ids), f"{told}: ids {ids}, expected some that differ")
+    expect(ids and len({*ids}) == len(ids), f"{subject}: ids {ids}, expected some that differ")
     for reading in readings:
         known = re.fullmatch(r"[a-z0-9_.=>-]+/v\d+", reading.protocol)
-        expect(known, f"{told}: id {reading.protocol!r}, expected name/vN")
+        expect(known, f"{subject}: id {reading.protocol!r}, expected name/vN")
         coverage = (reading.videos_scored, reading.videos_expected)
-        expect(coverage == (4, 4), f"{told}: {coverage} videos scored and expected, there are 4")
+        expect(coverage == (4, 4), f"{subject}: {coverage} videos scored and expected, there are 4")
         value = reading.value
-        expect(value is None or 0 <= value <= 1, f"{told}: {value} is no fraction")
-        expect(reading.frames > 0, f"{told}: {reading.frames} frames")
+        expect(value is None or 0 <= value <= 1, f"{subject}: {value} is no fraction")
+        expect(reading.frames > 0, f"{subject}: {reading.frames} frames")
         right = 0 <= reading.classes_scored <= classes and len(reading.per_class) in (0, classes)
-        expect(right, f"{told}: more classes scored than there are, or per_class of other classes")
+        expect(
+            right, f"{subject}: more classes scored than there are, or per_class of other classes"
+        )
         json.dumps(to_json(reading), allow_nan=False)
-    expect(any(reading.value is not None for reading in readings), f"{told}: no value at all")
+    expect(any(reading.value is not None for reading in readings), f"{subject}: no value at all")
 
 
 def perfect_scores_are_best(
-    told: str,
+    subject: str,
     perfect: Mapping[str, float | None],
     noisy: Mapping[str, float | None],
     inverted: Mapping[str, float | None],
 ) -> None:
-    """The labels as scores are worth at least as much as anything, their opposite less."""
+    """The labels as scores give the highest value, their opposite a lower one."""
     for name, best in perfect.items():
         for kind, other in (("noisy", noisy.get(name)), ("opposite", inverted.get(name))):
             if best is not None and other is not None:
-                expect(best >= other, f"{told}: {name}: perfect scores {best}, {kind} ones {other}")
+                expect(
+                    best >= other, f"{subject}: {name}: perfect scores {best}, {kind} ones {other}"
+                )
         worst = inverted.get(name)
         better = best is None or worst is None or best > worst
-        expect(better, f"{told}: {name}: {best} for perfect scores and for their opposite")
+        expect(better, f"{subject}: {name}: {best} for perfect scores and for their opposite")
 
 
 def repeats_in_any_order(case: Case, logits: Logits, values: Mapping[str, float | None]) -> None:
     """Neither the order of predictions nor that of the annotation changes a value."""
     again = case.values("again", logits)
-    expect(again == values, f"{case.told}: the same scores give {again} after {dict(values)}")
+    expect(again == values, f"{case.subject}: the same scores give {again} after {dict(values)}")
     order = [2, 0, 3, 1]
     shuffled = {f"v{number}": logits[f"v{number}"] for number in reversed(order)}
     found = _values(case.readings("shuffled", shuffled, order))
-    expect(_near(found, values), f"{case.told}: in another order of videos {found}")
+    expect(_near(found, values), f"{case.subject}: in another order of videos {found}")
 
 
 def missing_videos_count(case: Case, logits: Logits, readings: Sequence[Reading]) -> None:
@@ -160,16 +166,20 @@ def missing_videos_count(case: Case, logits: Logits, readings: Sequence[Reading]
     part = {video: logits_TK for video, logits_TK in logits.items() if video != "v3"}
     for reading in case.readings("part", part):
         coverage = (reading.videos_scored, reading.videos_expected)
-        told = f"{case.told}: {reading.protocol}: {coverage} of 3 predicted and 4 expected videos"
-        expect(coverage == (3, 4), told)
+        subject = (
+            f"{case.subject}: {reading.protocol}: {coverage} of 3 predicted and 4 expected videos"
+        )
+        expect(coverage == (3, 4), subject)
     names = {reading.protocol for reading in readings}
-    expect({*_values(case.readings("part", part))} == names, f"{case.told}: ids depend on coverage")
+    expect(
+        {*_values(case.readings("part", part))} == names, f"{case.subject}: ids depend on coverage"
+    )
 
 
-def says_what_it_needs(told: str, protocol: Protocol) -> None:
-    """Without anything to score it raises ValueError, which is shown as the reason."""
+def missing_input_raises(subject: str, protocol: Protocol) -> None:
+    """Without predictions it raises ValueError, whose message is shown as the reason."""
     try:
         protocol.score(Material())
     except ValueError:
         return
-    expect(False, f"{told}: no ValueError without predictions or annotation")
+    expect(False, f"{subject}: no ValueError without predictions or annotation")

@@ -349,7 +349,7 @@ def test_an_api_server_that_fails_is_told_and_stops_nothing(
     ray_session, kubernetes, status
 ) -> None:
     kubernetes.status = status
-    with pytest.warns(UserWarning, match="only nodes that run are counted"), connect() as found:
+    with pytest.warns(UserWarning, match="only running nodes are counted"), connect() as found:
         assert not found.growth
 
 

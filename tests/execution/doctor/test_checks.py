@@ -67,9 +67,11 @@ def test_a_node_reads_what_the_driver_wrote_and_the_other_way_round(
 def test_a_node_with_a_store_of_its_own_is_found_out(ray_session, tmp_path, monkeypatch) -> None:
     """The driver looks into another folder than the node, as where nothing is mounted."""
     here, there = tmp_path / "here", tmp_path / "there"
-    ask = doctor._ask
+    ask = doctor._survey_nodes
     monkeypatch.setattr(
-        doctor, "_ask", lambda nodes, asked, limit: ask(nodes, (str(there), *asked[1:]), limit)
+        doctor,
+        "_survey_nodes",
+        lambda nodes, asked, limit: ask(nodes, (str(there), *asked[1:]), limit),
     )
     bad = problems(examine(str(here), cluster=True, limit=500))
     assert set(bad) == {"store"} and bad["store"].node != "driver"
@@ -80,7 +82,7 @@ def test_what_only_a_node_sees_of_the_store_is_found_out(
     ray_session, tmp_path, monkeypatch
 ) -> None:
     lost = survey(str(tmp_path), "none", None, 0) | {"store": "node-lost"}
-    monkeypatch.setattr(doctor, "_ask", lambda nodes, *_: {n: {**lost} for n in nodes})
+    monkeypatch.setattr(doctor, "_survey_nodes", lambda nodes, *_: {n: {**lost} for n in nodes})
     bad = problems(examine(str(tmp_path), cluster=True, limit=500))
     assert "the driver does not see" in bad["store"].found
 
@@ -150,7 +152,7 @@ def test_a_node_that_is_too_slow_is_left_alone_after_the_limit(ray_session, monk
 
     monkeypatch.setattr(doctor, "survey", asleep)
     began = time.monotonic()
-    (answer,) = doctor._ask(doctor._alive(), ("", "", None), 2.0).values()
+    (answer,) = doctor._survey_nodes(doctor._alive(), ("", "", None), 2.0).values()
     assert answer == {"error": "none within 2 s"} and time.monotonic() - began < 300
 
 
@@ -159,5 +161,5 @@ def test_what_a_node_raises_is_its_answer(ray_session, monkeypatch) -> None:
         raise ModuleNotFoundError("No module named 'ssdet'")
 
     monkeypatch.setattr(doctor, "survey", broken)
-    (answer,) = doctor._ask(doctor._alive(), ("", "", None), 500.0).values()
+    (answer,) = doctor._survey_nodes(doctor._alive(), ("", "", None), 500.0).values()
     assert "No module named 'ssdet'" in answer["error"]
