@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import isclose
 from typing import TYPE_CHECKING, Any
 
-from ssdet.models.weights.source import CONTENT, fingerprint, is_published, weights_file
+from ssdet.training.weights_source import CONTENT, fingerprint, is_published, weights_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

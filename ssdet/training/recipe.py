@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from ssdet.data.loading.recipe import DENSE, FEATURES, ClipRecipe, Dtype
 from ssdet.inference.recipe import PredictRecipe
-from ssdet.models.weights.source import fingerprint
 from ssdet.system.recipe_json import named_by
+from ssdet.training.weights_source import fingerprint
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import torch
 from ssdet.data.loading.clips import ClipRecipe
 from ssdet.models import create
 from ssdet.models.weights import published
-from ssdet.models.weights.source import fingerprint
 from ssdet.studies.graph.identity import Stage
 from ssdet.system.recipe_json import from_json, to_json
 from ssdet.training import ModelRecipe, TrainRecipe, checkpoint
 from ssdet.training.loop import network
 from ssdet.training.pretrained_weights import NORMALISATION, starting_weights
+from ssdet.training.weights_source import fingerprint
 
 OPTIONS = {"widths": ((12, 8), (24, 12)), "depths": (1, 2), "stem": 8, "head_dim": 32}
 SIZES = ModelRecipe("x3d", OPTIONS)

@@ -15,9 +15,9 @@ from ssdet.cli.__main__ import main
 from ssdet.data.loading.clips import ClipRecipe
 from ssdet.models import available, create, load_weights
 from ssdet.models.weights import imported
-from ssdet.models.weights.source import fingerprint
 from ssdet.training.pretrained_weights import NORMALISATION, normalisation_of, starting_weights
 from ssdet.training.recipe import ModelRecipe, TrainRecipe
+from ssdet.training.weights_source import fingerprint
 
 TOY: dict[str, Any] = {
     "widths": [[16, 8], [24, 12], [32, 16], [48, 24]],
