@@ -257,7 +257,7 @@ def data_of(options: Options, chosen: Preset) -> Data:
 
 def show_table(table: ResultTable, out: Console) -> None:
     """Print a table and its footnotes, as wide as the terminal, elsewhere in full width."""
-    from ssdet.results.tables.formatted import footnotes
+    from ssdet.results.tables.columns import footnotes
     from ssdet.results.tables.render import console_table
 
     wide = out if out.is_terminal else plain_console(200, file=out.file)

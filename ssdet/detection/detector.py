@@ -16,7 +16,7 @@ from ssdet.detection.records import Detections
 from ssdet.detection.segments import Rows
 from ssdet.inference.scoring import stream_logits
 from ssdet.inference.windows import retime
-from ssdet.stages.checkpoint_loader import NO_NAMES, Member, Name, load_members
+from ssdet.stages.checkpoint_loader import NO_NAMES, LoadedNetwork, Name, load_networks
 from ssdet.training.context import default_device
 
 
@@ -37,16 +37,18 @@ class Detector:
 
     def __init__(
         self,
-        checkpoint: Name | Member | Sequence[Name | Member],
+        checkpoint: Name | LoadedNetwork | Sequence[Name | LoadedNetwork],
         store: Name | None = None,
         device: str | torch.device | None = None,
         window: int | None = None,
     ) -> None:
-        several = not isinstance(checkpoint, (str, os.PathLike, Member))
+        several = not isinstance(checkpoint, (str, os.PathLike, LoadedNetwork))
         sources: Sequence[Any] = checkpoint if several else [checkpoint]  # type: ignore[assignment]
-        self.sources = tuple("" if isinstance(one, Member) else os.fspath(one) for one in sources)
+        self.sources = tuple(
+            "" if isinstance(one, LoadedNetwork) else os.fspath(one) for one in sources
+        )
         self.device = default_device() if device is None else torch.device(device)
-        members = [member for one in sources for member in load_members(one, store)]
+        members = [member for one in sources for member in load_networks(one, store)]
         self.members = tuple(_ready(member, window, self.device) for member in members)
         if not self.members:
             raise ValueError("a detector needs at least one checkpoint")
@@ -74,7 +76,7 @@ class Detector:
         video = os.fspath(path)
         return Detections(video, self.classes, times.times_T, times.end, scores_TK, self.notes)
 
-    def _scores(self, member: Member, path: Name, times: Clock) -> Iterator[Tensor]:
+    def _scores(self, member: LoadedNetwork, path: Name, times: Clock) -> Iterator[Tensor]:
         numbers = times.grid(member.fps) if member.fps else np.arange(len(times.times_T))
         wanted = numbers[:: member.recipe.clip.stride].tolist()
         pictures = stream_frames(path, wanted, shrunk(os.fspath(path), member.decode_size))
@@ -103,12 +105,12 @@ def _mean(streams: Any) -> Iterator[Tensor]:
                 blocks[index] = following
 
 
-def _ready(member: Member, window: int | None, device: torch.device) -> Member:
+def _ready(member: LoadedNetwork, window: int | None, device: torch.device) -> LoadedNetwork:
     recipe = replace(member.recipe, overlap=True, window=window or member.recipe.window)
     return replace(member, model=member.model.to(device).eval(), recipe=recipe)
 
 
-def _common_classes(members: Sequence[Member]) -> tuple[str, ...]:
+def _common_classes(members: Sequence[LoadedNetwork]) -> tuple[str, ...]:
     named = [one.classes for one in members if NO_NAMES not in one.notes]
     first = (named or [members[0].classes])[0]
     for other in [*named, *(one.classes for one in members)]:

@@ -17,7 +17,7 @@ from ssdet.execution.runner import TRAINING, fill_caches, quiet_tune, worker_opt
 from ssdet.execution.searcher import OptunaSearcher, PrunerScheduler
 from ssdet.execution.session import Resources, connect, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
-from ssdet.search.progress import Lines
+from ssdet.search.progress import SearchConsole
 from ssdet.search.search_study import SearchStudy, open_study
 from ssdet.search.space import Chain, Search
 from ssdet.search.trials import SearchResult
@@ -71,7 +71,7 @@ def run_search(
         )
     check_protocol(search.protocol, study.data, "val")
     with open_study(search, store) as record:
-        lines = Lines(search, record.result().trials)
+        lines = SearchConsole(search, record.result().trials)
         if record.left <= 0:
             return record.result()
         if evaluate is None:
@@ -203,7 +203,9 @@ def trial(config: Mapping[str, Any], evaluate: Evaluate) -> None:
         tune.report({"finished": True, **values})
 
 
-def _fit(record: SearchStudy, resources: Resources, evaluate: Evaluate, lines: Lines) -> None:
+def _fit(
+    record: SearchStudy, resources: Resources, evaluate: Evaluate, lines: SearchConsole
+) -> None:
     quiet_tune(TUNE_DISABLE_STRICT_METRIC_CHECKING="1")
     searcher = OptunaSearcher(record, lines)
     asked = tune.PlacementGroupFactory([resources.trial])
@@ -240,7 +242,7 @@ def _fit(record: SearchStudy, resources: Resources, evaluate: Evaluate, lines: L
 class SearchProgressCallback(tune.Callback):
     """Shows the user the steps of training that trials report."""
 
-    def __init__(self, searcher: OptunaSearcher, lines: Lines) -> None:
+    def __init__(self, searcher: OptunaSearcher, lines: SearchConsole) -> None:
         self.searcher, self.lines = searcher, lines
 
     def __getstate__(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from ssdet.search.progress import Lines
+from ssdet.search.progress import SearchConsole
 from ssdet.search.search_study import SearchStudy
 from ssdet.search.space import Chain, chain
 
@@ -25,7 +25,7 @@ class OptunaSearcher(Searcher):
     of two objectives' validations, and cannot share a study. `lines` are told of trials that end.
     """
 
-    def __init__(self, record: SearchStudy, lines: Lines | None = None) -> None:
+    def __init__(self, record: SearchStudy, lines: SearchConsole | None = None) -> None:
         super().__init__()
         self.record, self.search, self.lines = record, record.search, lines
         self.trials: dict[str, Trial] = {}

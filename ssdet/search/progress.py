@@ -11,7 +11,7 @@ from ssdet.search.trials import ENDED, Trial
 from ssdet.system.console import SECONDS_BETWEEN_LINES, duration, plain_console
 
 
-class Lines:
+class SearchConsole:
     """Plain lines on stderr: trials that end, and now and then a step of one that runs."""
 
     def __init__(

@@ -17,7 +17,7 @@ from ssdet.training.loop import network
 State = Mapping[str, Tensor]
 
 
-class Headed(nn.Module):
+class BackboneWithHead(nn.Module):
     """Clips [B, C, T, H, W] -> logits [B, K, T] by a model of another network's features."""
 
     takes: ClassVar[str] = "clips"
@@ -56,7 +56,7 @@ def assemble(end: Stage, classes: int, find: StageLocator) -> nn.Module:
         recipe, weights = found["head"].recipe, _weights(found["head"], find)
         scorer = build_head(recipe, row_width(tuned.recipe, found["features"].recipe), classes)
         _load(scorer, weights, found["head"].id)
-        return Headed(model, scorer).eval()
+        return BackboneWithHead(model, scorer).eval()
     return model.eval()
 
 

@@ -30,7 +30,7 @@ Name = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class Member:
+class LoadedNetwork:
     """One network with all that scoring a video takes."""
 
     model: nn.Module
@@ -56,9 +56,9 @@ class Member:
         return scores_NK[:, self.extra :]
 
 
-def load_members(name: Name | Member, store: Name | None = None) -> list[Member]:
+def load_networks(name: Name | LoadedNetwork, store: Name | None = None) -> list[LoadedNetwork]:
     """The networks that a checkpoint's name stands for; see `Detector`."""
-    if isinstance(name, Member):
+    if isinstance(name, LoadedNetwork):
         return [name]
     text, path = os.fspath(name), Path(name)
     if STAGE_ID.fullmatch(text):
@@ -73,7 +73,7 @@ def load_members(name: Name | Member, store: Name | None = None) -> list[Member]
     return [_published(text)]
 
 
-def _of_stage(stage: str, find: StageLocator) -> list[Member]:
+def _of_stage(stage: str, find: StageLocator) -> list[LoadedNetwork]:
     """Members of a stage; `find` gives the folder of a stage by its id, with a file of it."""
     folder = find(stage, "recipe.json")
     if not folder.is_dir():
@@ -94,13 +94,15 @@ def _of_stage(stage: str, find: StageLocator) -> list[Member]:
     raise ValueError(f"{folder}: a {kind} stage keeps no network of its own; name a trained one")
 
 
-def _assembled(end: Stage, find: StageLocator) -> Member:
+def _assembled(end: Stage, find: StageLocator) -> LoadedNetwork:
     """A run whose network was trained in several stages."""
     tuned = named_stages(end)["finetune"]
     data = json.loads((find(tuned.id, "data.json") / "data.json").read_text(encoding="utf-8"))
     classes = tuple(data["classes"])
     model = assemble(end, len(classes), find)
-    return Member(model, classes, end.recipe, decode_size=data["decode_size"], fps=data["fps"])
+    return LoadedNetwork(
+        model, classes, end.recipe, decode_size=data["decode_size"], fps=data["fps"]
+    )
 
 
 def _recipe_beside(file: Path) -> Path:
@@ -121,7 +123,7 @@ def _identity(path: Path) -> dict[str, Any]:
     return found
 
 
-def _trained(file: Path, identity: dict[str, Any], folder: Path) -> Member:
+def _trained(file: Path, identity: dict[str, Any], folder: Path) -> LoadedNetwork:
     if identity["kind"] not in TRAINED:
         raise ValueError(f"{file}: its recipe.json is of a {identity['kind']} stage, not of one "
                          "that trains")  # fmt: skip
@@ -134,7 +136,7 @@ def _trained(file: Path, identity: dict[str, Any], folder: Path) -> Member:
     model.load_state_dict(weights)
     data = _data_of(folder, outputs - extra)
     pretrained = recipe.task == "pretrain"
-    return Member(
+    return LoadedNetwork(
         model.eval(),
         tuple(data["classes"]),
         PredictRecipe(recipe.clip),
@@ -165,7 +167,7 @@ def _data_of(folder: Path, classes: int) -> dict[str, Any]:
     return {"fps": 0.0, **kept, "named": True}
 
 
-def _published(name: str) -> Member:
+def _published(name: str) -> LoadedNetwork:
     from ssdet.models.weights import published
 
     try:
@@ -176,4 +178,4 @@ def _published(name: str) -> Member:
             f"{error}"
         ) from error
     rate = published.named(name).fps
-    return Member(model, classes, PredictRecipe(clip), "clip", exclusive=True, fps=rate)
+    return LoadedNetwork(model, classes, PredictRecipe(clip), "clip", exclusive=True, fps=rate)

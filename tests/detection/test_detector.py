@@ -20,7 +20,7 @@ from ssdet.data.video.stream import video_clock
 from ssdet.detection.detector import Detector
 from ssdet.inference.recipe import PredictRecipe
 from ssdet.models import create
-from ssdet.stages.checkpoint_loader import NO_NAMES, Member, load_members
+from ssdet.stages.checkpoint_loader import NO_NAMES, LoadedNetwork, load_networks
 from ssdet.system.recipe_json import to_json
 from ssdet.training.recipe import ModelRecipe, TrainRecipe
 
@@ -106,7 +106,7 @@ def test_names_of_checkpoints_lead_to_the_same_network(tmp_path) -> None:
         found = Detector(name, store=tmp_path).detect(video)
         np.testing.assert_array_equal(found.probabilities, whole.probabilities)
     assert found.classes == ("class 0", "class 1", "class 2") and found.notes == (NO_NAMES,)
-    assert load_members(f"predict-{'0' * 16}", tmp_path)[0].recipe.window == 7
+    assert load_networks(f"predict-{'0' * 16}", tmp_path)[0].recipe.window == 7
 
 
 def test_an_ensemble_is_the_mean_of_its_members_at_whatever_rate(tmp_path) -> None:
@@ -134,10 +134,10 @@ def test_networks_without_squeeze_score_any_length_as_in_one_pass(tmp_path) -> N
     nn.init.normal_(model.head.proj.weight, generator=torch.Generator().manual_seed(0))
     video = write_video(tmp_path / "v.mp4", 300)
     expected = sigmoid(one_pass(model, video))
-    detector = Detector(Member(model, CLASSES, PredictRecipe(CLIP)), window=40)
+    detector = Detector(LoadedNetwork(model, CLASSES, PredictRecipe(CLIP)), window=40)
     np.testing.assert_allclose(detector.detect(video).probabilities, expected, atol=1e-6)
     with pytest.raises(ValueError, match="at least 15"):
-        Detector(Member(model, CLASSES, PredictRecipe(CLIP)), window=14).detect(video)
+        Detector(LoadedNetwork(model, CLASSES, PredictRecipe(CLIP)), window=14).detect(video)
 
 
 class Bright(nn.Module):
@@ -183,7 +183,7 @@ def test_minutes_of_video_pass_through_few_frames(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(module, "stream_frames", counted)
     video = repeated(minute, tmp_path / "long.mp4", 3)
     model = Bright()
-    blocks = list(Detector(Member(model, CLASSES, PLAIN), window=50).stream(video))
+    blocks = list(Detector(LoadedNetwork(model, CLASSES, PLAIN), window=50).stream(video))
     assert sum(len(rows.times_N) for rows in blocks) == 1800
     assert 45 <= max(model.passes) <= 50 and most <= 3
     assert max(len(rows.times_N) for rows in blocks) <= 50
@@ -221,14 +221,14 @@ def test_times_are_those_at_which_frames_are_shown(tmp_path) -> None:
             frame.pts, frame.time_base = time, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    found = Detector(Member(Bright(), CLASSES, PLAIN)).detect(path)
+    found = Detector(LoadedNetwork(Bright(), CLASSES, PLAIN)).detect(path)
     np.testing.assert_allclose(found.times, np.array(times) / 1000, atol=1e-3)
     logits = -np.log(1 / found.probabilities[:, 1] - 1)
     np.testing.assert_allclose(logits * 255, 30 * np.arange(7), atol=3)
     [one] = [s for s in found.segments(0.58) if s.label == 2]
     assert one.start == pytest.approx(0.1, abs=2e-3) and one.end == found.end
     # Read at two frames a second: frames 0, 3 and, 0.44 s before it, 5 at 0, 0.5 and 1 s.
-    coarse = Detector(Member(Bright(), CLASSES, PLAIN, fps=2.0)).detect(path)
+    coarse = Detector(LoadedNetwork(Bright(), CLASSES, PLAIN, fps=2.0)).detect(path)
     probs = [1 / (1 + np.exp(-30 * n / 255)) for n in (0, 3, 5)]
     expected = np.interp(np.array(times) / 1000, [0, 0.5, 1], probs)
     np.testing.assert_allclose(coarse.probabilities[:, 1], expected, atol=5e-3)
@@ -238,7 +238,7 @@ def test_times_are_those_at_which_frames_are_shown(tmp_path) -> None:
 def test_clip_level_networks_are_slid(tmp_path) -> None:
     model = Bright(5)
     names = ("a", "b", "c", "d", "e")
-    member = Member(model, names, PLAIN, "clip", exclusive=True)
+    member = LoadedNetwork(model, names, PLAIN, "clip", exclusive=True)
     for frames in (1, 5, 30):
         video = write_video(tmp_path / f"{frames}.mp4", frames)
         found = Detector(member).detect(video)
@@ -275,12 +275,12 @@ def test_a_pretrained_network_scores_its_actions(background, tmp_path) -> None:
 
 
 def test_members_must_agree_on_classes(tmp_path) -> None:
-    two = Member(Bright(2), ("a", "b"), PLAIN)
+    two = LoadedNetwork(Bright(2), ("a", "b"), PLAIN)
     with pytest.raises(ValueError, match="2 and 3 classes"):
-        Detector([two, Member(Bright(3), ("a", "b", "c"), PLAIN)])
+        Detector([two, LoadedNetwork(Bright(3), ("a", "b", "c"), PLAIN)])
     with pytest.raises(ValueError, match="'b', 'c'"):
-        Detector([two, Member(Bright(2), ("a", "c"), PLAIN)])
-    nameless = Member(Bright(2), ("class 0", "class 1"), PLAIN, notes=(NO_NAMES,))
+        Detector([two, LoadedNetwork(Bright(2), ("a", "c"), PLAIN)])
+    nameless = LoadedNetwork(Bright(2), ("class 0", "class 1"), PLAIN, notes=(NO_NAMES,))
     assert Detector([nameless, two]).classes == ("a", "b")
     with pytest.raises(ValueError, match="at least one"):
         Detector([])
@@ -311,7 +311,7 @@ def test_checkpoints_that_are_none_are_told_apart(tmp_path) -> None:
 
 
 def test_videos_that_cannot_be_read_are_errors(tmp_path) -> None:
-    detector = Detector(Member(Bright(), CLASSES, PLAIN))
+    detector = Detector(LoadedNetwork(Bright(), CLASSES, PLAIN))
     (tmp_path / "empty.mp4").write_bytes(b"")
     content = write_video(tmp_path / "whole.mp4", 60).read_bytes()
     (tmp_path / "cut.mp4").write_bytes(content[: len(content) // 2])
@@ -329,7 +329,7 @@ def test_scores_that_are_no_numbers_are_an_error(tmp_path) -> None:
 
     video = write_video(tmp_path / "v.mp4", 3)
     with pytest.raises(ValueError, match="NaN"):
-        Detector(Member(Broken(), CLASSES, PLAIN)).detect(video)
+        Detector(LoadedNetwork(Broken(), CLASSES, PLAIN)).detect(video)
 
 
 def test_a_finished_study_scores_its_own_test_videos(shapes, tmp_path) -> None:
@@ -358,7 +358,7 @@ def test_a_finished_study_scores_its_own_test_videos(shapes, tmp_path) -> None:
 
 
 def test_real_videos(shared_data) -> None:
-    detector = Detector(Member(Bright(), CLASSES, PLAIN), window=64)
+    detector = Detector(LoadedNetwork(Bright(), CLASSES, PLAIN), window=64)
     avi = sorted((shared_data / "video" / "ut-interaction").glob("*.avi"))[0]
     mp4 = min((shared_data / "video" / "fir-action").glob("*.mp4"), key=lambda p: p.stat().st_size)
     for path in (avi, mp4):

@@ -27,7 +27,7 @@ from ssdet.results.proof.bundle import write_bundle
 from ssdet.results.proof.verify import verify
 from ssdet.results.queries.ensembles import Query, build
 from ssdet.results.queries.rescore import rescore
-from ssdet.results.tables.formatted import sheet
+from ssdet.results.tables.columns import formatted_table
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.studies import Study, plan, scoring
 from ssdet.studies.graph.record import write_record
@@ -133,13 +133,13 @@ def test_arms_may_stand_in_another_order_under_another_protocol(finished) -> Non
 
 def test_titles_and_files_name_the_protocol(finished, tmp_path) -> None:
     table = result_table(under(finished, "segments"), finished.store, resamples=20)
-    shown = sheet(table)
+    shown = formatted_table(table)
     assert "segment_map_average_0.3_0.7, fine-tuned" in shown.header
     assert any("Protocol segment_map_average_0.3_0.7/v1" in note for _, note in shown.notes)
     write_csv(table, tmp_path / "table.csv")
     lines = list(csv.DictReader((tmp_path / "table.csv").open()))
     assert {line["protocol"] for line in lines} == {"segment_map_average_0.3_0.7/v1"}
-    dense = sheet(result_table(finished.plan, finished.store, resamples=20))
+    dense = formatted_table(result_table(finished.plan, finished.store, resamples=20))
     assert "mAP, fine-tuned" in dense.header
 
 

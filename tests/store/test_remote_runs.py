@@ -14,7 +14,7 @@ from ssdet.execution.executor import RayExecutor
 from ssdet.results.cleaning import remove_stage
 from ssdet.results.queries.results import Results
 from ssdet.stages import kinds as stages
-from ssdet.stages.checkpoint_loader import load_members
+from ssdet.stages.checkpoint_loader import load_networks
 from ssdet.stages.job import Job
 from ssdet.stages.kinds import run_stage
 from ssdet.store.base import Store
@@ -52,7 +52,7 @@ def test_results_are_asked_from_a_third_machine(finished, on) -> None:
     assert not [*results.store.root.rglob("*.pt"), *results.store.root.rglob("*.f16")]
     run = results.best("dense_map")
     assert isinstance(run.predictions("test"), PredictionSet) and run.load_model()
-    assert load_members(run.id, bucket.uri("runs"))[0].classes
+    assert load_networks(run.id, bucket.uri("runs"))[0].classes
     run.predictions("test").verify()
     assert [path.name for path in results.store.root.rglob("*.pt")] == ["last.pt"]
     table = results.table("afar")

@@ -11,7 +11,7 @@ from ssdet.data.features.shards import FeatureSet, FeatureWriter
 from ssdet.inference.fine_features import FineFeatureReader
 from ssdet.inference.scoring import score_video
 from ssdet.models import create
-from ssdet.stages.checkpoint_loader import load_members
+from ssdet.stages.checkpoint_loader import load_networks
 from ssdet.stages.job import FEATURES, LAST, Job
 from ssdet.stages.kinds import run_stage
 from ssdet.studies import (
@@ -100,7 +100,7 @@ def test_every_detector_is_scored_on_every_frame(planned, store) -> None:
 @pytest.mark.parametrize("arm", [arm.name for arm in ARMS])
 def test_a_run_is_loaded_as_one_network(planned, store, arm) -> None:
     run = results.open(store.root).run(planned.of(arm)[0].predict.id)
-    (member,) = load_members(run.id, store.root)
+    (member,) = load_networks(run.id, store.root)
     data, predictions = planned.study.data, run.predictions()
     video, reader = data.split("downstream", "test").videos[0], data.reader("downstream")
     stored = torch.tensor(np.array(predictions[video.id]), dtype=torch.float32)

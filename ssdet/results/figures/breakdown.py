@@ -24,7 +24,7 @@ from ssdet.evaluation.protocols.strata import (
 from ssdet.evaluation.statistics.bootstrap import BootstrapResult
 from ssdet.evaluation.statistics.comparison import holm
 from ssdet.inference.scoring import frame_targets
-from ssdet.results.tables.formatted import AGAINST, difference_text
+from ssdet.results.tables.columns import AGAINST, difference_text
 from ssdet.results.tables.render import markdown_text
 from ssdet.results.tables.result_table import READOUTS, Cell, predictions
 from ssdet.store.base import Store

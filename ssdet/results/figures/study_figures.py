@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssdet.results.figures.figure_data import ClassGain, Curve, Track
-from ssdet.results.tables.formatted import p_text
+from ssdet.results.tables.columns import p_text
 from ssdet.results.tables.result_table import READOUTS, Cell, ResultTable
 from ssdet.system.drawing import COLOURS, DASHES, GREY, MARKERS, save
 from ssdet.system.text_files import printable

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Team:
+class EnsembleCandidates:
     """Candidates of one ensemble; equal positions of the teams of several seeds are one arm."""
 
     seed: int | None
@@ -28,15 +28,15 @@ class Team:
         """Name of an arm."""
         return self.names[position][0] if self.names[position] else self.runs[position]
 
-    def keep(self, positions: Sequence[int]) -> "Team":
+    def keep(self, positions: Sequence[int]) -> "EnsembleCandidates":
         """The team of these candidates alone."""
         rows, names = self.rows, self.names
-        return Team(
+        return EnsembleCandidates(
             self.seed, tuple(rows[i] for i in positions), tuple(names[i] for i in positions)
         )
 
 
-def teams_of(frame: pd.DataFrame, per_seed: bool) -> list[Team]:
+def candidates_of(frame: pd.DataFrame, per_seed: bool) -> list[EnsembleCandidates]:
     """Teams of the runs in a frame: one a seed, in the order of seeds, or one of all runs.
 
     Raises ValueError with fewer than two candidates a team, and where seeds have other arms, or
@@ -48,7 +48,7 @@ def teams_of(frame: pd.DataFrame, per_seed: bool) -> list[Team]:
     if not per_seed:
         if len(rows) < 2:
             raise ValueError(f"only {rows[0]['id']} fits the query: an ensemble needs 2 runs")
-        return [Team(None, tuple(rows), tuple(row["arms"] for row in rows))]
+        return [EnsembleCandidates(None, tuple(rows), tuple(row["arms"] for row in rows))]
     seeds: dict[int, list[Row]] = {}
     for row in rows:
         seeds.setdefault(int(row["seed"]), []).append(row)
@@ -62,7 +62,9 @@ def teams_of(frame: pd.DataFrame, per_seed: bool) -> list[Team]:
     matched = {seed: _matched(names, seeds[seed], seed, first) for seed in sorted(seeds)}
     for ordered in matched.values():
         names = [_common(name, row) for name, row in zip(names, ordered, strict=True)]
-    return [Team(seed, tuple(ordered), tuple(names)) for seed, ordered in matched.items()]
+    return [
+        EnsembleCandidates(seed, tuple(ordered), tuple(names)) for seed, ordered in matched.items()
+    ]
 
 
 def _matched(names: list[tuple[str, ...]], rows: list[Row], seed: int, first: int) -> list[Row]:

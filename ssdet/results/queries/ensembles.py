@@ -28,7 +28,7 @@ from ssdet.evaluation.ensembling.selection import (
 from ssdet.evaluation.protocols.registry import Material, Reading, protocol_of
 from ssdet.evaluation.protocols.registry import Protocol as ScoreProtocol
 from ssdet.evaluation.statistics.bootstrap import paired_difference
-from ssdet.results.queries.candidates import Team, seeds_of, teams_of
+from ssdet.results.queries.candidates import EnsembleCandidates, candidates_of, seeds_of
 from ssdet.results.queries.ensemble_cache import Stored, stored
 from ssdet.store.base import Store
 
@@ -175,7 +175,7 @@ def build(
         raise ValueError(
             f"split={split!r} is the one that members are fitted or chosen on: report another"
         )
-    teams = teams_of(results.where(**{"kind": "single", **query.where}), query.per_seed)
+    teams = candidates_of(results.where(**{"kind": "single", **query.where}), query.per_seed)
     _check_setting(teams)
     place = Path(folder or results.store.root / "ensembles")
     protocol = protocol_of(query.protocol or results.protocol(query.where))
@@ -260,7 +260,7 @@ class _Workshop:
             "the rate of the labels"
         )
 
-    def best_on_held_out(self, teams: Sequence[Team], size: int) -> list[int]:
+    def best_on_held_out(self, teams: Sequence[EnsembleCandidates], size: int) -> list[int]:
         """Positions of the candidates with the highest mean score on the held-out split."""
         if size > len(teams[0].rows):
             raise ValueError(f"size={size}: only {len(teams[0].rows)} candidates fit the query")
@@ -292,7 +292,7 @@ class _Workshop:
         weights = fit.weights if fit else None
         return stored(self.place, runs, aligned, self.split, method, weights)
 
-    def judged(self, team: Team, made: _Made) -> Ensemble:
+    def judged(self, team: EnsembleCandidates, made: _Made) -> Ensemble:
         """An ensemble with what its members are worth."""
         truth, fit = self.truth(self.split), made.fit
         weights = fit.weights if fit else (1 / len(made.runs),) * len(made.runs)
@@ -333,7 +333,11 @@ class _Workshop:
 
 
 def _control(
-    work: _Workshop, teams: Sequence[Team], best: int, made: Sequence[_Made], resamples: int
+    work: _Workshop,
+    teams: Sequence[EnsembleCandidates],
+    best: int,
+    made: Sequence[_Made],
+    resamples: int,
 ) -> tuple[Control | None, str]:
     """Seeds of the best single arm, as many as each ensemble uses; else why there are none."""
     star, names = teams[0].rows[best], teams[0].names[best]
@@ -358,7 +362,7 @@ def _control(
     return Control(tuple(one.runs for one in controls), scores, gain), ""
 
 
-def _check_setting(teams: Sequence[Team]) -> None:
+def _check_setting(teams: Sequence[EnsembleCandidates]) -> None:
     """Runs that were scored on other videos are not combined."""
     rows = [row for team in teams for row in team.rows]
     if len(data := {row["data"] for row in rows}) > 1:

@@ -13,7 +13,7 @@ from ssdet.results.figures.study_figures import (
     write_figure,
     write_forest,
 )
-from ssdet.results.tables.formatted import difference_text, label_against, p_text, score_title
+from ssdet.results.tables.columns import difference_text, label_against, p_text, score_title
 from ssdet.results.tables.result_table import READOUTS, ResultTable, Row
 from ssdet.store.base import Store
 from ssdet.studies.graph.plan import Plan

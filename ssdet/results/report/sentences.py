@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ssdet.results.tables.formatted import difference_text, label_against
+from ssdet.results.tables.columns import difference_text, label_against
 from ssdet.results.tables.result_table import READOUTS, ResultTable
 from ssdet.store.base import Store
 from ssdet.studies.graph.audit import Audit

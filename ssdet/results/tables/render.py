@@ -8,7 +8,14 @@ from pathlib import Path
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from ssdet.results.tables.formatted import VERDICT, Block, Entry, Line, narrow, sheet
+from ssdet.results.tables.columns import (
+    VERDICT,
+    FormattedCell,
+    FormattedRow,
+    RowGroup,
+    formatted_table,
+    narrow,
+)
 from ssdet.results.tables.result_table import ResultTable
 from ssdet.system.safe_files import write_text
 
@@ -19,7 +26,7 @@ CODE = re.compile(r"`([^`]+)`")
 def console_table(table: ResultTable) -> RichTable:
     """For a terminal, where a narrow one breaks lines but loses no digit; verdicts and footnotes
     are printed after it (`layout.footnotes`)."""
-    shown = narrow(sheet(table))
+    shown = narrow(formatted_table(table))
     made = RichTable(title=Text(shown.title))
     made.add_column("arm", overflow="fold")
     for title in shown.header:
@@ -41,7 +48,7 @@ def write_markdown(table: ResultTable, path: Path) -> None:
 
 def markdown(table: ResultTable) -> str:
     """A pipe table under its title, footnotes as a list; the best is bold, the second <ins>."""
-    shown = sheet(table)
+    shown = formatted_table(table)
     rule = ["---", *("---" if title == VERDICT else "---:" for title in shown.header)]
     lines = [f"# {markdown_text(shown.title)}", "", _piped(["arm", *shown.header]), _piped(rule)]
     for block in shown.blocks:
@@ -54,7 +61,7 @@ def markdown(table: ResultTable) -> str:
     return "\n".join([*lines, "", *notes, ""])
 
 
-def _marked(entry: Entry) -> str:
+def _marked(entry: FormattedCell) -> str:
     text = markdown_text(entry.text)
     return {"best": f"**{text}**", "second": f"<ins>{text}</ins>"}.get(entry.rank, text)
 
@@ -102,7 +109,7 @@ def latex(table: ResultTable) -> str:
 
     The best is \\textbf, the second \\underline; verdicts and footnotes stand below.
     """
-    shown = narrow(sheet(table))
+    shown = narrow(formatted_table(table))
     lines = [
         "% \\usepackage{booktabs,graphicx}",
         "\\begin{table*}",
@@ -122,7 +129,7 @@ def latex(table: ResultTable) -> str:
     return "\n".join([*lines, "\\end{table*}", ""])
 
 
-def _latex_rows(block: Block, columns: int) -> list[str]:
+def _latex_rows(block: RowGroup, columns: int) -> list[str]:
     rows = []
     if block.heading:
         rows.append(f"\\multicolumn{{{columns}}}{{@{{}}l}}{{\\emph{{{_tex(block.heading)}}}}} \\\\")
@@ -153,7 +160,7 @@ def html(table: ResultTable) -> str:
     A cell that was measured has the class of its rank, the ids of its runs in `data-runs`, and a
     link to `#run-ID` of the first of them.
     """
-    shown = sheet(table)
+    shown = formatted_table(table)
     heads = "".join(f'<th scope="col">{_html(title)}</th>' for title in ("arm", *shown.header))
     bodies = [_html_block(block, len(shown.header) + 1) for block in shown.blocks]
     notes = [
@@ -173,7 +180,7 @@ def html(table: ResultTable) -> str:
     )
 
 
-def _html_block(block: Block, columns: int) -> str:
+def _html_block(block: RowGroup, columns: int) -> str:
     rows = []
     if block.heading:
         rows.append(
@@ -183,13 +190,13 @@ def _html_block(block: Block, columns: int) -> str:
     return "\n".join(["<tbody>", *rows, "</tbody>"])
 
 
-def _html_line(line: Line) -> str:
+def _html_line(line: FormattedRow) -> str:
     mark = f"<sup>{line.mark}</sup>" if line.mark else ""
     cells = "".join(_html_cell(entry) for entry in line.entries)
     return f'<tr><th scope="row">{_html(line.label)}{mark}</th>{cells}</tr>'
 
 
-def _html_cell(entry: Entry) -> str:
+def _html_cell(entry: FormattedCell) -> str:
     text = _html(entry.text)
     if entry.rank:
         tag = {"best": "strong", "second": "u"}[entry.rank]

@@ -27,7 +27,7 @@ TAIL = 64 << 10
 
 
 @dataclass(frozen=True)
-class Found:
+class StageStatus:
     """Status of one stage."""
 
     state: str = "waiting"
@@ -39,20 +39,20 @@ class Found:
     note: str = ""
 
 
-class Stages:
+class StatusSource:
     """Looks up the stages of a store: what this machine has of them, and what others show."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._look = store, store.view_elsewhere()
         self._elsewhere: Mapping[str, StageElsewhere] = {}
-        self._done: dict[str, tuple[int, Found]] = {}
+        self._done: dict[str, tuple[int, StageStatus]] = {}
         self._dead: dict[str, int] = {}
 
     def prepare(self, stages: Collection[str]) -> None:
         """A new look at these stages begins. OSError where the store cannot be read."""
         self._elsewhere = self._look(stages)
 
-    def find(self, stage: str, since: float) -> Found:
+    def find(self, stage: str, since: float) -> StageStatus:
         """The status of a stage of a study that was started last at `since` (epoch seconds).
 
         A stage that another machine works on shows that it lives by its lease, and its figures
@@ -60,13 +60,13 @@ class Stages:
         """
         other = self._elsewhere.get(stage)
         if other is not None and other.finished:
-            return Found("failed" if other.fault else "done", other.files, note=other.fault)
+            return StageStatus("failed" if other.fault else "done", other.files, note=other.fault)
         here = self._here(stage, since)
         if here.state in ("done", "running", "failed") or other is None:
             return replace(here, host=platform.node()) if other else here
         return _of_another_machine(other)
 
-    def _here(self, stage: str, since: float) -> Found:
+    def _here(self, stage: str, since: float) -> StageStatus:
         """What the files on this machine show."""
         folder = self._store.folder(stage)
         if (done := stamp(folder / "DONE")) is not None:
@@ -75,14 +75,16 @@ class Stages:
         if failed is not None and failed >= began:
             state = "failed" if failed / 1e9 >= since else "waiting"
         elif not began:
-            return Found()
+            return StageStatus()
         else:
             state = "running" if self._works(stage, began) else "gone"
         if state == "gone" and (done := stamp(folder / "DONE")) is not None:
             return self._finished(stage, done)  # it ended between the two looks
         # What an earlier attempt left says nothing of this one.
         names = [name for name in UNDER_WAY if (stamp(folder / name) or -1) >= began]
-        return Found(state, {name: _tail(folder / name) for name in names}, _last_sign(folder))
+        return StageStatus(
+            state, {name: _tail(folder / name) for name in names}, _last_sign(folder)
+        )
 
     def _works(self, stage: str, began: int) -> bool:
         """Whether a process works on it. An attempt once found dead is not asked about again."""
@@ -91,17 +93,17 @@ class Stages:
         self._dead[stage] = began
         return False
 
-    def _finished(self, stage: str, done: int) -> Found:
+    def _finished(self, stage: str, done: int) -> StageStatus:
         known = self._done.get(stage)
         if known is None or known[0] != done:
             folder = self._store.folder(stage)
             names = [name for name in ("provenance.json", "DONE") if (folder / name).is_file()]
             files = {name: (folder / name).read_bytes() for name in names}
-            known = self._done[stage] = done, Found("done", files, done / 1e9)
+            known = self._done[stage] = done, StageStatus("done", files, done / 1e9)
         return known[1]
 
 
-def _of_another_machine(other: StageElsewhere) -> Found:
+def _of_another_machine(other: StageElsewhere) -> StageStatus:
     """A stage that another machine works on, or did when it vanished."""
     note = other.fault
     if not note and other.uploaded is None:
@@ -110,7 +112,7 @@ def _of_another_machine(other: StageElsewhere) -> Found:
         at = time.strftime("%H:%M:%S", time.localtime(other.uploaded))
         note = f"as uploaded with the checkpoint of {at}; what came since shows with the next"
     seen = max(filter(None, (other.seen, other.uploaded)), default=None)
-    return Found("running" if other.working else "gone", other.files, seen, other.host, note)
+    return StageStatus("running" if other.working else "gone", other.files, seen, other.host, note)
 
 
 def stamp(path: Path) -> int | None:

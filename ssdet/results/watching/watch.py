@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ssdet.results.watching.stage_status import Found, Stages
+from ssdet.results.watching.stage_status import StageStatus, StatusSource
 from ssdet.store.base import Store
 from ssdet.studies.graph.record import StudyRecord, named_record
 
@@ -119,7 +119,7 @@ class Watcher:
 
     def __init__(self, store: str | os.PathLike[str], study: str = "") -> None:
         self.store = Store.existing(store)
-        self._stages = Stages(self.store)
+        self._stages = StatusSource(self.store)
         self._records: dict[str, tuple[Any, StudyRecord | str]] = {}
         self.study = study or self._newest("")[0].name
         self._newest(self.study)
@@ -202,7 +202,7 @@ def _title(arm: Mapping[str, Any]) -> str:
     return clean(str(arm.get("title") or arm["name"]))
 
 
-def _stage(now: StageNow, found: Found, problems: list[str]) -> StageNow:
+def _stage(now: StageNow, found: StageStatus, problems: list[str]) -> StageNow:
     """What the files of a stage say; what is damaged goes to `problems`."""
 
     def of(name: str) -> dict[str, Any]:
@@ -274,7 +274,7 @@ def _latest(log: bytes) -> dict[str, float] | None:
     return found
 
 
-def _reason(found: Found) -> str:
+def _reason(found: StageStatus) -> str:
     """First line of what was raised, behind the frames of the last traceback."""
     text = found.files.get("error.txt", b"").decode(errors="replace")
     last = text.rpartition("Traceback (most recent call last):")[2]

@@ -18,7 +18,7 @@ from ssdet.results.proof.bundle import write_bundle
 from ssdet.results.proof.verify import verify
 from ssdet.results.report.sentences import compared, outcomes
 from ssdet.results.report.writer import write_report
-from ssdet.results.tables.formatted import footnotes, narrow, sheet
+from ssdet.results.tables.columns import footnotes, formatted_table, narrow
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.studies import Arm, Store, Table, plan
 from ssdet.studies.graph.audit import audit
@@ -101,7 +101,7 @@ def test_only_a_table_of_several_baselines_says_which(tuned, table, tmp_path) ->
 
 
 def test_readers_see_what_a_difference_is_from(table) -> None:
-    shown = sheet(table)
+    shown = formatted_table(table)
     assert shown.header.count("compared with") == 1
     column = shown.header.index("compared with")
     told = {line.label: line.entries[column].text for block in shown.blocks for line in block.lines}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ssdet.cli.experiment import write_results
 from ssdet.evaluation.statistics.bootstrap import BootstrapResult
-from ssdet.results.tables.formatted import footnotes, narrow, sheet
+from ssdet.results.tables.columns import footnotes, formatted_table, narrow
 from ssdet.results.tables.render import console_table, html, latex, markdown, markdown_text
 from ssdet.results.tables.result_table import Cell, ResultTable, Row
 from ssdet.studies import Store, Table
@@ -48,7 +48,7 @@ TABLE = ResultTable(
 
 
 def test_singles_and_ensembles_are_ranked_apart() -> None:
-    shown = sheet(TABLE)
+    shown = formatted_table(TABLE)
     ranks = {line.label: line.entries[0].rank for block in shown.blocks for line in block.lines}
     assert ranks == {
         "base & line": "second", "Mix_Up 100%": "best", "Cut|Mix": "", "two streams": "",
@@ -57,7 +57,7 @@ def test_singles_and_ensembles_are_ranked_apart() -> None:
 
 
 def test_rows_stand_under_their_headings() -> None:
-    blocks = [(b.heading, [line.label for line in b.lines]) for b in sheet(TABLE).blocks]
+    blocks = [(b.heading, [line.label for line in b.lines]) for b in formatted_table(TABLE).blocks]
     assert blocks == [
         ("", ["base & line"]),
         ("ours (one network)", ["Mix_Up 100%", "Cut|Mix", "two streams"]),
@@ -67,14 +67,14 @@ def test_rows_stand_under_their_headings() -> None:
 
 def test_columns_are_those_of_the_layout() -> None:
     header = ["mAP, fine-tuned", "difference [95 %]", "p (Holm)", "verdict", "paper (quoted)"]
-    assert list(sheet(TABLE).header) == [*header, "seeds", "GMACs"]
+    assert list(formatted_table(TABLE).header) == [*header, "seeds", "GMACs"]
     fewer = replace(TABLE, layout=Table(columns=("seeds", "finetuned", "probe")))
-    assert sheet(fewer).header == ("seeds", "mAP, fine-tuned")  # nobody has a probe
+    assert formatted_table(fewer).header == ("seeds", "mAP, fine-tuned")  # nobody has a probe
 
 
 def test_equal_numbers_share_a_rank() -> None:
     rows = (ROWS[1], replace(ROWS[1], arm="twin", label="twin"), *ROWS[:1])
-    lines = sheet(replace(TABLE, rows=rows, layout=Table())).blocks[0].lines
+    lines = formatted_table(replace(TABLE, rows=rows, layout=Table())).blocks[0].lines
     assert [line.entries[0].rank for line in lines] == ["best", "best", "second"]
 
 
@@ -214,4 +214,4 @@ def test_verdicts_and_footnotes_follow_a_console_table() -> None:
     for said in ("8 of 8 videos", "Holm", "95 % interval", "fine-tuned 4", "power of 80 %",
                  "Bold: highest", "GMACs", "Quoted, not measured here: Table 1"):  # fmt: skip
         assert said in joined
-    assert "verdict" not in narrow(sheet(TABLE)).header
+    assert "verdict" not in narrow(formatted_table(TABLE)).header

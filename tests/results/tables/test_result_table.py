@@ -9,7 +9,7 @@ import pytest
 from ssdet.cli.experiment import Options, resolve
 from ssdet.evaluation import PredictionSet, PredictionWriter, dense_map
 from ssdet.inference.scoring import frame_targets
-from ssdet.results.tables.formatted import footnotes, sheet
+from ssdet.results.tables.columns import footnotes, formatted_table
 from ssdet.results.tables.result_table import result_table, write_csv
 from ssdet.studies import Arm, Store, Study, Table, augmented, classification, plan
 from ssdet.system.safe_files import write_json
@@ -96,7 +96,7 @@ def test_cells_name_the_stages_that_were_scored(made) -> None:
 
 def test_what_is_quoted_stands_apart(made) -> None:
     table = result_table(*made, resamples=50)
-    shown = sheet(table)
+    shown = formatted_table(table)
     column = shown.header.index("paper (quoted)")
     assert [line.entries[column].text for line in shown.blocks[0].lines] == ["", "19.18", ""]
     notes = footnotes(table)
@@ -140,7 +140,7 @@ def test_a_declared_arm_that_is_not_built_has_no_number(made, tmp_path) -> None:
     study = replace(planned.study, arms=(*planned.study.arms, slow))
     table = result_table(replace(planned, study=study), store, resamples=50)
     assert table.rows[3].needs == "no_such_network" and not table.rows[3].cells
-    texts = [entry.text for entry in sheet(table).blocks[0].lines[3].entries]
+    texts = [entry.text for entry in formatted_table(table).blocks[0].lines[3].entries]
     assert texts[0].startswith("needs no_such_network") and not any(texts[1:])
     write_csv(table, tmp_path / "csv")
     row = list(csv.DictReader((tmp_path / "csv").open()))[-1]
@@ -174,7 +174,7 @@ def test_unreadable_videos_are_named_at_their_arm(made) -> None:
     )
     table = result_table(planned, store, resamples=50)
     assert table.unreadable == {"V00001": "no video stream"}
-    marked = {line.label: line.mark for line in sheet(table).blocks[0].lines}
+    marked = {line.label: line.mark for line in formatted_table(table).blocks[0].lines}
     assert marked == {"classification": "†", "mixup": "", "control": ""}
     (note,) = [note for note in footnotes(table) if note.startswith("†")]
     assert "1 video could not be read" in note and "V00001 (no video stream)" in note

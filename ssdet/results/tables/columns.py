@@ -14,7 +14,7 @@ COST_UNITS = {"parameters": 1e6, "macs": 1e9, "pflops": 1.0}
 
 
 @dataclass(frozen=True)
-class Entry:
+class FormattedCell:
     """What one cell says."""
 
     text: str = ""
@@ -25,32 +25,32 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Line:
+class FormattedRow:
     """One arm."""
 
     label: str
     mark: str
     """Points to a footnote of this arm."""
-    entries: tuple[Entry, ...]
+    entries: tuple[FormattedCell, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class RowGroup:
     """Arms under one sub-heading."""
 
     heading: str
-    lines: tuple[Line, ...]
+    lines: tuple[FormattedRow, ...]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class FormattedTable:
     """A table of texts; `header` and every line's entries have one item a column."""
 
     study: str
     title: str
     header: tuple[str, ...]
     """Columns after the arms' own."""
-    blocks: tuple[Block, ...]
+    blocks: tuple[RowGroup, ...]
     notes: tuple[tuple[str, str], ...]
     """Mark (or nothing) and text of each footnote."""
 
@@ -60,12 +60,12 @@ class Column:
     """One column: its title, and how an arm's entry is made."""
 
     title: str
-    entry: Callable[[Row], Entry]
+    entry: Callable[[Row], FormattedCell]
     value: Callable[[Row], float | None] | None = None
     """What arms are ranked by, the higher the better; None where they are not ranked."""
 
 
-def sheet(table: ResultTable) -> Sheet:
+def formatted_table(table: ResultTable) -> FormattedTable:
     """The table as its study lays it out; a column in which no arm has anything is left out."""
     columns = [c for c in _columns(table) if any(c.entry(row).text for row in table.rows)]
     ranks = [_ranks(table.rows, column) for column in columns]
@@ -73,13 +73,13 @@ def sheet(table: ResultTable) -> Sheet:
     lines = {}
     for row in table.rows:
         entries = [
-            Entry(entry.text, rank.get(row.arm, ""), entry.runs)
+            FormattedCell(entry.text, rank.get(row.arm, ""), entry.runs)
             for entry, rank in zip([c.entry(row) for c in columns], ranks, strict=True)
         ]
         if row.needs:
-            entries[0] = Entry(f"needs {row.needs}: not built yet")
-        lines[row.arm] = Line(row.label, marks.get(_fault(row), ""), tuple(entries))
-    return Sheet(
+            entries[0] = FormattedCell(f"needs {row.needs}: not built yet")
+        lines[row.arm] = FormattedRow(row.label, marks.get(_fault(row), ""), tuple(entries))
+    return FormattedTable(
         table.study,
         table.title,
         tuple(column.title for column in columns),
@@ -88,7 +88,7 @@ def sheet(table: ResultTable) -> Sheet:
     )
 
 
-def narrow(shown: Sheet) -> Sheet:
+def narrow(shown: FormattedTable) -> FormattedTable:
     """The same with the verdicts as footnotes: they are sentences, and widen a table threefold."""
     kept = [place for place, title in enumerate(shown.header) if title != VERDICT]
     blocks = tuple(
@@ -113,11 +113,13 @@ def narrow(shown: Sheet) -> Sheet:
     return replace(shown, header=header, blocks=blocks, notes=(*verdicts, *shown.notes))
 
 
-def _blocks(lines: Mapping[str, Line], groups: Mapping[str, tuple[str, ...]]) -> tuple[Block, ...]:
+def _blocks(
+    lines: Mapping[str, FormattedRow], groups: Mapping[str, tuple[str, ...]]
+) -> tuple[RowGroup, ...]:
     grouped = {arm for arms in groups.values() for arm in arms}
-    blocks = [Block("", tuple(line for arm, line in lines.items() if arm not in grouped))]
+    blocks = [RowGroup("", tuple(line for arm, line in lines.items() if arm not in grouped))]
     for heading, arms in groups.items():
-        blocks.append(Block(heading, tuple(line for arm, line in lines.items() if arm in arms)))
+        blocks.append(RowGroup(heading, tuple(line for arm, line in lines.items() if arm in arms)))
     return tuple(block for block in blocks if block.lines)
 
 
@@ -135,7 +137,7 @@ def _columns(table: ResultTable) -> list[Column]:
             columns.append(
                 Column(
                     "paper (quoted)",
-                    lambda row: Entry("" if row.quoted is None else f"{row.quoted:.2f}"),
+                    lambda row: FormattedCell("" if row.quoted is None else f"{row.quoted:.2f}"),
                 )
             )
         elif name == "seeds":
@@ -151,11 +153,11 @@ def score_title(protocol: str) -> str:
 
 
 def _score_column(readout: str, title: str) -> Column:
-    def entry(row: Row) -> Entry:
+    def entry(row: Row) -> FormattedCell:
         if (cell := row.cells.get(readout)) is None:
-            return Entry()
+            return FormattedCell()
         spread = "" if cell.sd is None else f" ± {100 * cell.sd:.2f}"
-        return Entry(f"{100 * cell.mean:.2f}{spread}", runs=tuple(cell.runs.values()))
+        return FormattedCell(f"{100 * cell.mean:.2f}{spread}", runs=tuple(cell.runs.values()))
 
     def value(row: Row) -> float | None:
         cell = row.cells.get(readout)
@@ -170,20 +172,20 @@ def _against_column(table: ResultTable) -> list[Column]:
         return []
     labels = {row.arm: row.label for row in table.rows}
 
-    def entry(row: Row) -> Entry:
+    def entry(row: Row) -> FormattedCell:
         differs = any(cell.difference for cell in row.cells.values())
-        return Entry(labels[row.against] if differs else "")
+        return FormattedCell(labels[row.against] if differs else "")
 
     return [Column(AGAINST, entry)]
 
 
 def _difference_columns(readout: str, baseline: str) -> list[Column]:
     def column(title: str, text: Callable[[Cell], str], of_baseline: str = "") -> Column:
-        def entry(row: Row) -> Entry:
+        def entry(row: Row) -> FormattedCell:
             cell = row.cells.get(readout)
             if cell is None or cell.difference is None:
-                return Entry(of_baseline if cell and row.arm == baseline else "")
-            return Entry(text(cell))
+                return FormattedCell(of_baseline if cell and row.arm == baseline else "")
+            return FormattedCell(text(cell))
 
         return Column(title, entry)
 
@@ -217,15 +219,15 @@ def p_text(value: float | None) -> str:
     return "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
-def _seeds(row: Row) -> Entry:
+def _seeds(row: Row) -> FormattedCell:
     counts = [len(cell.scores) for cell in row.cells.values()]
-    return Entry(str(counts[0]) if counts else "")
+    return FormattedCell(str(counts[0]) if counts else "")
 
 
 def _cost_column(name: str) -> Column:
-    def entry(row: Row) -> Entry:
+    def entry(row: Row) -> FormattedCell:
         cost = row.costs.get(name)
-        return Entry("" if cost is None else f"{cost / COST_UNITS[name]:.4g}")
+        return FormattedCell("" if cost is None else f"{cost / COST_UNITS[name]:.4g}")
 
     return Column(COST_TITLES[name], entry)
 
@@ -270,7 +272,7 @@ def _marks(rows: Iterable[Row]) -> dict[str, str]:
 
 def footnotes(table: ResultTable) -> list[str]:
     """Verdicts, and what one has to know to read the numbers; marks in front of their texts."""
-    return [f"{mark} {text}".strip() for mark, text in narrow(sheet(table)).notes]
+    return [f"{mark} {text}".strip() for mark, text in narrow(formatted_table(table)).notes]
 
 
 def _notes(table: ResultTable) -> list[str]:
