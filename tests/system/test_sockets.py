@@ -115,7 +115,7 @@ from ssdet.data.loading import batches as loading
 class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, place): return torch.full((3,), place)
 loading.collate = torch.stack
-batches = list(loading.load(Numbers(), [[0, 1], [2, 3]], 1, 0))
+batches = list(loading.load(Numbers(), [[0, 1], [2, 3]], 1))
 print(torch.cat(batches)[:, 0].tolist(), tempfile.gettempdir())
 """
 OWN_RAY = """
