@@ -307,17 +307,13 @@ def _print_values(values: Mapping[str, Any], as_json: bool) -> None:
         shared.print_json(values)
         return
     for key, value in values.items():
-        _print_entry(key, value)
-
-
-def _print_entry(key: str, value: Any) -> None:
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        print(f"{key}:")
-        shared.print_table(tuple(value[0]), [[_cell(k, row[k]) for k in row] for row in value])
-    elif isinstance(value, Mapping | list):
-        print(f"{key}: {json.dumps(value)}")
-    elif value is not None:
-        print(f"{key}: {_cell(key, value)}")
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            print(f"{key}:")
+            shared.print_table(value[0], [[_cell(k, row[k]) for k in row] for row in value])
+        elif isinstance(value, Mapping | list):
+            print(f"{key}: {json.dumps(value)}")
+        elif value is not None:
+            print(f"{key}: {_cell(key, value)}")
 
 
 def _cell(name: str, value: Any) -> str:

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ssdet.cli.experiment import Options, resolve
+from ssdet.execution.executor import RayExecutor
 from ssdet.execution.runner import worker_options
 from ssdet.execution.session import Workers, plan_resources
 from ssdet.execution.tuner import PreemptionRetries
@@ -164,7 +165,8 @@ def test_a_team_grows_and_survives_and_the_numbers_are_the_same(
     alone = Job(stage, str(tmp_path / "alone"), study.data)
     run_stage(alone)
     job = replace(alone, store=str(tmp_path / "elastic"), sizes=(1, 2), settle=0.0,
-                  worker_resources={"CPU": 0.99}, checkpoint_every=1.0)  # fmt: skip
+                  worker_resources={"CPU": 0.99}, checkpoint_every=1.0,
+                  executor=RayExecutor())  # fmt: skip
     log = job.folder / "metrics.jsonl"
 
     def steps() -> int:

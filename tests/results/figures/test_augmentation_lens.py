@@ -86,7 +86,7 @@ def test_pictures_name_clips_classes_and_options(clips, targets, tmp_path) -> No
     lens(clips, targets, "freeze", {"segments": 2}, 0, path, names, clip=1)
     text = path.read_text()
     for said in ("freeze(segments=2), seed 0", "clip 1, before", "run", "clip 1, after",
-                 "(dashed: stands still)", "background", "share of"):  # fmt: skip
+                 "(dashed: frozen)", "background", "share of"):  # fmt: skip
         assert said in text
     assert "walk" not in text  # no clip of this class is in the picture
 
@@ -98,7 +98,7 @@ def test_long_clips_show_every_nth_frame(targets, tmp_path) -> None:
 
 
 def test_normalised_clips_are_refused(clips, targets, tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"values -2 to .*before they are normalised"):
+    with pytest.raises(ValueError, match=r"values -2 to .*that are not normalised"):
         lens(clips.float() / 100 - 2, targets, "mixup", {}, 0, tmp_path / "x.png")
     with pytest.raises(ValueError, match="did you mean 'mask'"):
         lens(clips, targets, "mixup", {"msk": "half"}, 0, tmp_path / "x.png")

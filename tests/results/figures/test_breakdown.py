@@ -195,7 +195,7 @@ def test_videos_that_no_arm_could_read_are_counted(made) -> None:
 def test_what_cannot_be_compared_is_refused(made) -> None:
     planned, store, targets = made
     other = replace(planned, study=replace(planned.study, protocol="dense_map_apmeter/v1"))
-    with pytest.raises(ValueError, match="asks for dense_map_apmeter/v1"):
+    with pytest.raises(ValueError, match="has protocol dense_map_apmeter/v1"):
         breakdown(other, store)
     with pytest.raises(ValueError, match="choose one of finetuned, probe"):
         breakdown(planned, store, readout="linear")
