@@ -1,4 +1,4 @@
-"""Cost of the volume augmentations beside plain copies and the obvious vectorised forms.
+"""Cost of the volume augmentations compared with copies and plain vectorised forms.
 
     python benchmarks/augment.py           # 8x3x80x224x224, needs 3 GB
     python benchmarks/augment.py --small   # 8x3x16x224x224
@@ -78,7 +78,7 @@ def measure(
 
 
 def interleaved(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """CPU seconds of each way in each round, after one round of warming up."""
+    """CPU seconds of each form in each round, after one warm-up round."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(rounds + 1):
         for way, run in ways.items():

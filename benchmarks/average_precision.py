@@ -1,4 +1,4 @@
-"""Average precision against scikit-learn and a sorting meter.
+"""Speed of average precision compared with scikit-learn and a sorting meter.
 
     python benchmarks/average_precision.py          # 200,000 frames x 16 classes, half a minute
     python benchmarks/average_precision.py --full   # 1.65 M frames x 157 classes, minutes, 5 GB

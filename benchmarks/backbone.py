@@ -1,12 +1,12 @@
-"""A training step of X3D: the accelerated network beside pytorchvideo's.
+"""Training step of X3D: the accelerated network compared with pytorchvideo's.
 
     python benchmarks/backbone.py                 # X3D-M at 112 and 224 pixels, x3d_tiny at 24
     python benchmarks/backbone.py --sizes tiny    # seconds
 
 Forward, backward and SGD in float32 on one thread; CPU time, interleaved in one process, median of
-the rounds after a first one. An accelerated network makes the whole process keep freed memory, so
-the other one profits from that too. pytorchvideo has no network as small as x3d_tiny: there it
-stands beside itself before acceleration, both with 4 sub-batches.
+the rounds after a first one. An accelerated network makes the whole process keep freed memory, from
+which the other one profits too. pytorchvideo has no network as small as x3d_tiny, which is compared
+with itself before acceleration, both with 4 sub-batches.
 """
 
 import argparse

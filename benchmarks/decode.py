@@ -1,4 +1,4 @@
-"""Clips out of a video: `read_clip` beside a naive full decode and the decoder's own floor.
+"""Reading of clips: `read_clip` compared with a naive full decode and the decoder's minimum.
 
     python benchmarks/decode.py [--clips 9]
 
@@ -8,9 +8,9 @@ that start anywhere.
 
 * naive: decode and convert the whole file as PyAV does by default, keep 16 frames.
 * floor: open, seek to the keyframe, decode to the last frame of the clip, convert nothing.
-* cold, warm: `read_clip` on a file that it has not, and has, seen before.
+* cold, warm: `read_clip` on a file without and with a cached index.
 
-torchcodec, decord and OpenCV take part where they are installed.
+torchcodec, decord and OpenCV are included where they are installed.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""Dense evaluation at the size of Charades: time and peak memory, beside scikit-learn.
+"""Dense evaluation at the size of Charades: time and peak memory, compared with scikit-learn.
 
     python benchmarks/evaluation_scale.py               # a tenth of the videos, under a minute
     python benchmarks/evaluation_scale.py --full        # 1,863 videos, 1.28 M frames x 157 classes
 
-Synthetic float16 scores are written to a temporary folder as a prediction set; each way to score
-them runs in a process of its own, whose peak resident memory the system reports. scikit-learn
-scores a few classes with all scores in memory; its time and memory are multiplied up and marked so.
-The official score of 25 points a video is compared with scikit-learn's, class by class.
+Synthetic float16 scores are written to a temporary folder as a prediction set; each scorer runs in
+a separate process, whose peak resident memory the system reports. scikit-learn scores a few classes
+with all scores in memory; its time and memory are extrapolated and marked so. The official score of
+25 points per video is compared with scikit-learn's, class by class.
 """
 
 import argparse

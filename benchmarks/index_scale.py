@@ -1,13 +1,13 @@
-"""The index of a store: seconds to open stores of growing size and to ask for the best run.
+"""The index of a store: seconds to open stores of growing size and to query the best run.
 
     python benchmarks/index_scale.py                     # 1,000, 10,000 and 100,000 runs
     python benchmarks/index_scale.py --runs 1000 10000
 
 Synthetic stores in a temporary folder: of every ten stages one is a pretraining, one its probe, and
 four are fine-tunings with a prediction each, so that half of the stages are runs; every thousand
-runs belong to a study. Each measurement is a process of its own that has imported `ssdet.results`
-before the clock starts; `cold` has no index, `warm` has one that is up to date, and `one new` has
-one that lacks a stage which has finished since. Commands are measured with their start.
+runs belong to a study. Each measurement is a separate process that has imported `ssdet.results`
+before the clock starts; `cold` has no index, `warm` a current one, and `one new` one that lacks a
+single finished stage. Times of commands include their start-up.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def training(task: str, seed: int, lr: float) -> dict[str, Any]:
 
 
 def identity(kind: str, recipe: Mapping[str, Any], parents: list[str]) -> tuple[str, dict]:
-    """Id of a stage, and what it is the hash of."""
+    """Id of a stage and its identity, whose hash is the id."""
     values = {"format": 3, "kind": kind, "recipe": recipe, "parents": parents, "data": DATA[kind]}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
     return f"{kind}-{digest}", values
@@ -138,7 +138,7 @@ def make_store(folder: Path, runs: int) -> Path:
 
 
 def measured(store: Path, task: str) -> tuple[float, float]:
-    """Wall and CPU seconds of a task in a process of its own."""
+    """Wall and CPU seconds of a task in a separate process."""
     code = (
         "import time, sys; from ssdet.results.queries.results import Results\n"
         "import pandas, pyarrow.parquet\n"

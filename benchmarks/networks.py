@@ -1,12 +1,12 @@
-"""Time and peak memory of a training step of every network, beside X3D's.
+"""Time and peak memory of a training step of every network, relative to X3D.
 
     python benchmarks/networks.py                          # all, at tiny size
     python benchmarks/networks.py --full x3d_m pdan        # these, at the paper's size
 
 Forward, backward and SGD with momentum in float32 on one thread, networks accelerated as in
-training. Each has a process of its own: memory is the peak above what the process had before there
-were weights, so it counts weights, gradients, momentum and activations. Steps of X3D on clips
-(`x3d_tiny`, or `x3d_m` with --full) are timed in between: ratios matter, not seconds.
+training. Each has a separate process: memory is the peak above the process before the network was
+built, that is weights, gradients, momentum and activations. Steps of X3D on clips (`x3d_tiny`, or
+`x3d_m` with --full) are timed in alternation, to give ratios.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def row(name: str, cases: dict[str, Case], options: argparse.Namespace) -> str:
-    """The cells of one network, measured in a process of its own."""
+    """Table cells of one network, measured in a separate process."""
     shape = "×".join(map(str, cases[name][1]))
     flags = ["--one", "--rounds", str(options.rounds), *["--full"] * options.full]
     command = [sys.executable, __file__, name, *flags]
@@ -107,7 +107,7 @@ def measured(name: str, cases: dict[str, Case], rounds: int) -> dict[str, float]
         create(reference, classes)
     before = peak()
     step = training(name, classes, *cases[name])
-    for _ in range(2):  # the momentum is there from the second on
+    for _ in range(2):  # momentum buffers exist from the second step on
         step()
     above = peak() - before
     beside = training(reference, classes, *cases[reference])
@@ -118,7 +118,7 @@ def measured(name: str, cases: dict[str, Case], rounds: int) -> dict[str, float]
 
 
 def peak() -> float:
-    """MiB that this process has held at most."""
+    """Peak resident memory of this process, MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -145,7 +145,7 @@ def training(
 
 
 def arguments_of(network: Any, shape: tuple[int, ...]) -> tuple[tuple[Any, ...], int]:
-    """Random input, and how many steps it has."""
+    """Random input, and its number of steps."""
     batch, takes = shape[0], network.takes
     if takes == "clips":
         return (torch.randn(shape),), shape[2]

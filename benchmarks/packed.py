@@ -4,7 +4,7 @@
 
 The original is that of benchmarks/decode.py: 10 s of H.264, 340x256 pixels, 30 fps, a keyframe
 every 60 or 250 frames. The copies are those of `ssdet data convert` with a short side of 256. Clips
-begin anywhere; their CPU time is taken interleaved and given as clips per second and core.
+begin anywhere; CPU time is measured interleaved and given as clips per second and core.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
             make_video(folder / "original.mp4", gop)
             paths = copies(folder / "original.mp4", folder / "copies")
             for path in paths.values():
-                read_clip(path, [0])  # the index is kept from then on
+                read_clip(path, [0])  # caches the index
             rates = compare(paths, clips)
             sizes = {kind: path.stat().st_size for kind, path in paths.items()}
         print(f"keyframe every {gop} frames")

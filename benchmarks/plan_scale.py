@@ -1,4 +1,4 @@
-"""What planning costs: seconds of CPU for plans of more and more stages.
+"""Cost of planning: CPU seconds for plans of growing size.
 
     python benchmarks/plan_scale.py [--stages 10000] [--seeds 10]
 
@@ -21,7 +21,7 @@ from ssdet.studies.graph.record import record_of
 
 STAGES_OF_A_RUN = 4
 SHARES = (8, 4, 2, 1)
-"""The plans are this fraction of the largest: their seconds show how the cost grows."""
+"""Divisors of the largest plan's size, to show how the cost grows."""
 
 
 def with_rate(rate: float) -> Change:
@@ -35,7 +35,7 @@ def with_rate(rate: float) -> Change:
 
 
 def study_of(base: Study, arms: int, seeds: int) -> Study:
-    """A study of so many arms and seeds over the base and data of another one."""
+    """A study with this number of arms and seeds over the base and data of another one."""
     rates = (1e-4 * (number + 1) for number in range(arms))
     made = tuple(Arm(f"rate {rate:.4f}", with_rate(rate)) for rate in rates)
     return replace(base, arms=made, seeds=tuple(range(seeds)))

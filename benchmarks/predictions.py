@@ -1,4 +1,4 @@
-"""Writing, reading and averaging prediction sets against compressed npz and a plain copy.
+"""Writing, reading and averaging of prediction sets, compared with compressed npz and memcpy.
 
     python benchmarks/predictions.py          # 400 videos of 690 frames x 157 classes
     python benchmarks/predictions.py --full   # 1,863 videos, 400 MB, minutes (npz)

@@ -1,16 +1,16 @@
-"""Decoding for a trainer: in its own process, in DataLoader processes, on another machine by Ray.
+"""Decoding in the trainer's process, in DataLoader processes, and in Ray tasks on another node.
 
     taskset -c 0,1 python benchmarks/ray_decoding.py [--batch 4] [--steps 16]
 
-A model of a mixed cluster on two cores of one machine: two Ray nodes, each pinned to a core of its
-own. The one with a pretended GPU runs the trainer and its DataLoader processes, the other one the
-decoders. A training step is a sleep, since a GPU's step leaves the CPU alone. There is no
-network between the two: what goes through the object stores is copied, not sent.
+A model of a mixed cluster on two cores of one machine: two Ray nodes, each pinned to one core. The
+one with a simulated GPU runs the trainer and its DataLoader processes, the other one the decoders.
+A training step is a sleep, since a GPU's step leaves the CPU idle. There is no network between the
+two: data pass from one object store to the other by copying.
 
 * Clips are 16 frames at stride 5 from 10 s H.264 files of 340x256 pixels, cut to 224x224; batches
   per second after a start of 4 batches, and CPU seconds of each node's processes per clip.
-* How many decoders pay: decoding is a sleep as long as it took above, so one core stands for many;
-  batches are as large as above.
+* Scaling with decoders: decoding is a sleep of the measured length, so one core simulates many;
+  batches have the same size.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WAYS = {"own process": (0, 0), "1 loader": (1, 0), "2 loaders": (2, 0), "1 decod
 
 
 class Sleepy(Clips):
-    """Clips that take their time and no CPU."""
+    """Clips whose decoding sleeps and uses no CPU."""
 
     seconds = 0.0
 

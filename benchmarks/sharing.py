@@ -1,9 +1,9 @@
-"""What sharing saves: a study as one graph, and the same rows each trained on its own.
+"""Savings by sharing: a study as one graph, and the same rows each trained separately.
 
     python benchmarks/sharing.py [--seeds 3]
 
-Both on one local Ray, schedules of the preset `smoke` made longer, empty stores. A row on its own
-trains what it needs and its baseline, as a script for each row of a table does.
+Both on one local Ray, with longer schedules than the preset `smoke`, in empty stores. A separate
+row trains all its stages and its baseline, like a script for each row of a table.
 """
 
 import argparse
@@ -24,7 +24,7 @@ FILE = Path(__file__).parents[1] / "experiments" / "ablate_combination.py"
 
 
 def timed(options: Options) -> tuple[float, int]:
-    """Seconds of a study in a store of its own, and stages that it ran."""
+    """Seconds of a study in a separate store, and the number of stages that it ran."""
     with tempfile.TemporaryDirectory() as folder:
         study = resolve(load(FILE).STUDY, options)
         began = time.perf_counter()

@@ -1,11 +1,11 @@
-"""The paired bootstrap at full size: time, memory, and its error beside the bound it states.
+"""The paired bootstrap at full size: time, memory, and error compared with its stated bound.
 
     python benchmarks/significance.py          # 300 videos x 16 classes, and a study; seconds
     python benchmarks/significance.py --full   # Charades: 1,863 videos x 157 classes, two minutes
 
-Two arms of float16 scores, 1,000 resamples. Naive is what the bootstrap stands for: concatenate
-the videos that were drawn and score them again, with the fast exact meter, a few times on a few
-classes in the same process, scaled to all. Seconds of CPU count where other work shares the cores.
+Two arms of float16 scores, 1,000 resamples. The naive form concatenates the drawn videos and scores
+them again with the fast exact meter, for a few resamples and classes in the same process, scaled to
+all. Compare CPU seconds where other work shares the cores.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def naive_map(scores: Scores, targets: Scores, drawn: list[str]) -> float:
 
 
 def peak() -> float:
-    """Most memory that this process has held so far, GB."""
+    """Peak resident memory of this process, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py
 
-Each line is a process of its own: the fastest wall time of three, its CPU time, and the largest
+Each line is a separate process: the fastest wall time of three, its CPU time, and the largest
 resident memory. The bounds are 0.4 s and 80 MB for a command's help, 1 s for an experiment's help
 and for `ssdet results ls`.
 """

@@ -1,9 +1,9 @@
-"""Where the time of a training step goes: reading, mixing, network, optimiser, and the dearest ops.
+"""Time of a training step by part (reading, mixing, network, optimiser), slowest operations.
 
     python benchmarks/training_step.py --preset tiny --augment joint
 
-Clips are random pixels from memory, so `read` is what the loader adds; shares are of CPU time.
-Holds: an augmentation costs at most 0.5 % of a step at the paper's size, where the network is dear.
+Clips are random pixels in memory, so `read` is the overhead of the loader; shares are of CPU time.
+Bound: an augmentation costs at most 0.5 % of a step at the paper's size.
 """
 
 import argparse
@@ -93,7 +93,7 @@ class Steps:
 
 
 def main() -> None:
-    """Print the shares of a step and its eight dearest operations."""
+    """Print the shares of a step and its eight slowest operations."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--augment", default="joint")

@@ -1,4 +1,4 @@
-"""Temporal heads on stored features of real videos: their training, scores, table."""
+"""Temporal heads on stored features of real videos: training, scoring, table."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,7 +46,7 @@ Group = Literal["video", "day"]
 
 
 class Head(nn.Module):
-    """Features [B, S, D] -> logits [B, K, S], from 2 steps to each side."""
+    """Features [B, S, D] -> logits [B, K, S], with a context of 2 steps on each side."""
 
     def __init__(self, classes: int, features: int = 1024, width: int = 64) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Material:
-    """Features [S, D] by video, a step for 8 frames, and what they are labelled with."""
+    """Features [S, D] by video, one step for 8 frames, and labels."""
 
     clips: dict[str, Tensor]
     labels: dict[str, int]
@@ -76,7 +76,7 @@ class Material:
     frames: dict[str, np.ndarray]
     """bool [T, K]"""
     steps: dict[str, Tensor]
-    """[S, K] what half of a step's frames show."""
+    """[S, K]: classes that at least half of a step's frames show."""
 
 
 def step_labels(labels_TK: np.ndarray) -> Tensor:
@@ -89,7 +89,7 @@ def step_labels(labels_TK: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def extract(model: nn.Module, video: Video, clip: ClipRecipe) -> np.ndarray:
-    """Features [S, 1024] of a video's whole pictures, in passes of 128 frames."""
+    """Features [S, 1024] of a video's uncropped frames, in passes of 128 frames."""
     total, parts = probe(video.path).frames, []
     for start in range(0, total, WINDOW):
         frames = np.arange(start, min(start + WINDOW, total))
@@ -103,7 +103,7 @@ def extract(model: nn.Module, video: Video, clip: ClipRecipe) -> np.ndarray:
 
 
 def features_of(manifest: Manifest, folder: Path) -> dict[str, Tensor]:
-    """Features by video id; those that are not in the folder yet are computed."""
+    """Features by video id; those that the folder lacks are computed."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {video.id: folder / f"{Path(video.id).name}.npy" for video in manifest.videos}
     absent = [video for video in manifest.videos if not paths[video.id].is_file()]
@@ -127,7 +127,7 @@ def material(options: "Options") -> Material:
     reader = Decoder()
     frames = {video.id: dense_targets(videos, video, reader).T for video in videos.videos}
     upstream, downstream = features_of(clips, folder), features_of(videos, folder)
-    # One scale for all, from the clips alone: nothing of a held-out video is looked at.
+    # One scale for all, from the clips only, so that no held-out video influences it.
     scale = torch.cat(list(upstream.values())).square().mean().sqrt()
     return Material(
         clips={name: values / scale for name, values in upstream.items()},
@@ -139,16 +139,16 @@ def material(options: "Options") -> Material:
     )
 
 
-def stretch(length: int, steps: int, draws: torch.Generator) -> Tensor:
-    """Places [steps] of a random stretch; a shorter video is gone through again."""
+def segment(length: int, steps: int, draws: torch.Generator) -> Tensor:
+    """Indices [steps] of a random segment; a shorter video is repeated."""
     start = int(torch.randint(max(1, length - steps + 1), (), generator=draws))
     return (start + torch.arange(steps)) % length
 
 
-def descend(
+def trained(
     head: Head, steps: int, seed: int, loss_of: Callable[[torch.Generator], Tensor]
 ) -> Head:
-    """AdamW with a one-cycle schedule; `loss_of(step's generator)`."""
+    """Train by AdamW with a one-cycle schedule; `loss_of` gets the generator of the step."""
     optimizer = torch.optim.AdamW(head.parameters(), weight_decay=0.05, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for step in range(steps):
@@ -167,7 +167,7 @@ def fresh(classes: int, seed: int, task: str) -> Head:
 
 
 def pretrained(data: Material, arm: str, seed: int, steps: int) -> Head:
-    """A head that knows the clips: 16 steps (5 s) of each, 16 a batch, class 0 the background."""
+    """A head pretrained on batches of 16 clips, 16 steps (5 s) each; class 0 is the background."""
     names = sorted(data.clips)
     mixing = augment.create("none" if arm == "cls" else arm)
     head = fresh(data.kinds + 1, seed, "pretrain")
@@ -175,7 +175,7 @@ def pretrained(data: Material, arm: str, seed: int, steps: int) -> Head:
     def loss_of(draws: torch.Generator) -> Tensor:
         chosen = [names[i] for i in torch.randperm(len(names), generator=draws)[:16].tolist()]
         whole = [data.clips[name] for name in chosen]
-        clips_BSD = torch.stack([clip[stretch(len(clip), 16, draws)] for clip in whole])
+        clips_BSD = torch.stack([clip[segment(len(clip), 16, draws)] for clip in whole])
         labels_BK = F.one_hot(torch.tensor([data.labels[n] for n in chosen]), data.kinds).float()
         targets_BKS = pretrain_targets(labels_BK, 16, "class")
         if arm == "cls":
@@ -183,29 +183,29 @@ def pretrained(data: Material, arm: str, seed: int, steps: int) -> Head:
         mixed, soft = mixing(clips_BSD.mT[..., None, None], targets_BKS, draws)
         return cross_entropy(head(mixed[..., 0, 0].mT), soft)
 
-    return descend(head.train(), steps, seed, loss_of)
+    return trained(head.train(), steps, seed, loss_of)
 
 
 def finetuned(
     data: Material, start: Head | None, names: Sequence[str], seed: int, steps: int
 ) -> Head:
-    """A head for the untrimmed videos `names`: 32 steps (10 s) a clip, 8 a batch."""
+    """A head fine-tuned on the videos `names`: batches of 8 clips, 32 steps (10 s) each."""
     head = fresh(data.steps[names[0]].shape[1], seed, "finetune")
     if start is not None:
         head.reduce.load_state_dict(start.reduce.state_dict())
         head.mix.load_state_dict(start.mix.state_dict())
     shares = torch.tensor([float(len(data.steps[name])) for name in names])
-    seen = torch.ones(8, 32, dtype=torch.bool)
+    valid = torch.ones(8, 32, dtype=torch.bool)
 
     def loss_of(draws: torch.Generator) -> Tensor:
         clips, targets = [], []
         for i in torch.multinomial(shares, 8, replacement=True, generator=draws).tolist():
-            places = stretch(len(data.steps[names[i]]), 32, draws)
-            clips.append(data.videos[names[i]][places])
-            targets.append(data.steps[names[i]][places].T)
-        return localisation_loss(head(torch.stack(clips)), torch.stack(targets), seen)
+            steps_S = segment(len(data.steps[names[i]]), 32, draws)
+            clips.append(data.videos[names[i]][steps_S])
+            targets.append(data.steps[names[i]][steps_S].T)
+        return localisation_loss(head(torch.stack(clips)), torch.stack(targets), valid)
 
-    return descend(head.train(), steps, seed, loss_of)
+    return trained(head.train(), steps, seed, loss_of)
 
 
 def frame_scores(data: Material, name: str, logits_BKS: Tensor) -> np.ndarray:
@@ -227,19 +227,19 @@ def folds(names: Sequence[str], group: Group) -> Iterator[tuple[list[str], list[
 def cross_validated(
     data: Material, options: "Options", arm: str, group: Group, seed: int
 ) -> Scores:
-    """Scores of every video by a head that has not seen its group."""
+    """Scores of every video by a head that was trained without its group."""
     start = None if arm == "scratch" else pretrained(data, arm, seed, options.pretrain_steps)
     scores: Scores = {}
     for training, held in folds(sorted(data.videos), group):
         head = finetuned(data, start, training, seed, options.finetune_steps)
         with torch.inference_mode():
-            found = {name: head(data.videos[name][None]) for name in held}
-        scores |= {name: frame_scores(data, name, logits) for name, logits in found.items()}
+            logits = {name: head(data.videos[name][None]) for name in held}
+        scores |= {name: frame_scores(data, name, logits[name]) for name in held}
     return scores
 
 
 def prior(data: Material, group: Group) -> Scores:
-    """Every frame scored by how frequent its classes are in the training videos: chance."""
+    """Chance: every frame scored by the frequency of the classes in the training videos."""
     return {
         name: np.broadcast_to(
             np.concatenate([data.frames[other] for other in training]).mean(0, dtype=np.float32),
@@ -251,25 +251,26 @@ def prior(data: Material, group: Group) -> Scores:
 
 
 def linear(data: Material, group: Group) -> Scores:
-    """Logistic regression of every step by itself: convex, so there are no seeds."""
+    """Logistic regression on single steps; convex, so without seeds."""
     scores: Scores = {}
     for training, held in folds(sorted(data.videos), group):
         inputs_ND = torch.cat([data.videos[name] for name in training])
         labels_NK = torch.cat([data.steps[name] for name in training])
-        found = fit(lambda features_BDS: features_BDS, inputs_ND, labels_NK, ProbeRecipe())
+        probe_model = fit(lambda features_BDS: features_BDS, inputs_ND, labels_NK, ProbeRecipe())
         for name in held:
-            scores[name] = frame_scores(data, name, found(data.videos[name].T[None]))
+            scores[name] = frame_scores(data, name, probe_model(data.videos[name].T[None]))
     return scores
 
 
 def rows(data: Material, group: Group, runs: Mapping[str, Sequence[Scores]]) -> list[dict]:
-    """A line for each arm: mean and deviation over seeds, and its difference to `cls`."""
+    """A row for each arm: mean and standard deviation over seeds, and its difference from `cls`."""
     maps = {arm: [dense_map(s, data.frames).value for s in seeds] for arm, seeds in runs.items()}
     others = [arm for arm in runs if arm != "cls"]
-    found = {
+    differences = {
         arm: paired_bootstrap(runs["cls"], runs[arm], data.frames, resamples=2000) for arm in others
     }
-    adjusted = dict(zip(others, holm([found[arm].p_value for arm in others]), strict=True))
+    p_values = holm([differences[arm].p_value for arm in others])
+    adjusted = dict(zip(others, p_values, strict=True))
     table: list[dict] = []
     for name, reference in (("chance", prior), ("linear", linear)):
         value = dense_map(reference(data, group), data.frames).value
@@ -277,19 +278,18 @@ def rows(data: Material, group: Group, runs: Mapping[str, Sequence[Scores]]) -> 
     for arm, values in maps.items():
         mean, sd = mean_and_sd(values)
         row = {"group": group, "arm": arm, "seeds": len(values), "map": mean, "sd": sd}
-        if arm in found:
+        if arm in differences:
             spread = paired_sd(dict(enumerate(maps["cls"])), dict(enumerate(values)))
             least = spread and detectable_difference(spread, len(values), comparisons=len(others))
-            b = found[arm]
+            b = differences[arm]
             row |= {"difference": b.difference, "low": b.low, "high": b.high, "p": adjusted[arm]}
-            said = verdict(b.difference, b.low, b.high, adjusted[arm], len(values), least)
-            row["verdict"] = said
+            row["verdict"] = verdict(b.difference, b.low, b.high, adjusted[arm], len(values), least)
         table.append(row)
     return table
 
 
 def write(table: Sequence[Mapping], path: Path) -> None:
-    """The table as CSV, and as lines."""
+    """Write the table as CSV and print its rows."""
     columns = ("group", "arm", "seeds", "map", "sd", "difference", "low", "high", "p", "verdict")
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns)

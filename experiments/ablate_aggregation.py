@@ -1,16 +1,16 @@
-"""Table A.1i: over how long a stretch should Coarse-Fine gather what its fine stream sees?
+"""Table A.1i: how wide should the temporal Gaussians of Coarse-Fine's fusion be?
 
     python experiments/ablate_aggregation.py
 
-The fusion weighs fine features by Gaussians whose deviation is a share of the video's fine steps.
-The paper finds that classification pretraining gains more from wide ones than detection does.
+The fusion weighs fine features by Gaussians whose standard deviation is a share of the video's fine
+steps. The paper finds that classification pretraining gains more from wide ones than detection.
 """
 
 from ssdet.cli import experiment
 from ssdet.studies import Arm, Study, Table, two_stream
 from ssdet.studies.paper_detectors import PRETRAININGS
 
-WAYS = {"cls": "cls", "vc": "cutmix"}
+PRETRAINED = {"cls": "cls", "vc": "cutmix"}
 DIVISORS = (32, 16, 8)
 
 STUDY = Study(
@@ -21,7 +21,7 @@ STUDY = Study(
             two_stream("coarse_fine", change, change, divisor=divisor),
             f"{title}, T/{divisor}",
         )
-        for short, name in WAYS.items()
+        for short, name in PRETRAINED.items()
         for title, change in (PRETRAININGS[name],)
         for divisor in DIVISORS
     ),

@@ -1,10 +1,10 @@
-"""Beyond the paper: what a frozen frame is called in pretraining.
+"""Beyond the paper: the label of frozen frames in pretraining.
 
     python experiments/ablate_background.py
 
-The paper speaks of a new background label and writes a zero label, its published code takes the
-first action class. `class` is a class of its own, `zero` no class at all (such frames teach
-nothing under cross entropy), `class0` the published way. Asked of Freeze alone and in the joint
+The paper's text introduces a background label, its formula has a zero label, and its published code
+uses the first action class. `class` is a separate class, `zero` no class (such frames have no
+gradient under cross entropy), `class0` the published code's. Tested with Freeze alone and in joint
 training, where other augmentations mix frozen frames in.
 """
 

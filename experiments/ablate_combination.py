@@ -1,9 +1,9 @@
-"""Table A.1d: the three augmentations in one training, or in an ensemble of three.
+"""Table A.1d: the three augmentations in one training, or in an ensemble of three networks.
 
     python experiments/ablate_combination.py
 
-The last row is the control that an ensemble needs: as many networks of a single augmentation that
-differ in nothing but their seed.
+The last row is the control of the ensemble: as many networks with one augmentation that differ only
+in their seed.
 """
 
 from ssdet.cli import experiment

@@ -1,9 +1,10 @@
-"""Table A.1c: the windowing strategies of Volume CutMix, beside three controls.
+"""Table A.1c: the windowing strategies of Volume CutMix, and three controls.
 
     python experiments/ablate_cutmix.py
 
-The paper compares with classification pretraining only; `scratch` and `det` (detection
-pretraining without augmentation) say how much of a gain is pretraining, and how much the task.
+The paper compares with classification pretraining only. `scratch` and `det` (detection pretraining
+without augmentation) separate the gain of pretraining and of the task from that of the
+augmentation.
 """
 
 from ssdet.cli import experiment

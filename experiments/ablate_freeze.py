@@ -2,7 +2,7 @@
 
     python experiments/ablate_freeze.py
 
-The paper stops at two; three goes on. What a frozen frame is called: ablate_background.py.
+The paper has one and two segments. For the label of frozen frames see ablate_background.py.
 """
 
 from ssdet.cli import experiment

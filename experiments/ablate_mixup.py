@@ -2,9 +2,9 @@
 
     python experiments/ablate_mixup.py
 
-The paper does not define its hard boundaries: `half` shows both clips with equal weight while they
-overlap, `step` switches from one to the other in the middle of the overlap. `manifold` is the
-seamless mixture of the input or of a layer's output, drawn for each batch.
+The paper does not define its hard boundaries: `half` gives both clips equal weight where they
+overlap, `step` switches from one to the other in the middle of the overlap. `manifold` mixes
+seamlessly the input or the output of a layer, drawn for each batch.
 """
 
 from ssdet.cli import experiment

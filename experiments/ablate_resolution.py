@@ -1,10 +1,10 @@
-"""Table A.1h: fine-tuning at a four times lower temporal resolution than pretraining's.
+"""Table A.1h: fine-tuning at a quarter of the temporal resolution of pretraining.
 
     python experiments/ablate_resolution.py
 
-Does a pretraining stay as good when the downstream network sees every fourth frame? The paper asks
-it of the Coarse stream of Coarse-Fine and the Slow stream of SlowFast; `…_x4` asks it of X3D
-itself, on clips of a quarter of the frames. Each is compared with X3D after the same pretraining.
+Is a pretraining as good when the downstream network reads every fourth frame? The paper tests the
+Coarse stream of Coarse-Fine and the Slow stream of SlowFast; `…_x4` is X3D itself on every fourth
+frame of the clips. Each is compared with X3D after the same pretraining.
 """
 
 from ssdet.cli import experiment

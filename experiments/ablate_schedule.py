@@ -2,10 +2,10 @@
 
     python experiments/ablate_schedule.py
 
-Does detection pretraining beat classification at every length, and is a third of the schedule from
-a checkpoint better than all of it from scratch? The checkpoint is this study's own classification
-network, trained by the arm `cls`. Together they cost four thirds of a schedule, and so do the last
-two arms from scratch: the paper, whose checkpoint was published, counts the last third alone.
+Is detection pretraining better than classification at every length, and is a third of the schedule
+from a checkpoint better than the full schedule from scratch? The checkpoint is the classification
+network of the arm `cls`. With it an arm costs four thirds of a schedule, as do the two longer arms
+from scratch; the paper, whose checkpoint was published, counts only the last third.
 """
 
 from ssdet.cli import experiment

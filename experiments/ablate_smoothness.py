@@ -1,10 +1,10 @@
-"""Beyond the paper: how smooth the masks have to be, as a continuous factor.
+"""Beyond the paper: smoothness of the mixing masks, as a continuous factor.
 
     python experiments/ablate_smoothness.py
 
-The paper compares a hard with a seamless boundary (Table A.1b). Here MixUp's ramp takes a share of
-the overlap, from 0 (a cut in its middle) to 1 (the paper's), and CutMix's soft edge a share of the
-frame's width on either side of the plane, from 0 (a hard edge) over the published 1/16 to 1/4.
+The paper compares a hard with a seamless boundary (Table A.1b). Here MixUp's ramp covers a share of
+the overlap, from 0 (a cut in its middle) to 1 (as in the paper), and CutMix's soft edge a share of
+the frame's width on each side of the boundary, from 0 (a hard edge) over the published 1/16 to 1/4.
 """
 
 from ssdet.cli import experiment
@@ -13,7 +13,7 @@ from ssdet.studies.experiment import Change
 
 
 def edge(share: float) -> Change:
-    """CutMix with a soft edge of this share of the width on either side."""
+    """CutMix with a soft edge of this share of the width on each side."""
 
     def change(base: Experiment) -> Experiment:
         assert base.pretrain is not None

@@ -2,8 +2,8 @@
 
     python experiments/ablate_streams.py
 
-Networks of two streams with the pretraining of each, the streams alone, and ensembles. The paper
-finds that Coarse-Fine loses where its fine stream is pretrained for detection.
+Two-stream networks with the pretraining of each stream varied, the streams alone, and ensembles.
+The paper finds that Coarse-Fine is worse if its fine stream is pretrained for detection.
 """
 
 from ssdet.cli import experiment

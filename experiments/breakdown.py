@@ -2,8 +2,8 @@
 
     python experiments/breakdown.py
 
-The paper reads its gain in frames of several acts as the work of the augmentations; `det`
-(detection pretraining without augmentation) says how much of it they are.
+The paper attributes its gain in frames with several acts to the augmentations; `det` (detection
+pretraining without augmentation) separates their part.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SOURCE = (
 
 
 def quoted() -> dict[str, Quote]:
-    """The paper's numbers by arm."""
+    """Scores and differences quoted from the paper, by arm."""
     from ssdet.results.figures.breakdown import Quote
 
     return {

@@ -2,10 +2,10 @@
 
     python experiments/detectors_charades.py
 
-X3D as it is; Super-Events and TGM + SE on its features; SlowFast_det and Coarse-Fine, trained in
-two stages. Coarse-Fine's fine stream is pretrained for classification in every row, as the paper
-recommends; both streams of SlowFast_det are pretrained alike. Every row is compared with the same
-detector after classification pretraining.
+X3D alone; Super-Events and TGM + SE on its features; SlowFast_det and Coarse-Fine, trained in two
+stages. Coarse-Fine's fine stream is pretrained for classification in every row, as the paper
+recommends; both streams of SlowFast_det have the same pretraining. Every row is compared with the
+same detector after classification pretraining.
 """
 
 from ssdet.cli import experiment

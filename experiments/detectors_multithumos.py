@@ -2,8 +2,8 @@
 
     python experiments/detectors_multithumos.py
 
-X3D as it is, TGM + SE and PDAN on its features. With `--data multithumos` it is the paper's table;
-on Moving Shapes the stages of X3D and TGM + SE are those of `detectors_charades.py`.
+X3D alone, TGM + SE and PDAN on its features. `--data multithumos` gives the paper's table; on
+Moving Shapes the stages of X3D and TGM + SE are shared with `detectors_charades.py`.
 """
 
 from ssdet.cli import experiment

@@ -5,9 +5,9 @@
         --upstream clips.csv --upstream-videos ut-interaction \\
         --downstream fir-action/annotations.json --downstream-videos fir-action
 
-Clips of 32 frames of 64 pixels: three steps of the network in time, the fewest in which detection
-differs from classification. A step of training takes about 14 G multiply-adds a clip, so this is
-for a GPU, or for a few steps (--pretrain-steps, --finetune-steps). docs/real_video.md has more.
+Clips of 32 frames of 64 pixels, which give the network three steps in time. A training step takes
+about 14 G multiply-adds per clip, so use a GPU or few steps (--pretrain-steps, --finetune-steps).
+docs/real_video.md has results.
 """
 
 from dataclasses import replace

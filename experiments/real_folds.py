@@ -4,9 +4,9 @@
         --upstream clips.csv --upstream-videos ut-interaction \\
         --downstream fir-action/annotations.json --downstream-videos fir-action
 
-Each fold tests on its own videos a network that was fine-tuned on all others; pretraining is shared
-by all folds. The scores of all videos are pooled, and a difference is resampled over all of them;
-beside it stands the mean of the folds, which does not rank scores of several heads together.
+Each fold fine-tunes on all videos but one group and tests on that group; the folds share
+pretraining. Differences are bootstrapped over the pooled scores of all videos. The table also has
+the mean over folds, which does not rank scores of different networks together.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Folds(Options):
 
 
 def split(annotation: Path, fold: int, folds: int, folder: Path) -> Path:
-    """The annotation with the videos of one group as its test split, all others to train on."""
+    """Write the annotation with one group of videos as test split, the others as training split."""
     videos = json.loads(annotation.read_text(encoding="utf-8"))
-    for place, name in enumerate(sorted(videos)):
-        videos[name]["subset"] = "testing" if place % folds == fold else "training"
+    for number, name in enumerate(sorted(videos)):
+        videos[name]["subset"] = "testing" if number % folds == fold else "training"
     path = folder / f"fold{fold}of{folds}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(videos, sort_keys=True), encoding="utf-8")
@@ -58,15 +58,15 @@ def pooled(planned: list[Plan], store: Store, arm: str) -> dict[int, Scores]:
     """Scores of the test videos of all folds, by seed."""
     from ssdet.results.tables.result_table import predictions
 
-    found: dict[int, Scores] = {}
+    scores: dict[int, Scores] = {}
     for fold in planned:
-        for seed, scored in predictions(fold, store, arm, "finetuned").items():
-            found.setdefault(seed, {}).update({video: scored[video] for video in scored})
-    return found
+        for seed, predicted in predictions(fold, store, arm, "finetuned").items():
+            scores.setdefault(seed, {}).update({video: predicted[video] for video in predicted})
+    return scores
 
 
 def chance(targets: Scores) -> float:
-    """What scores that know nothing reach: the mean share of frames of the classes that occur."""
+    """Expected mAP of random scores: the mean share of positive frames over classes that occur."""
     import numpy as np
 
     shares = np.concatenate([*targets.values()]).mean(axis=0)
@@ -89,10 +89,12 @@ def report(planned: list[Plan], store: Store, out: Console) -> None:
     scores = {arm.name: pooled(planned, store, arm.name) for arm in study.arms}
     base = scores[study.baseline]
     others = [name for name in scores if name != study.baseline]
-    compared = [
-        paired_bootstrap([*base.values()], [*scores[name].values()], targets) for name in others
-    ]
-    adjusted = dict(zip(others, holm([found.p_value for found in compared]), strict=True))
+    differences = {
+        name: paired_bootstrap([*base.values()], [*scores[name].values()], targets)
+        for name in others
+    }
+    p_values = holm([difference.p_value for difference in differences.values()])
+    adjusted = dict(zip(others, p_values, strict=True))
     table = Table("arm", "mean of folds", "pooled", "difference of pooled [95 %]", "p (Holm)")
     table.add_row("chance", f"{np.mean([*map(chance, folds)]):.1f}", f"{chance(targets):.1f}")
     for arm in study.arms:
@@ -102,20 +104,20 @@ def report(planned: list[Plan], store: Store, out: Console) -> None:
             for run in runs
         ]
         values = [100 * dense_map(run, targets).value for run in runs]
-        told = ["", ""]
+        comparison = ["", ""]
         if arm.name in adjusted:
-            found = compared[others.index(arm.name)]
-            low, middle, high = (100 * v for v in (found.low, found.difference, found.high))
-            told = [f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]", f"{adjusted[arm.name]:.3f}"]
-        shown = (", ".join(f"{value:.1f}" for value in values) for values in (means, values))
-        table.add_row(arm.label, *shown, *told)
+            result = differences[arm.name]
+            low, middle, high = (100 * v for v in (result.low, result.difference, result.high))
+            comparison = [f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]", f"{adjusted[arm.name]:.3f}"]
+        cells = (", ".join(f"{value:.1f}" for value in values) for values in (means, values))
+        table.add_row(arm.label, *cells, *comparison)
     frames = sum(len(rows) for rows in targets.values())
     out.print(table)
     out.print(f"dense_map/v1 by seed, {len(targets)} videos, {frames} frames, {len(planned)} folds")
 
 
 def run(options: Folds) -> int:
-    """All folds, one after the other, then the pooled table; returns the exit status."""
+    """Run all folds in turn and print the pooled table; return the exit status."""
     out, planned = plain_console(), []
     options = replace(options, preset="small", data="segments")
     if options.downstream is None:

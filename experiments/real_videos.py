@@ -1,13 +1,13 @@
-"""Real videos: what pretraining a head is worth on features that stay as they are.
+"""Real videos: pretraining of a head on frozen features.
 
     python experiments/real_videos.py --clips clips.csv --clips-folder ut-interaction \\
         --videos fir-action/annotations.json --videos-folder fir-action
 
-I3D with its Kinetics-400 weights (`ssdet weights get i3d-kinetics400`) turns clips and videos into
-features, once. A small temporal head is pretrained on the clips, by classification or by detection
-with augmentations of the features, fine-tuned on the untrimmed videos but those of one group, and
-scored on that group. docs/real_video.md has the results: some ten minutes for the features and ten
-for 5 seeds, on one core.
+Features of clips and videos are extracted once by I3D with its Kinetics-400 weights (`ssdet weights
+get i3d-kinetics400`). A small temporal head is pretrained on the clips, by classification or by
+detection with augmentations of the features, fine-tuned on the untrimmed videos of all groups but
+one, and scored on that group. docs/real_video.md has the results: about ten minutes for the
+features and ten for 5 seeds, on one core.
 """
 
 import sys
@@ -32,7 +32,7 @@ Group = Literal["video", "day"]
 
 @dataclass(frozen=True)
 class Options:
-    """Where the data are, and how much to run."""
+    """Data and size of the study."""
 
     clips: Path
     """CSV `file,label` of single-label clips."""
@@ -42,7 +42,7 @@ class Options:
     videos_folder: str
     features: Annotated[Path | None, tyro.conf.arg(help="Folder; the cache by default.")] = None
     groups: tuple[Group, ...] = ("video", "day")
-    """What is left out together: a video, or all whose names begin with the same date."""
+    """Groups to leave out: single videos, or all videos whose names begin with the same date."""
     seeds: int = 5
     pretrain_steps: int = 120
     finetune_steps: int = 120
@@ -50,7 +50,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Features, heads, table; what is done of the table is written after each group."""
+    """Extract features, train heads, and write the table, once after each kind of group."""
     import torch
 
     from ssdet.cli.experiment_files import experiments_folder, load

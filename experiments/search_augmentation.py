@@ -1,10 +1,10 @@
-"""Which augmentation suits your videos: its kind, how often, how soft, and the learning rate.
+"""Search over augmentations for your videos: kind, options, and learning rate of pretraining.
 
     python experiments/search_augmentation.py --trials 30 --scheduler none
     ssdet search show search_augmentation
 
-Knobs that belong to one augmentation are only there where it is chosen. Trials are scored on the
-validation split with one seed; run the best few as arms of a study before believing an order.
+Options of an augmentation are suggested only where it is chosen. Trials are scored on the
+validation split with one seed; compare the best few as arms of a study with several seeds.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from ssdet.studies.experiment import Change, Experiment
 
 
 def space(trial: Any) -> Change:
-    """Kind, its own options, and the learning rate of pretraining over that of the preset."""
+    """Kind of augmentation, its options, and a factor on the preset's pretraining learning rate."""
     kinds = ["none", "freeze", "mixup", "cutmix", "joint_single", "joint"]
     kind = trial.suggest_categorical("augment", kinds)
     joint = kind.startswith("joint")
@@ -33,13 +33,13 @@ def space(trial: Any) -> Change:
         options["window"] = trial.suggest_categorical("window", ["view", "transient"])
     if kind == "joint":
         options["p"] = trial.suggest_float("p", 0.25, 1.0, step=0.125)
-    times = trial.suggest_float("lr_times", 0.25, 4.0, log=True)
+    factor = trial.suggest_float("lr_times", 0.25, 4.0, log=True)
 
     def change(experiment: Experiment) -> Experiment:
         assert experiment.pretrain is not None
         optim = experiment.pretrain.optim
-        faster = pretraining(optim=replace(optim, lr=optim.lr * times))(experiment)
-        return pretraining(augment=kind, augment_options=options)(faster)
+        scaled = replace(optim, lr=optim.lr * factor)
+        return pretraining(optim=scaled, augment=kind, augment_options=options)(experiment)
 
     return change
 

@@ -1,10 +1,11 @@
-"""Figure 2: what does a detector's pretraining gain, and what does an ensemble cost?
+"""Figure 2: score of detectors against their multiply-adds, by pretraining.
 
     python experiments/tradeoff.py
 
-The stages are those of `detectors_charades.py`. From each detector after classification pretraining
-an arrow goes to it after detection pretraining (joint, one augmentation a clip), and from there to
-the ensemble of three. The paper draws its points without printing their figures: none are quoted.
+The stages are shared with `detectors_charades.py`. For each detector an arrow goes from
+classification pretraining to detection pretraining (joint, one augmentation per clip), and from
+there to the ensemble of three. The paper does not print the values of its points, so none are
+quoted.
 """
 
 from rich.console import Console

@@ -1,12 +1,12 @@
-"""From files named as Charades' to a table: check, statistics, study, every protocol.
+"""The whole pipeline on files named as in Charades: check, statistics, study, every protocol.
 
     make charades-test
 
 Needs the real annotation (`SSDET_TEST_DATA` or ../shared/data). Takes rows of both official CSV
-files as they are, 24 to train and 12 to test on, and encodes a video of the annotated length for
-each, in which every action that is going on shows as a tile of its own. One file is then cut in
-half, one replaced by text, one left out. Their absence must be seen in the quarantine list, in the
-table's coverage and beside every other score.
+files unchanged, 24 to train and 12 to test on, and encodes a video of the annotated length for
+each, in which every current action is a separate tile. One file is then cut in half, one replaced
+by text, one left out. The quarantine list, the table's coverage and that of every other score must
+show them.
 """
 
 import argparse

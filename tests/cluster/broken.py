@@ -1,4 +1,4 @@
-"""A study with two arms that cannot succeed: `dies` is told apart by its steps, and killed."""
+"""A study with two arms that cannot succeed: one diverges, one (`dies`) is killed by the test."""
 
 from dataclasses import replace
 

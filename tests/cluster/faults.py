@@ -1,11 +1,11 @@
-"""A study on the lab's cluster through faults, one after another: `make fault-test`, as root.
+"""Faults injected into a study on the lab's cluster: `make fault-test`, as root.
 
     python tests/cluster/faults.py                       # all
     python tests/cluster/faults.py --only driver store   # some
 
-Each fault hits the same study in a store of its own while it trains. It must end with the table of
-an undisturbed run, byte for byte, with every stage done and none done twice. Prints a table: from
-the fault to the next sign of progress of what it hit, and to the end.
+Each fault hits the same study, in a separate store, while it trains. The study must end with the
+table of an undisturbed run, byte for byte, with every stage done once. Prints the seconds from the
+fault to the next progress of the interrupted stage, and to the end.
 """
 
 import argparse

@@ -1,8 +1,7 @@
-"""Four machines made of namespaces on one, and a cluster.yaml for them.
+"""Four simulated machines in namespaces of this one, and a cluster.yaml for them.
 
-What depends on a cloud is replaced (provider, keys, image, network storage, downloads); the
-mounts, the environment, the token, the installation and the start commands are those of the file
-that users run.
+Only the parts of a cloud are replaced (provider, keys, image, network storage, downloads); mounts,
+environment, token, installation and start commands are those of the project's cluster.yaml.
 """
 
 import fcntl

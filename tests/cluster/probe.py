@@ -1,4 +1,4 @@
-"""Run on a cluster: join it as experiments do, visit every node, print what was seen as JSON."""
+"""Join a cluster as experiments do, run a task on every node, print their settings as JSON."""
 
 import json
 import os

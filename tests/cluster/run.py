@@ -1,4 +1,4 @@
-"""cluster.yaml brought up for real by `ray up`, on one machine: `make cluster-test`, as root."""
+"""`ray up` with cluster.yaml on one machine: `make cluster-test`, as root."""
 
 import json
 import time

@@ -1,9 +1,9 @@
-"""A study on the lab's cluster, as those see it who watch: `make watch-test`, as root.
+"""Watching tools compared with the store, on the lab's cluster: `make watch-test`, as root.
 
     python tests/cluster/watching.py                          # needs Debian's prometheus
     python tests/cluster/watching.py --pictures docs/figures  # playwright and chromium as well
 
-What the dashboard, Prometheus and `ssdet watch` tell while it runs is held against its store.
+Compares the dashboard, Prometheus and `ssdet watch` with the store while a study runs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The experiment files: short, declared, and ready to be planned."""
+"""The experiment files can be planned, declare their differences, and are short."""
 
 import csv
 import importlib.util

@@ -1,4 +1,4 @@
-"""The two experiments on real videos, on made features and as declarations."""
+"""The two experiments on real videos, with synthetic features and as declarations."""
 
 import csv
 import importlib.util

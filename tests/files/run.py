@@ -1,14 +1,13 @@
-"""Sweep over generated video files: reading them beside `ffmpeg`, the command.
+"""Sweep over generated video files: reading compared with the command `ffmpeg`.
 
     make files-test
 
 Writes a few hundred small files: codec x container x rate x orientation, then damage of several
-kinds to one file of every codec and container. A whole file must be read as `ffmpeg` shows it: as
-many frames, shown at the same times (within a tick of its container), each with the same picture,
-upright; the exit status is 1 where one is not. Of a damaged file every frame should be the one
-that was written, or be refused. Those of which one is neither are listed: many formats have no
-checksums, and what a few flipped bits make of a picture is often a picture. Needs `ffmpeg` and
-`ffprobe`.
+kinds to one file of every codec and container. An undamaged file must be read as by `ffmpeg`: the
+same number of frames at the same times (within a tick of its container), each with the same
+picture, upright; the exit status is 1 otherwise. Every frame of a damaged file should equal the
+written one or be refused. Files with other frames are listed: many formats have no checksums, and
+decoders make a picture of most flipped bits. Needs `ffmpeg` and `ffprobe`.
 """
 
 import argparse

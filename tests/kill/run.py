@@ -1,11 +1,11 @@
 """kill -9 of drivers, trials and workers at random moments: the same table, no stage twice.
 
     python tests/kill/run.py --seed 0            # three kills of a small experiment's driver
-    python tests/kill/run.py --seed 0 --storm    # ten kills of a study of six arms and three seeds
+    python tests/kill/run.py --seed 0 --storm    # ten kills of two studies, one of 8 arms
 
-Runs each experiment undisturbed and once with kills, each in a store of its own, and compares
-tables byte for byte, stages, and that what was done stayed as it was. Prints what was running at
-each kill. Takes some minutes on two cores, the storm a quarter of an hour.
+Runs each experiment undisturbed and once with kills, each in a separate store, and compares tables
+byte for byte and stages; finished stages must not change. Prints the running stages at each kill.
+Takes some minutes on two cores, the storm a quarter of an hour.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Trouble:
-    """An experiment, how often it is disturbed, and who is killed in turn."""
+    """An experiment, the number of kills, and the kinds of processes that are killed in turn."""
 
     study: str
     options: str

@@ -1,11 +1,11 @@
-"""An hour of video through `ssdet infer`, beside a minute: the same peak memory.
+"""Peak memory of `ssdet infer` on an hour of video, compared with a minute.
 
     make long-test
 
 Encodes a minute of 64 x 48 pixels at 25 frames a second and repeats its packets for the hour
 (90,000 frames), scores both with a small network of 157 classes and writes all files but the
-overlay (`--overlay` adds it). Fails where the hour takes more than 48 MiB above the minute: the
-scores of an hour alone would be 54 MiB, its frames 800 MiB.
+overlay (`--overlay` adds it). Fails if the hour takes more than 48 MiB above the minute: the scores
+of an hour alone have 54 MiB, its frames 800 MiB.
 """
 
 import argparse
