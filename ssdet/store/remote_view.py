@@ -1,4 +1,4 @@
-"""What other machines show of the stages of a remote store, read without changing anything."""
+"""Read-only view of the stages that other machines publish in a remote store."""
 
 import json
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""What the index reads of a store: the times of its files, finished stages, records of studies."""
+"""Reader of the index: modification times, finished stages and study records of a store."""
 
 import json
 import os
