@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +65,16 @@ def load(given: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # Dataclasses look up their module while it runs. Afterwards it must not be found by name, else
+    # Ray would send its functions by name to workers that cannot import it.
+    before = sys.modules.get(spec.name)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
+        if before is not None:
+            sys.modules[spec.name] = before
     return module
 
 

@@ -9,7 +9,7 @@ from ssdet.cli.__main__ import main
 from ssdet.cli.experiment_files import experiments, find, load, study_of
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+NAMES = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

@@ -133,7 +133,7 @@ def test_multithumos_rates_have_ids_of_their_own(tmp_path) -> None:
     assert dense_map(scores, labels, "zero").value == steps.value
     with pytest.raises(ValueError, match="rate=0"):
         multithumos_map(predictions, manifest, 0)
-    with pytest.raises(ValueError, match="a manifest needs a PredictionSet"):
+    with pytest.raises(ValueError, match="a manifest goes with a PredictionSet"):
         multithumos_map(scores, manifest)
 
 

@@ -290,6 +290,7 @@ def test_trials_that_have_ended_are_not_planned_again(tmp_path, shapes, estimate
     study = optuna.create_study(
         storage=storage_at(folder / DATABASE), study_name="described", direction="maximize"
     )
+    study.set_user_attr("declaration", {"protocol": "dense_map/v1"})
     for state in (TrialState.COMPLETE, TrialState.FAIL, TrialState.WAITING, TrialState.RUNNING):
         value = 0.5 if state == TrialState.COMPLETE else None
         study.add_trial(optuna.trial.create_trial(state=state, value=value))

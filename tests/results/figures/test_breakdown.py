@@ -201,6 +201,7 @@ def test_what_cannot_be_compared_is_refused(made) -> None:
         breakdown(planned, store, readout="linear")
     stage = planned.of("mixup")[1].predict
     kept = {v: rows.astype(float) for v, rows in list(targets.items())[1:]}
+    (store.folder(stage.id) / "DONE").unlink()
     finish(store, stage, kept, targets)
     with pytest.raises(ValueError, match=r"'mixup' seed 1 was scored on .*\(7, .*'cls' on \(8, "):
         breakdown(planned, store)
