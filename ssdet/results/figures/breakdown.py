@@ -102,7 +102,7 @@ def breakdown(
     study = plan.study
     if study.protocol != DENSE:
         raise ValueError(
-            f"study {study.name!r} asks for {study.protocol}: strata exist for {DENSE} only"
+            f"study {study.name!r} has protocol {study.protocol}: strata need {DENSE}"
         )
     data = study.data
     targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))
