@@ -61,7 +61,7 @@ def test_another_result_or_scorer_is_scored_again(smoke, store, monkeypatch) -> 
     result = run_stage(Job(stages[-1], store.uri, search.data, protocol=SEGMENTS))
     assert read_scores(store, stage, "segments")
     with monkeypatch.context() as patch:
-        patch.setattr("ssdet.studies.score_files.scorer", lambda: "0" * 64)
+        patch.setattr("ssdet.studies.score_files.source_digest", lambda: "0" * 64)
         assert not read_scores(store, stage, "segments")
     store.finish(stage, {**result, "unreadable": {"v": "damaged"}})
     assert not read_scores(store, stage, "segments")
