@@ -98,7 +98,7 @@ def test_a_registered_function_opens_its_scheme(tmp_path) -> None:
 
         assert Store.open("attic://runs").root == tmp_path / "runs"
         assert Store.open("attic://runs").exists()
-    with pytest.raises(ValueError, match="attic:// is not known"):
+    with pytest.raises(ValueError, match="attic:// is not supported"):
         Store.open("attic://runs")
 
 

@@ -207,7 +207,9 @@ def test_a_trial_scores_the_network_of_the_arm(searched, store: Store, name: str
     search = searched(change)
     trial = chain(search.experiment(FixedTrial(PARAMS)), search.data)
     reports: list[Mapping[str, Any]] = []
-    settings = TrialSettings(store.uri, search.data, Resources(1, 1.0, 0.0, 1), 0, 60.0, macs=True)
+    settings = TrialSettings(
+        store.uri, search.data, Resources(1, 1.0, 0.0, 1), 0, 60.0, True, search.protocol
+    )
     values = run_chain(settings, trial, reports.append)
     study = Study(
         "s", (Arm("best", lambda e: search.chosen(PARAMS)(change(e))),), (search.seed,),
