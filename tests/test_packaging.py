@@ -49,7 +49,7 @@ def files(folder: Path) -> set[str]:
 def test_the_wheel_holds_every_file_of_the_package_and_the_experiments(installed) -> None:
     experiments = {f"experiments/{name}" for name in files(ROOT / "experiments")}
     assert files(installed / "ssdet") == files(ROOT / "ssdet") | experiments
-    data = {"py.typed", *(f"results/page/{n}" for n in ("page.html.j2", "page.css", "viewer.js"))}
+    data = {"py.typed", *(f"results/report/{n}" for n in ("page.html.j2", "page.css", "viewer.js"))}
     assert data <= files(installed / "ssdet")
     assert {path.name.partition("-")[0] for path in installed.iterdir()} == {"ssdet"}
 
