@@ -56,7 +56,7 @@ def dense_map(predictions: Rows, targets: Rows, empty_classes: EmptyClasses = "l
     matter. Expected videos without predictions are not ranked, but counted. Other rules for
     classes without a positive, "zero" (apmeter) and "nonzero" (PDAN), have protocol ids of
     their own. float16 scores stream: one video is held at a time. Raises ValueError for unknown
-    videos, other frame or class counts, NaN, no positive at all. Source: specs/EVAL.md 2 and 3.
+    videos, other frame or class counts, NaN, no positive at all.
     """
     if empty_classes not in _DENSE:
         raise ValueError(f"empty_classes={empty_classes!r}: choose one of {list(_DENSE)}")
@@ -66,7 +66,7 @@ def dense_map(predictions: Rows, targets: Rows, empty_classes: EmptyClasses = "l
 def dense_map_min162(predictions: Rows, targets: Rows) -> Score:
     """`dense_map` without the videos of fewer than 162 frames, which published code skips.
 
-    A video without a known length stays expected. Source: specs/EVAL.md 3.
+    A video without a known length stays expected.
     """
     return pooled(*without_short(predictions, targets), "dense_map_min162/v1", "left_out")
 

@@ -18,7 +18,6 @@ def sampled25_indices(steps: int, variant: Sampling = "mstct") -> range:
     """Steps of a video that the sampled protocol ranks: 1, 1 + steps // 25, … at most 25.
 
     "mstct" skips videos of at most 25 steps; "cf" has no step below 25: ValueError there.
-    Source: specs/EVAL.md 4.
     """
     if variant not in ("mstct", "cf"):
         raise ValueError(f"variant={variant!r}: choose 'mstct' or 'cf'")
@@ -39,7 +38,7 @@ def sampled25_map(
 
     Its last steps are never ranked. ``variant``: see `sampled25_indices`; a class without a
     positive counts 0, as in apmeter; the other rules have ids of their own. Raises ValueError as
-    `dense_map`, and naming a video that is too short for "cf". Source: specs/EVAL.md 4.
+    `dense_map`, and naming a video that is too short for "cf".
     """
     suffix = {"zero": "", "left_out": "_left_out", "nonzero": "_pdan"}
     if empty_classes not in suffix:
@@ -79,7 +78,7 @@ def multithumos_map(
     grid of each annotated duration, linearly in logits, and rounded to float16; with None they
     are ranked at their own steps. With rows [T, K] both are on the grid already. The rate is in
     the protocol id. All classes are in the mean, one without a positive as 0 (apmeter). Raises
-    ValueError as `dense_map`, and for videos without a duration. Source: specs/EVAL.md 5.
+    ValueError as `dense_map`, and for videos without a duration.
     """
     if rate is not None and not 0 < rate < float("inf"):
         raise ValueError(f"rate={rate}: expected frames per second > 0, or None")

@@ -43,7 +43,7 @@ def segment_average_precision(
 
     Each instance, in its order, takes the free detection of its video that overlaps it best, if
     by more than the threshold. What is left and overlaps an ambiguous stretch is dropped. Equal
-    scores rank by video id, then in their order. Source: specs/EVAL.md 8 (`TH14evalDet.m`).
+    scores rank by video id, then in their order. Source: `TH14evalDet.m` of the kit.
     """
     if not tious or not all(0 <= tiou < 1 for tiou in tious):
         raise ValueError(f"tious={tious}: expected thresholds from 0 to below 1")

@@ -101,9 +101,7 @@ def breakdown(
     """
     study = plan.study
     if study.protocol != DENSE:
-        raise ValueError(
-            f"study {study.name!r} has protocol {study.protocol}: strata need {DENSE}"
-        )
+        raise ValueError(f"study {study.name!r} has protocol {study.protocol}: strata need {DENSE}")
     data = study.data
     targets = frame_targets(data.split("downstream", "test"), data.reader("downstream"))
     sets = _sets(plan, store, readout)
