@@ -63,6 +63,7 @@ def test_another_result_or_scorer_is_scored_again(smoke, store, monkeypatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr("ssdet.studies.score_files.source_digest", lambda: "0" * 64)
         assert not read_scores(store, stage, "segments")
+    (store.folder(stage) / "DONE").unlink()
     store.finish(stage, {**result, "unreadable": {"v": "damaged"}})
     assert not read_scores(store, stage, "segments")
 
