@@ -1,22 +1,14 @@
 """File locks, folders that one of several processes builds, and pools that leave no orphans."""
 
-import fcntl
 import multiprocessing
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file against the other processes of this machine."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+from ssdet.system.safe_files import file_lock
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

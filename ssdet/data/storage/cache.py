@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ssdet.data.storage.build_once import file_lock
 from ssdet.data.storage.filesystem import Remote, Stamp, is_remote, join, parent, walk
 from ssdet.data.storage.folders import EXTENSIONS
+from ssdet.system.safe_files import file_lock
 
 RESERVED_BYTES = 2 << 30
 """Disk space that copies leave free."""
